@@ -1,0 +1,44 @@
+# Every target sets up what it needs; PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: install demo test test-all lint schema dashboard clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt "pip>=25.1"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev
+	@touch $@
+
+# A study of real trainings on this machine, and its answer: from the program and from the database.
+demo: install
+	$(BIN)/hpopt run studies/quickstart.toml --workers 2
+	$(BIN)/hpopt best quickstart --format json
+	$(BIN)/hpopt db sql "select * from hpopt.best_params"
+
+test: install
+	$(BIN)/python -m pytest
+
+# The fast tests and those that take minutes.
+test-all: install
+	$(BIN)/python -m pytest -m "not engines"
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The JSON Schema that editors complete study files with.
+schema: install
+	$(BIN)/python -m hpopt.study > studies/study.schema.json
+
+dashboard: install
+	$(BIN)/hpopt dashboard
+
+clean:
+	-test -x $(BIN)/hpopt && $(BIN)/hpopt db stop
+	rm -rf $(VENV) .hpopt report build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,43 @@
+"""Runs the migrations of schema `hpopt`, which keeps its own version table, and makes the views anew around them.
+
+`hpopt db upgrade` hands over a connection; `alembic upgrade head` takes the URL from HPOPT_STORAGE.
+"""
+
+import os
+
+import sqlalchemy as sa
+from alembic import context
+from sqlalchemy.schema import SchemaItem
+
+from hpopt import tables
+
+
+def _is_ours(item: SchemaItem, _name: str | None, kind: str, _reflected: bool, _other: SchemaItem | None) -> bool:  # noqa: FBT001 - alembic's signature.
+    return kind != "table" or getattr(item, "schema", None) == tables.SCHEMA
+
+
+def _run(connection: sa.Connection) -> None:
+    # Names that the search path finds come back from Postgres without their schema and would not compare as equal.
+    connection.execute(sa.text("set local search_path = pg_catalog"))
+    context.configure(
+        connection=connection,
+        target_metadata=tables.metadata,
+        include_schemas=True,
+        include_object=_is_ours,
+        version_table_schema=tables.SCHEMA,
+    )
+    with context.begin_transaction():
+        tables.drop_views(connection)
+        context.run_migrations()
+        if sa.inspect(connection).has_table("study", schema=tables.SCHEMA):
+            tables.create_views(connection)
+
+
+connection = context.config.attributes.get("connection")
+if connection is not None:
+    _run(connection)
+elif "HPOPT_STORAGE" in os.environ:
+    with sa.create_engine(os.environ["HPOPT_STORAGE"]).begin() as connection:
+        _run(connection)
+else:
+    raise SystemExit("set HPOPT_STORAGE to the URL of the database, or use `hpopt db upgrade`")

@@ -1,0 +1,130 @@
+"""Studies, workers, attempts and evaluations."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "study",
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("parent_id", sa.Integer(), nullable=True),
+        sa.Column("role", sa.Text(), server_default="search", nullable=False),
+        sa.Column("file", sa.Text(), nullable=False),
+        sa.Column("file_sha256", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("git_commit", sa.Text(), nullable=True),
+        sa.Column("versions", postgresql.JSONB(), nullable=False),
+        sa.Column("data_fingerprint", sa.Text(), nullable=True),
+        sa.CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="study_role_check"),
+        sa.ForeignKeyConstraint(
+            ["parent_id"], ["hpopt.study.study_id"], name="study_parent_id_fkey", ondelete="SET NULL"
+        ),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["public.studies.study_id"], name="study_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_id", name="study_pkey"),
+        schema="hpopt",
+    )
+    op.create_index("study_parent_id_idx", "study", ["parent_id"], schema="hpopt")
+    op.create_table(
+        "worker",
+        sa.Column("worker_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("engine", sa.Text(), server_default="local", nullable=False),
+        sa.Column("job", sa.Text(), nullable=True),
+        sa.Column("hpopt_version", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("stop_reason", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["hpopt.study.study_id"], name="worker_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("worker_id", name="worker_pkey"),
+        schema="hpopt",
+    )
+    op.create_index("worker_study_id_idx", "worker", ["study_id"], schema="hpopt")
+    op.create_table(
+        "attempt",
+        sa.Column("attempt_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("worker_id", sa.BigInteger(), nullable=False),
+        sa.Column("trial_id", sa.Integer(), nullable=True),
+        sa.Column("first_trial_id", sa.Integer(), nullable=True),
+        sa.Column("go", sa.SmallInteger(), server_default="1", nullable=False),
+        sa.Column("seed", sa.BigInteger(), nullable=True),
+        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("outcome", sa.Text(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("device_seconds", sa.Double(), server_default="0", nullable=False),
+        sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("peak_memory_gib", sa.Double(), nullable=True),
+        sa.Column("config", postgresql.JSONB(), nullable=True),
+        sa.Column("data_fingerprint", sa.Text(), nullable=True),
+        sa.CheckConstraint(
+            "outcome in ('complete', 'pruned', 'diverged', 'failed', 'preempted', 'lost')", name="attempt_outcome_check"
+        ),
+        sa.CheckConstraint("(outcome is null) = (ended_at is null)", name="attempt_ended_check"),
+        sa.ForeignKeyConstraint(
+            ["first_trial_id"], ["public.trials.trial_id"], name="attempt_first_trial_id_fkey", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["hpopt.study.study_id"], name="attempt_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["trial_id"], ["public.trials.trial_id"], name="attempt_trial_id_fkey", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["worker_id"], ["hpopt.worker.worker_id"], name="attempt_worker_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("attempt_id", name="attempt_pkey"),
+        sa.UniqueConstraint("first_trial_id", "go", name="attempt_first_trial_id_go_key"),
+        sa.UniqueConstraint("trial_id", name="attempt_trial_id_key"),
+        schema="hpopt",
+    )
+    op.create_index("attempt_study_id_idx", "attempt", ["study_id"], schema="hpopt")
+    op.create_index("attempt_worker_id_idx", "attempt", ["worker_id"], schema="hpopt")
+    op.create_table(
+        "evaluation",
+        sa.Column("trial_id", sa.Integer(), nullable=False),
+        sa.Column("step", sa.Integer(), nullable=False),
+        sa.Column("attempt_id", sa.BigInteger(), nullable=False),
+        sa.Column("tokens", sa.BigInteger(), nullable=False),
+        sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("metrics", postgresql.JSONB(), nullable=False),
+        sa.Column("recorded_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["attempt_id"], ["hpopt.attempt.attempt_id"], name="evaluation_attempt_id_fkey", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["trial_id"], ["public.trials.trial_id"], name="evaluation_trial_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("trial_id", "step", name="evaluation_pkey"),
+        schema="hpopt",
+    )
+    op.create_index("evaluation_attempt_id_idx", "evaluation", ["attempt_id"], schema="hpopt")
+
+
+def downgrade() -> None:
+    op.drop_index("evaluation_attempt_id_idx", table_name="evaluation", schema="hpopt")
+    op.drop_table("evaluation", schema="hpopt")
+    op.drop_index("attempt_worker_id_idx", table_name="attempt", schema="hpopt")
+    op.drop_index("attempt_study_id_idx", table_name="attempt", schema="hpopt")
+    op.drop_table("attempt", schema="hpopt")
+    op.drop_index("worker_study_id_idx", table_name="worker", schema="hpopt")
+    op.drop_table("worker", schema="hpopt")
+    op.drop_index("study_parent_id_idx", table_name="study", schema="hpopt")
+    op.drop_table("study", schema="hpopt")

@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m hpopt`."""
+
+from hpopt.cli import main
+
+main()

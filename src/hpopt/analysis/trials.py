@@ -1,0 +1,94 @@
+"""Owns the frozen table of a study's trials that analysis and report receive. Leaves its filling to storage."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from hpopt.hyperparameters import Scalar
+from hpopt.search_space import Range
+
+State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
+Params = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """One evaluation: the metric after `step` optimizer steps. `seconds` are of training, over all attempts."""
+
+    step: int
+    tokens: int
+    seconds: float
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One logical trial. `value` is the metric of a COMPLETE trial and the last reported one of a PRUNED trial."""
+
+    trial: int
+    state: State
+    value: float | None
+    params: Mapping[str, Scalar]
+    seed: int | None = None
+    n_attempts: int = 1
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    device_seconds: float = 0.0
+    tokens: int = 0
+    reason: str | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTable:
+    """A study and all its trials as they were at one moment."""
+
+    name: str
+    metric: str
+    direction: Literal["minimize", "maximize"]
+    objective: str
+    file_text: str
+    search_space: Mapping[str, Range]
+    trials: tuple[TrialRow, ...]
+
+    def complete(self) -> tuple[TrialRow, ...]:
+        """Give the COMPLETE trials that have a finite value."""
+        return tuple(row for row in self.trials if row.state == "COMPLETE" and is_finite(row.value))
+
+    def pruned(self) -> tuple[TrialRow, ...]:
+        """Give the PRUNED trials, with or without a value."""
+        return tuple(row for row in self.trials if row.state == "PRUNED")
+
+    def ranked(self) -> tuple[TrialRow, ...]:
+        """Give the complete trials, the best first; of equals the earlier first."""
+        return tuple(sorted(self.complete(), key=lambda row: (self.badness(row.value), row.trial)))
+
+    def best(self) -> TrialRow | None:
+        """Give the complete trial with the best value: one run, which its replicates may not bear out."""
+        ranked = self.ranked()
+        return ranked[0] if ranked else None
+
+    def replicates(self) -> dict[Params, tuple[TrialRow, ...]]:
+        """Group the complete trials by their params; the groups in the order of their best trial."""
+        groups: dict[Params, list[TrialRow]] = defaultdict(list)
+        for row in self.ranked():
+            groups[tuple(sorted(row.params.items()))].append(row)
+        return {params: tuple(rows) for params, rows in groups.items()}
+
+    def count_states(self) -> Mapping[State, int]:
+        """Count the trials in each state that occurs."""
+        return Counter(row.state for row in self.trials)
+
+    def badness(self, value: float | None) -> float:
+        """Turn a value into something that is better when it is lower; what is not finite is worst."""
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return value if self.direction == "minimize" else -value
+
+
+def is_finite(value: float | None) -> bool:
+    """Say whether there is a value that can be drawn and compared."""
+    return value is not None and math.isfinite(value)

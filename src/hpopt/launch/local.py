@@ -1,0 +1,102 @@
+"""Owns the worker processes of this machine: starting, restarting and stopping them. Leaves what they do to worker.py."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from hpopt.errors import HpoptError
+
+# A worker answers SIGTERM within 10 s; a little more lets the database answer too.
+_GRACE_S = 15.0
+_MAX_RESTARTS = 5
+
+
+def count_gpus() -> int:
+    """Count the GPUs that the driver shows, without importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+class LocalWorkers:
+    """The workers that one command runs on this machine; they end with it, however it ends."""
+
+    def __init__(self, study: str, n_workers: int, environment: Mapping[str, str], logs: Path) -> None:
+        self._study = study
+        self._environment = dict(environment)
+        self._logs = logs
+        self._n_gpus = count_gpus()
+        self._n_workers = n_workers
+        self._n_restarts = 0
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start every worker."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        for place in range(self._n_workers):
+            self._processes[place] = self._spawn(place)
+
+    def tend(self) -> bool:
+        """Start dead workers anew; False once all have ended by themselves. Raises HpoptError when they keep dying."""
+        for place, process in list(self._processes.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            if code == 0:
+                del self._processes[place]
+                continue
+            self._n_restarts += 1
+            if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
+                self.stop()
+                raise HpoptError(f"a worker failed (exit code {code}): {self._last_words(place)}")
+            self._processes[place] = self._spawn(place)
+        return bool(self._processes)
+
+    def stop(self) -> None:
+        """Ask the workers to hand back their trials and wait for them; those that do not answer are killed."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._processes.clear()
+
+    def kill(self) -> None:
+        """End the workers at once; their trials go back to the queue when their heartbeats run out."""
+        for process in self._processes.values():
+            process.kill()
+
+    def _spawn(self, place: int) -> subprocess.Popen[bytes]:
+        environment = self._environment | self._share(place)
+        # Without the parent no one would restart or show them: a closed standard input tells them that it is gone.
+        command = [sys.executable, "-m", "hpopt", "worker", self._study, "--stop-with-parent"]
+        with self._log(place, "ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def _share(self, place: int) -> dict[str, str]:
+        """Give a worker its GPU, or its part of the processor's cores."""
+        if self._n_gpus:
+            return {"CUDA_VISIBLE_DEVICES": str(place % self._n_gpus)}
+        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return {"OMP_NUM_THREADS": str(max(1, n_cores // self._n_workers))}
+
+    def _log(self, place: int, mode: str) -> IO[bytes]:
+        return (self._logs / f"worker-{place}.log").open(mode)
+
+    def _last_words(self, place: int) -> str:
+        with self._log(place, "rb") as log:
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no output") + f" (log: {self._logs})"

@@ -1,0 +1,52 @@
+"""Owns what a study file comes to: the steps, rungs, tokens and operations of a trial. Free of torch and optuna.
+
+Leaves choosing trials to strategy.py and drawing the plan to report/.
+"""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from hpopt.study import StudyFile, config_class
+from hpopt.training.config import PretrainConfig, count_parameters
+
+
+def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective's.
+    """Give what the study holds constant for a parameter, or None if it is searched, unknown or without a default."""
+    if name in file.search_space:
+        return None
+    if name in file.fixed:
+        return file.fixed[name]
+    default = {f.name: f.default for f in fields(config_class(file.objective))}.get(name)
+    return None if default is MISSING else default
+
+
+def count_steps(file: StudyFile) -> int | None:
+    """Give the optimizer steps of a full trial, or None where the objective has no one number of them."""
+    n_steps = value_of(file, "max_steps")
+    return n_steps if isinstance(n_steps, int) else None
+
+
+def place_rungs(file: StudyFile) -> list[int]:
+    """Give the optimizer steps at which trials are compared, the end of the schedule left out; none without a pruner.
+
+    A rung that falls between two evaluations counts at the next one.
+    """
+    n_steps = count_steps(file)
+    if n_steps is None or file.pruner.name == "none":
+        return []
+    steps = [max(1, round(file.pruner.min_fraction * n_steps))]
+    while file.pruner.name == "asha" and steps[-1] * file.pruner.reduction_factor < n_steps:
+        steps.append(steps[-1] * file.pruner.reduction_factor)
+    return [step for step in steps if step < n_steps]
+
+
+def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
+    """Give the tokens of a full trial and its floating-point operations, or None for objectives that are not ours.
+
+    Operations are 6 for each token and parameter that the token uses. Source: Kaplan et al. 2020, section 2.1.
+    """
+    if file.objective != "pretrain":
+        return None
+    config: PretrainConfig = file.config({name: parameter.extremes()[-1] for name, parameter in file.search_space.items()})
+    tokens = config.tokens
+    return tokens, 6.0 * count_parameters(config)[1] * tokens

@@ -1,0 +1,313 @@
+"""Owns what a study looks like on a terminal and as text for programs. Leaves where it is printed to cli.py and watch.py."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
+from hpopt.hyperparameters import HYPERPARAMETERS, Hyperparameter, Scalar
+from hpopt.plan import count_steps, estimate_trial, place_rungs
+from hpopt.search_space import Categorical, Range
+from hpopt.study import StudyFile
+
+Space = Mapping[str, Range]
+
+# The order in which the ways to end are told.
+_OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
+_SILENT_AFTER_S = 60.0
+
+
+def show_number(value: Scalar | None) -> str:
+    """Give a value as people read it: four significant digits, no trailing zeros."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return "-" if value is None else str(value)
+    return f"{value:.4g}"
+
+
+def show_seconds(seconds: float) -> str:
+    """Give a duration as people read it: 42 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def show_parameter(parameter: Range) -> str:
+    """Give a parameter's range: 0.001 to 0.3 (log), 1 to 9, or a list of choices."""
+    if isinstance(parameter, Categorical):
+        return ", ".join(str(choice) for choice in parameter.choices)
+    scale = " (log)" if parameter.log else ""
+    return f"{show_number(parameter.low)} to {show_number(parameter.high)}{scale}"
+
+
+def show_cost(progress: Progress) -> str:
+    """Give in one line what a study has cost."""
+    ended = [f"{progress.n_by_outcome[kind]} {kind}" for kind in _OUTCOMES if progress.n_by_outcome.get(kind)]
+    trials = f"{progress.books.n_ended} trials" + (f" ({', '.join(ended)})" if ended else "")
+    hours = show_seconds(progress.books.device_hours * 3600)
+    return f"{trials}, {progress.tokens / 1e6:.1f}M tokens, {hours} of device time"
+
+
+def show_ended(trial: EndedTrial, metric: str) -> str:
+    """Give in one line how a trial ended."""
+    value = "" if trial.value is None else f"  {metric} {trial.value:.4f}"
+    reason = f"  ({trial.reason})" if trial.reason else ""
+    return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {show_seconds(trial.device_seconds)}{reason}"
+
+
+def answer(progress: Progress, space: Space) -> RenderableType:
+    """Draw the best parameters beside their defaults and the ranges searched, and what finding them cost."""
+    best = progress.best
+    if best is None:
+        return Text(f"{progress.name}: no trial has completed yet\ncost: {show_cost(progress)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("parameter")
+    for title in ("best", "default"):
+        table.add_column(title, justify="right")
+    table.add_column("searched")
+    for name, value in sorted(best.params.items()):
+        entry = HYPERPARAMETERS.get(name)
+        default = show_number(entry.default) if entry else "-"
+        table.add_row(name, Text(show_number(value), style="bold"), default, show_parameter(space[name]))
+    head = Text.assemble(
+        f"{progress.name}: best {progress.metric} ", (f"{best.value:.4f}", "bold"), f" in trial {best.trial}"
+    )
+    if best.n_seeds == 1:
+        head.append(" (one run, not confirmed by replicates)")
+    else:
+        head.append(f" ({show_number(best.value_low)} to {show_number(best.value_high)} over {best.n_seeds} seeds)")
+    return Group(head, table, Text(f"cost: {show_cost(progress)}"))
+
+
+def standing(progress: Progress, ended: list[EndedTrial], seconds_left: float | None) -> RenderableType:
+    """Draw where a running study stands: its budget, its workers and the trials that ended last."""
+    parts: list[RenderableType] = [_budget_line(progress, seconds_left), _best_line(progress)]
+    if progress.workers:
+        parts.append(_workers_table(progress))
+    parts += [
+        Text(show_ended(trial, progress.metric), style=_style(trial), no_wrap=True, overflow="ellipsis")
+        for trial in ended[-6:]
+    ]
+    return Group(*parts)
+
+
+def overview(studies: list[Progress]) -> RenderableType:
+    """Draw a line for each study."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, justify in (
+        ("study", "left"),
+        ("trials", "right"),
+        ("running", "right"),
+        ("best", "right"),
+        ("device time", "right"),
+        ("state", "left"),
+    ):
+        table.add_column(title, justify="right" if justify == "right" else "left")
+    for study in studies:
+        best = "-" if study.best is None else f"{study.metric} {study.best.value:.4f}"
+        state = study.over or ("running" if study.workers else "waiting for workers")
+        trials = f"{study.books.n_ended}" + (f"/{study.planned_trials}" if study.planned_trials else "")
+        table.add_row(
+            study.name, trials, str(study.books.n_held), best, show_seconds(study.books.device_hours * 3600), state
+        )
+    return table
+
+
+def plan_view(file: StudyFile) -> RenderableType:
+    """Draw what a study file asks for: its space, its budget, its rungs, and what that may cost."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("parameter", "searched", "default"):
+        table.add_column(title, justify="right" if title == "default" else "left")
+    for name, parameter in file.search_space.items():
+        entry = HYPERPARAMETERS.get(name)
+        table.add_row(name, show_parameter(parameter), show_number(entry.default) if entry else "-")
+    budget = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in file.budget if value is not None)
+    rungs = place_rungs(file)
+    lines = [
+        f"{file.name}: {file.direction} {file.metric} of {file.objective}",
+        f"sampler {file.sampler.name}, pruner {file.pruner.name}"
+        + (f" at steps {', '.join(map(str, rungs))} of {count_steps(file)}" if rungs else ""),
+        f"budget: {budget}",
+        *_cost_lines(file),
+    ]
+    return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]))
+
+
+def progress_as_json(progress: Progress) -> str:
+    """Give where a study stands as JSON."""
+    return json.dumps(asdict(progress), indent=2, default=_json_default)
+
+
+def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:
+    """Give the rows of a query as a JSON list of objects."""
+    return json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2, default=_json_default)
+
+
+def rows_table(names: list[str], rows: list[list[Any]]) -> RenderableType:
+    """Draw the rows of a query."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            *("" if cell is None else json.dumps(cell) if isinstance(cell, dict) else str(cell) for cell in row)
+        )
+    return table
+
+
+def dictionary(entries: list[Hyperparameter]) -> RenderableType:
+    """Draw the hyperparameter dictionary as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("name", "default", "usual range", "meaning"):
+        table.add_column(title)
+    for entry in entries:
+        table.add_row(entry.name, show_number(entry.default), _usual(entry), entry.meaning)
+    return table
+
+
+def entry_page(entry: Hyperparameter) -> RenderableType:
+    """Draw all that the dictionary says of one hyperparameter."""
+    rows = {
+        "meaning": entry.meaning,
+        "type": entry.type.__name__ + (f", in {entry.unit}" if entry.unit else ""),
+        "default": show_number(entry.default),
+        "allowed": ", ".join(entry.choices) or _bounds(entry),
+        "usual range": _usual(entry),
+        "raising it": entry.raising,
+        "lowering it": entry.lowering,
+    }
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for title, text in rows.items():
+        if text:
+            table.add_row(Text(title, style="dim"), text)
+    return Group(Text(entry.name, style="bold"), table)
+
+
+def best_as_json(best: Best) -> str:
+    """Give the row of hpopt.best_params as JSON."""
+    return json.dumps(asdict(best), indent=2, default=_json_default)
+
+
+def _cost_lines(file: StudyFile) -> list[str]:
+    cost = estimate_trial(file)
+    if cost is None:
+        return []
+    tokens, flops = cost
+    lines = [f"a full trial trains on {tokens / 1e6:.2f}M tokens, about {flops / 1e12:,.1f} TFLOP"]
+    if file.budget.trials is not None:
+        n = file.budget.trials
+        lines.append(
+            f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; pruning saves a part of it"
+        )
+    return lines
+
+
+def _json_default(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _toml(params: Mapping[str, Scalar]) -> str:
+    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in params.items())
+
+
+def _yaml(params: Mapping[str, Scalar]) -> str:
+    # YAML 1.1 reads 1e-05 as a string: a mantissa with a point makes it a number.
+    def show(value: Scalar) -> str:
+        text = json.dumps(value)
+        return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
+
+    return "\n".join(f"{name}: {show(value)}" for name, value in params.items())
+
+
+def _env(params: Mapping[str, Scalar]) -> str:
+    return "\n".join(f"{name.upper()}={value}" for name, value in params.items())
+
+
+def _args(params: Mapping[str, Scalar]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in params.items())
+
+
+# The forms in which a program takes the best parameters.
+PARAMS_AS: dict[str, Callable[[Mapping[str, Scalar]], str]] = {"toml": _toml, "yaml": _yaml, "env": _env, "args": _args}
+
+
+def _budget_line(progress: Progress, seconds_left: float | None) -> RenderableType:
+    n_planned = progress.planned_trials
+    line = Table.grid(padding=(0, 1))
+    cells: list[RenderableType] = [Text(progress.name, style="bold")]
+    if n_planned:
+        cells.append(ProgressBar(total=n_planned, completed=min(progress.books.n_ended, n_planned), width=24))
+    cells.append(f"{progress.books.n_ended}" + (f"/{n_planned}" if n_planned else "") + " trials")
+    cells.append(show_seconds(progress.books.wall_hours * 3600))
+    if progress.over:
+        cells.append(progress.over)
+    elif seconds_left is not None:
+        cells.append(f"about {show_seconds(seconds_left)} left")
+    line.add_row(*cells)
+    return line
+
+
+def _best_line(progress: Progress) -> Text:
+    if progress.best is None:
+        return Text("no trial has completed yet", style="dim")
+    params = "  ".join(f"{name}={show_number(value)}" for name, value in sorted(progress.best.params.items()))
+    return Text.assemble(
+        f"best {progress.metric} ",
+        (f"{progress.best.value:.4f}", "bold green"),
+        f" in trial {progress.best.trial}: {params}",
+    )
+
+
+def _workers_table(progress: Progress) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("worker", "device", "trial", "step", progress.metric, "tokens/s", "for"):
+        table.add_column(title, justify="left" if title in {"worker", "device"} else "right")
+    for worker in progress.workers:
+        table.add_row(*_worker_cells(worker), style="red" if worker.silent_seconds > _SILENT_AFTER_S else "")
+    return table
+
+
+def _worker_cells(worker: WorkerRow) -> list[str]:
+    name = f"{worker.worker_id}@{worker.host}"
+    if worker.silent_seconds > _SILENT_AFTER_S:
+        return [name, worker.device, "silent", "", "", "", show_seconds(worker.silent_seconds)]
+    if worker.trial is None:
+        return [name, worker.device, "-", "", "", "", ""]
+    value = "" if worker.value is None else f"{worker.value:.4f}"
+    speed = "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f}"
+    retry = f" (go {worker.go})" if (worker.go or 1) > 1 else ""
+    return [
+        name,
+        worker.device,
+        f"{worker.trial}{retry}",
+        show_number(worker.step),
+        value,
+        speed,
+        show_seconds(worker.seconds or 0.0),
+    ]
+
+
+def _style(trial: EndedTrial) -> str:
+    return {"complete": "", "pruned": "dim", "diverged": "yellow", "failed": "red"}.get(trial.outcome, "")
+
+
+def _usual(entry: Hyperparameter) -> str:
+    if entry.usual_low is None or entry.usual_high is None:
+        return ""
+    return f"{show_number(entry.usual_low)} to {show_number(entry.usual_high)}" + (" (log)" if entry.log else "")
+
+
+def _bounds(entry: Hyperparameter) -> str:
+    low = "" if entry.low is None else f"{'above' if entry.low_open else 'at least'} {show_number(entry.low)}"
+    high = "" if entry.high is None else f"{'below' if entry.high_open else 'at most'} {show_number(entry.high)}"
+    return ", ".join(bound for bound in (low, high) if bound)

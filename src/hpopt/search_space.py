@@ -1,0 +1,153 @@
+"""Owns what a search may try: Float, Int and Categorical ranges. Leaves sampling to strategy.py.
+
+Whether a parameter exists, and which of its values make sense, is study.py's to say.
+"""
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from hpopt.hyperparameters import Scalar
+
+# How exactly a value must lie on the grid of a float range, in steps; that of optuna's FloatDistribution.
+GRID_TOLERANCE = 1e-8
+
+# Optuna keeps every parameter as a double, which is exact for whole numbers up to here.
+LARGEST_EXACT_INT = 2**53
+
+STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Float(BaseModel):
+    """Real numbers from low to high, both included."""
+
+    model_config = STRICT
+
+    type: Literal["float"] = "float"
+    low: float
+    high: float
+    log: bool = False
+    """Sample evenly in the logarithm: as many values from 0.001 to 0.01 as from 0.01 to 0.1."""
+    step: Annotated[float, Field(gt=0)] | None = None
+    """Take only low, low + step, low + 2 step and so on."""
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Self:
+        _refuse_nonsense(self.low, self.high, self.step, above=0 if self.log else None)
+        if self.log and self.step is not None:
+            raise ValueError("log and step do not go together; drop one")
+        return self
+
+    def contains(self, value: object) -> bool:
+        """Say whether the search could try this value."""
+        if type(value) not in (int, float) or not self.low <= value <= self.high:  # type: ignore[operator]
+            return False
+        if self.step is None:
+            return True
+        n_steps = (value - self.low) / self.step  # type: ignore[operator]
+        return abs(n_steps - round(n_steps)) < GRID_TOLERANCE
+
+    def extremes(self) -> tuple[float, ...]:
+        """Give the lowest and the highest value; with a step, the highest that it reaches."""
+        if self.step is None:
+            return (self.low, self.high)
+        return (self.low, self.low + self.step * math.floor((self.high - self.low) / self.step + GRID_TOLERANCE))
+
+    def describe(self) -> str:
+        """Put the range into words for a message."""
+        return f"{self.low} to {self.high}" + (f" in steps of {self.step}" if self.step is not None else "")
+
+
+class Int(BaseModel):
+    """Whole numbers from low to high, both included."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["low", "high", "type"]}, **STRICT)
+
+    type: Literal["int"] = "int"
+    low: Annotated[int, Field(ge=-LARGEST_EXACT_INT, le=LARGEST_EXACT_INT)]
+    high: Annotated[int, Field(ge=-LARGEST_EXACT_INT, le=LARGEST_EXACT_INT)]
+    log: bool = False
+    """Sample evenly in the logarithm: as many values from 1 to 10 as from 10 to 100."""
+    step: Annotated[int, Field(ge=1)] = 1
+    """Take only low, low + step, low + 2 step and so on."""
+
+    @model_validator(mode="after")
+    def _make_sense(self) -> Self:
+        _refuse_nonsense(self.low, self.high, self.step if self.step > 1 else None, above=0 if self.log else None)
+        if self.log and self.step > 1:
+            raise ValueError("log and step do not go together; drop one")
+        return self
+
+    def values(self) -> range:
+        """Give all values of the range, ascending."""
+        return range(self.low, self.high + 1, self.step)
+
+    def contains(self, value: object) -> bool:
+        """Say whether the search could try this value."""
+        return type(value) is int and value in self.values()
+
+    def extremes(self) -> tuple[int, ...]:
+        """Give the lowest and the highest value; with a step, the highest that it reaches."""
+        return (self.values()[0], self.values()[-1])
+
+    def describe(self) -> str:
+        """Put the range into words for a message."""
+        return f"{self.low} to {self.high}" + (f" in steps of {self.step}" if self.step > 1 else "")
+
+
+class Categorical(BaseModel):
+    """One of a list of values without an order."""
+
+    model_config = STRICT
+
+    type: Literal["categorical"] = "categorical"
+    choices: Annotated[tuple[Scalar, ...], Field(strict=False, min_length=1)]
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _make_sense(cls, choices: object) -> object:
+        seen: list[Scalar] = []
+        for choice in choices if isinstance(choices, list | tuple) else ():
+            if type(choice) not in (bool, int, float, str) or (type(choice) is float and not math.isfinite(choice)):
+                raise ValueError(f"{choice!r} is not a string, a finite number, true or false")
+            # Equality is what counts when optuna looks a value up, so that 1, 1.0 and true are the same choice.
+            if choice in seen:
+                raise ValueError(f"{choice!r} is there twice")
+            seen.append(choice)
+        return choices
+
+    def contains(self, value: object) -> bool:
+        """Say whether the search could try this value; true is not 1 here."""
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
+
+    def extremes(self) -> tuple[Scalar, ...]:
+        """Give all choices, since none lies between two others."""
+        return self.choices
+
+    def describe(self) -> str:
+        """Put the choices into words for a message."""
+        return ", ".join(str(choice) for choice in self.choices)
+
+
+def _kind(data: Any) -> str:  # noqa: ANN401 - whatever stands in the file.
+    if not isinstance(data, dict):
+        return getattr(data, "type", "float")
+    return str(data.get("type", "categorical" if "choices" in data else "float"))
+
+
+Range = Annotated[
+    Annotated[Float, Tag("float")] | Annotated[Int, Tag("int")] | Annotated[Categorical, Tag("categorical")],
+    Discriminator(_kind),
+]
+
+
+def _refuse_nonsense(low: float, high: float, step: float | None, *, above: float | None) -> None:
+    if low > high:
+        raise ValueError(f"low {low} is above high {high}")
+    if above is not None and low <= above:
+        raise ValueError(f"low {low} is not above {above}, which log = true needs")
+    if step is not None and step > high - low:
+        raise ValueError(f"step {step} is above high - low, {high - low}")
+    if step is not None and not math.isfinite((high - low) / step):
+        raise ValueError(f"step {step} is too small to tell {low} from {high}")

@@ -1,0 +1,1 @@
+"""The only door to Postgres: connections, migrations, studies, attempts and queries."""

@@ -1,0 +1,96 @@
+"""Owns the connections to Postgres, ours and Optuna's. Leaves what is said over them to its neighbours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import BaseStorage, RDBStorage
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from hpopt.errors import DatabaseError
+
+DRIVER = "postgresql+psycopg2"
+CONNECT_TIMEOUT_S = 10
+
+# One connection does the work, a second lets the heartbeat through while the first is in use.
+_ENGINE_OPTIONS = {
+    "pool_size": 1,
+    "max_overflow": 1,
+    "pool_pre_ping": True,
+    "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+}
+
+
+class Database:
+    """A Postgres with Optuna's tables and ours."""
+
+    def __init__(self, url: str) -> None:
+        self._url = parse_url(url)
+        self.engine = sa.create_engine(self._url, **_ENGINE_OPTIONS)
+
+    def __repr__(self) -> str:
+        return f"Database({self.address})"
+
+    @property
+    def url(self) -> str:
+        """The whole URL, password included: for child processes, never for output."""
+        return self._url.render_as_string(hide_password=False)
+
+    @property
+    def address(self) -> str:
+        """User, host, port and database, without the password."""
+        where = {part: getattr(self._url, part) for part in ("username", "host", "port", "database")}
+        return sa.URL.create("postgresql", **where).render_as_string()
+
+    @cached_property
+    def optuna(self) -> BaseStorage:
+        """Optuna's storage on the same database, with its cache of finished trials."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Optuna passes the URL through str.format, which would take braces in a password for fields.
+        escaped = self.url.replace("{", "{{").replace("}", "}}")
+        with self._errors():
+            self._rdb = RDBStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
+        return optuna.storages.get_storage(self._rdb)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+        if "optuna" in self.__dict__:
+            self._rdb.remove_session()
+            self._rdb.engine.dispose()
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """Open one transaction: committed at the end, rolled back on any error. Raises DatabaseError when lost."""
+        with self._errors(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as error:
+            raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
+
+
+def parse_url(url: str) -> sa.URL:
+    """Read a Postgres URL in any of its usual spellings; raises DatabaseError without repeating the password."""
+    try:
+        parsed = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        raise DatabaseError(
+            "the storage URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/NAME"
+        ) from None
+    backend = parsed.drivername.partition("+")[0]
+    if backend not in {"postgresql", "postgres"}:
+        raise DatabaseError(
+            f"storage '{backend}' is not supported; hpopt keeps its studies in Postgres (postgresql://...)"
+        )
+    return parsed.set(drivername=DRIVER)
+
+
+def _first_line(error: OperationalError) -> str:
+    lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

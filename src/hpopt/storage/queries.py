@@ -1,0 +1,136 @@
+"""Owns the questions asked of a study: its best parameters, its progress, its trials. Changes nothing."""
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
+from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.errors import NoAnswerError
+from hpopt.storage import attempts
+from hpopt.storage.database import Database
+from hpopt.storage.studies import Study
+
+
+def best(database: Database, study: Study) -> Best:
+    """Give the best parameters; raises NoAnswerError while no trial has completed."""
+    found = find_best(database, study)
+    if found is None:
+        raise NoAnswerError(f"study '{study.name}' has no completed trial yet")
+    return found
+
+
+def find_best(database: Database, study: Study) -> Best | None:
+    """Give the best parameters, or None while no trial has completed."""
+    query = sa.text("select * from hpopt.best_params where study_name = :name")
+    with database.begin() as connection:
+        row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
+    return None if row is None else Best(**row)
+
+
+def progress(database: Database, study: Study) -> Progress:
+    """Say where a study stands."""
+    about = {"study_id": study.study_id, "metric": study.file.metric, "name": study.name}
+    with database.begin() as connection:
+        outcomes = connection.execute(_OUTCOMES, about).all()
+        workers = connection.execute(_WORKERS, about).mappings().all()
+    books = attempts.read_books(database, study)
+    return Progress(
+        name=study.name,
+        metric=study.file.metric,
+        planned_trials=attempts.planned_trials(study),
+        over=attempts.finished(study, books),
+        books=books,
+        n_by_outcome={outcome: n for outcome, n, _ in outcomes},
+        tokens=sum(int(tokens) for _, _, tokens in outcomes),
+        workers=tuple(WorkerRow(**row) for row in workers),
+        best=find_best(database, study),
+    )
+
+
+def ended_trials(database: Database, study: Study, after: datetime | None = None) -> list[EndedTrial]:
+    """List the trials that are over, in the order in which they ended."""
+    with database.begin() as connection:
+        rows = connection.execute(_ENDED, {"study_id": study.study_id, "after": after}).mappings().all()
+    return [EndedTrial(**row) for row in rows]
+
+
+def read_table(database: Database, study: Study) -> StudyTable:
+    """Read all trials of a study with their learning curves, frozen for analysis and report."""
+    about = {"study_id": study.study_id, "metric": study.file.metric, "name": study.name}
+    with database.begin() as connection:
+        trials = connection.execute(_TRIALS, about).mappings().all()
+        points = connection.execute(_CURVES, about).all()
+    curves: dict[int, list[CurvePoint]] = {}
+    for trial, step, tokens, seconds, value in points:
+        curves.setdefault(trial, []).append(CurvePoint(step=step, tokens=tokens, seconds=seconds, value=value))
+    return StudyTable(
+        name=study.name,
+        metric=study.file.metric,
+        direction=study.file.direction,
+        objective=study.file.objective,
+        file_text=study.text,
+        search_space=study.file.search_space,
+        trials=tuple(TrialRow(**row, curve=tuple(curves.get(row["trial"], ()))) for row in trials),
+    )
+
+
+def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
+    """Run a query that changes nothing; gives the names of its columns and its rows."""
+    with database.begin() as connection:
+        connection.execute(sa.text("set transaction read only"))
+        result = connection.exec_driver_sql(query.replace("%", "%%"))
+        return list(result.keys()), [list(row) for row in result]
+
+
+_OUTCOMES = sa.text(
+    """
+    select case when state in ('COMPLETE', 'PRUNED', 'FAIL') then coalesce(outcome, lower(state)) else lower(state) end,
+           count(*)::int, sum(tokens)
+    from hpopt.trials where study_id = :study_id group by 1
+    """
+)
+
+_ENDED = sa.text(
+    """
+    select trial, coalesce(outcome, lower(state)) as outcome, value, reason, device_seconds, finished_at
+    from hpopt.trials
+    where study_id = :study_id and state in ('COMPLETE', 'PRUNED', 'FAIL') and finished_at is not null
+      and (cast(:after as timestamptz) is null or finished_at > :after)
+    order by finished_at, trial
+    """
+)
+
+_WORKERS = sa.text(
+    """
+    select f.worker_id, f.host, f.device, f.silent_seconds, f.trial, f.go,
+           extract(epoch from now() - f.trial_started_at)::double precision as seconds,
+           c.step, c.tokens, (c.metrics ->> :metric)::double precision as value,
+           (c.metrics ->> 'tokens_per_second')::double precision as tokens_per_second
+    from hpopt.fleet f
+    left join lateral (
+        select e.step, e.tokens, e.metrics
+        from public.trials t
+        join hpopt.evaluation e on e.trial_id = t.trial_id
+        where t.study_id = :study_id and t.number = f.trial
+        order by e.step desc limit 1
+    ) c on true
+    where f.study_name = :name and f.stopped_at is null
+    order by f.worker_id
+    """
+)
+
+_TRIALS = sa.text(
+    """
+    select trial, state, value, params, seed, n_attempts, started_at, finished_at, device_seconds, tokens, reason
+    from hpopt.trials where study_id = :study_id order by trial
+    """
+)
+
+_CURVES = sa.text(
+    """
+    select trial, step, tokens, seconds, (metrics ->> :metric)::double precision
+    from hpopt.learning_curves where study_name = :name order by trial, step
+    """
+)

@@ -1,0 +1,170 @@
+"""Owns studies in the database: creating, finding and comparing them. Leaves their trials to attempts.py."""
+
+import getpass
+import hashlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from hpopt import __version__, plan, strategy, tables
+from hpopt.errors import InputError, did_you_mean
+from hpopt.hyperparameters import Scalar
+from hpopt.storage.database import Database
+from hpopt.study import StudyFile, parse_study_file, space_difference
+
+_GIT_TIMEOUT_S = 2
+_VERSIONED = ("optuna", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study as the database knows it."""
+
+    study_id: int
+    name: str
+    file: StudyFile
+    text: str
+    parent: str | None
+    role: str
+    created_at: datetime
+    data_fingerprint: str | None
+
+
+def create_study(database: Database, text: str, source: str, *, parent: str | None = None, role: str = "search") -> Study:
+    """Register the study of a study file, with its known configurations enqueued.
+
+    A study that exists goes on: its budget, sampler and pruner become those of the file. Raises InputError when the
+    file asks for another space, saying what differs.
+    """
+    file = parse_study_file(text, source)
+    known = find_study(database, file.name)
+    if known is None:
+        return _create(database, file, text, parent, role)
+    difference = space_difference(file, known.file)
+    if difference is not None:
+        raise InputError(f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore the value")
+    with database.begin() as connection:
+        row = {"file": text, "file_sha256": _sha256(text)}
+        connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
+    return load_study(database, file.name)
+
+
+def load_study(database: Database, name: str) -> Study:
+    """Find a study by name; raises InputError with the nearest name when there is none."""
+    study = find_study(database, name)
+    if study is None:
+        raise InputError(f"no study '{name}' in {database.address}{did_you_mean(name, study_names(database))}")
+    return study
+
+
+def find_study(database: Database, name: str) -> Study | None:
+    """Find a study by name, or None."""
+    query = sa.text(
+        """
+        select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint, p.study_name as parent
+        from hpopt.study h
+        join public.studies s on s.study_id = h.study_id
+        left join public.studies p on p.study_id = h.parent_id
+        where s.study_name = :name
+        """
+    )
+    with database.begin() as connection:
+        row = connection.execute(query, {"name": name}).mappings().one_or_none()
+    if row is None:
+        return None
+    fields: dict[str, Any] = {**row}
+    text = fields.pop("file")
+    return Study(**fields, text=text, file=parse_study_file(text, f"study '{name}'"))
+
+
+def study_names(database: Database) -> list[str]:
+    """List the studies by name, newest first."""
+    query = "select s.study_name from hpopt.study h join public.studies s using (study_id) order by h.created_at desc"
+    with database.begin() as connection:
+        return list(connection.scalars(sa.text(query)))
+
+
+def open_optuna(database: Database, study: Study) -> optuna.Study:
+    """Open the Optuna side of a study with the sampler and pruner of its file."""
+    file = study.file
+    sampler = strategy.build_sampler(file.sampler.name, seed=file.sampler.seed, n_startup_trials=file.sampler.n_startup_trials)
+    rungs = plan.place_rungs(file)
+    pruner = strategy.build_pruner(file.pruner.name, rungs=rungs, reduction_factor=file.pruner.reduction_factor)
+    return optuna.load_study(study_name=study.name, storage=database.optuna, sampler=sampler, pruner=pruner)
+
+
+def require_data(database: Database, study: Study, fingerprint: str | None) -> None:
+    """Record what the first worker trains on; raises InputError for a later one whose data differ."""
+    if fingerprint is None:
+        return
+    query = """
+        update hpopt.study set data_fingerprint = coalesce(data_fingerprint, :fingerprint)
+        where study_id = :study_id returning data_fingerprint
+    """
+    with database.begin() as connection:
+        known = connection.scalar(sa.text(query), {"fingerprint": fingerprint, "study_id": study.study_id})
+    if known != fingerprint:
+        raise InputError(f"study '{study.name}' trains on data {known}, this worker has {fingerprint}: their losses cannot be compared")
+
+
+def _create(database: Database, file: StudyFile, text: str, parent: str | None, role: str) -> Study:
+    parent_id = None if parent is None else load_study(database, parent).study_id
+    study = optuna.create_study(
+        storage=database.optuna, study_name=file.name, direction=file.direction, load_if_exists=True
+    )
+    if study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        raise InputError(f"a study '{file.name}' that hpopt did not make is in {database.address}; choose another name")
+    for params in _known_configurations(file):
+        study.enqueue_trial(params, skip_if_exists=True)
+    row = {
+        "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
+        "parent_id": parent_id,
+        "role": role,
+        "file": text,
+        "file_sha256": _sha256(text),
+        "created_by": f"{getpass.getuser()}@{platform.node()}",
+        "git_commit": _git_commit(),
+        "versions": _versions(),
+    }
+    with database.begin() as connection:
+        connection.execute(insert(tables.study).values(row).on_conflict_do_nothing())
+    return load_study(database, file.name)
+
+
+def _known_configurations(file: StudyFile) -> list[Mapping[str, Scalar]]:
+    if file.sampler.name == "grid":
+        return [*file.enqueue, *strategy.grid_points(file.search_space)]
+    defaults = file.default_params()
+    return [*([defaults] if defaults else []), *file.enqueue]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"hpopt": __version__, "python": platform.python_version()}
+    for package in _VERSIONED:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,1 @@
+"""The torch wing: trains language models and knows nothing of studies, trials or databases."""

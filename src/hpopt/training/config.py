@@ -1,0 +1,96 @@
+"""Owns the configs of the training functions: what each takes and which combinations make sense. Free of torch.
+
+Leaves the meaning, default and range of each field to hyperparameters.py.
+"""
+
+from dataclasses import dataclass, fields
+
+from hpopt.errors import ConfigError
+from hpopt.hyperparameters import check_value, default_of
+
+# What pretrain reports at every evaluation; a study may optimize any of them.
+PRETRAIN_METRICS = (
+    "val_loss",
+    "val_accuracy",
+    "val_perplexity",
+    "val_bits_per_byte",
+    "train_loss",
+    "learning_rate",
+    "gradient_norm",
+    "expert_load_cv",
+    "router_entropy",
+    "train_val_overlap",
+    "tokens_per_second",
+    "peak_memory_gib",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One pre-training run of a Mixture-of-Experts language model; raises ConfigError naming the field at fault."""
+
+    # Architecture
+    d_model: int = default_of("d_model")
+    n_layers: int = default_of("n_layers")
+    n_heads: int = default_of("n_heads")
+    d_ff: int = default_of("d_ff")
+    n_experts: int = default_of("n_experts")
+    top_k: int = default_of("top_k")
+    dropout: float = default_of("dropout")
+    load_balancing_weight: float = default_of("load_balancing_weight")
+    # Optimizer
+    optimizer: str = default_of("optimizer")
+    learning_rate: float = default_of("learning_rate")
+    adamw_learning_rate: float = default_of("adamw_learning_rate")
+    momentum: float = default_of("momentum")
+    ns_steps: int = default_of("ns_steps")
+    weight_decay: float = default_of("weight_decay")
+    adam_beta1: float = default_of("adam_beta1")
+    adam_beta2: float = default_of("adam_beta2")
+    max_grad_norm: float = default_of("max_grad_norm")
+    # Schedule
+    max_steps: int = default_of("max_steps")
+    lr_scheduler_type: str = default_of("lr_scheduler_type")
+    warmup_ratio: float = default_of("warmup_ratio")
+    min_lr_ratio: float = default_of("min_lr_ratio")
+    # Batch
+    batch_size: int = default_of("batch_size")
+    gradient_accumulation_steps: int = default_of("gradient_accumulation_steps")
+    sequence_length: int = default_of("sequence_length")
+    # Data
+    dataset: str = default_of("dataset")
+    vocab_size: int = default_of("vocab_size")
+    max_train_tokens: int = default_of("max_train_tokens")
+    # Evaluation
+    eval_steps: int = default_of("eval_steps")
+    eval_tokens: int = default_of("eval_tokens")
+    # Run
+    precision: str = default_of("precision")
+    seed: int = default_of("seed")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, check_value(f.name, getattr(self, f.name)))
+        if self.d_model % self.n_heads:
+            raise ConfigError("d_model", f"{self.d_model} is not divisible by n_heads {self.n_heads}")
+        if (self.d_model // self.n_heads) % 2:
+            raise ConfigError(
+                "n_heads", f"d_model / n_heads = {self.d_model // self.n_heads} is odd; rotary positions need it even"
+            )
+        if self.top_k > self.n_experts:
+            raise ConfigError("top_k", f"{self.top_k} is above n_experts {self.n_experts}")
+        if self.eval_steps > self.max_steps:
+            raise ConfigError("eval_steps", f"{self.eval_steps} is above max_steps {self.max_steps}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the whole run trains on."""
+        return self.max_steps * self.batch_size * self.gradient_accumulation_steps * self.sequence_length
+
+
+def count_parameters(config: PretrainConfig) -> tuple[int, int]:
+    """Count all parameters, and those that one token uses: all but the experts it is not sent to."""
+    expert = 2 * config.d_model * config.d_ff
+    block = 4 * config.d_model**2 + config.n_experts * config.d_model + 2 * config.d_model
+    shared = config.vocab_size * config.d_model + config.d_model + config.n_layers * block
+    return shared + config.n_layers * config.n_experts * expert, shared + config.n_layers * config.top_k * expert

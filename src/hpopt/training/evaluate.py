@@ -1,0 +1,56 @@
+"""Owns the figures of a model on held-out text. Leaves which text that is to data.py.
+
+Legend: B sequences, S positions, T tokens, L layers, E experts, V vocabulary.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hpopt.training.loss import token_losses
+from hpopt.training.model import Transformer
+
+
+@torch.no_grad()
+def evaluate(
+    model: Transformer, windows_BS: npt.NDArray[np.int64], token_bytes_V: npt.NDArray[np.int64], batch_size: int
+) -> dict[str, float]:
+    """Measure the model on windows of S + 1 tokens, each predicting S.
+
+    Gives loss (nats per token), accuracy, perplexity, bits_per_byte (bits per byte of the text that the tokens
+    stand for, comparable across vocabularies), expert_load_cv and router_entropy (nats).
+    """
+    device = model.embedding_VD.device
+    losses, corrects, counts, entropies = [], [], [], []
+    for batch in torch.split(torch.from_numpy(windows_BS), batch_size):
+        token_BS = batch.to(device)
+        x_TD, load = model(token_BS[:, :-1])
+        loss_T, correct_T = token_losses(x_TD, model.output_VD, token_BS[:, 1:].flatten())
+        losses.append(loss_T.double().sum())
+        corrects.append(correct_T.sum())
+        counts.append(load.count_LE)
+        entropies.append(load.entropy * len(batch))
+    targets = windows_BS[:, 1:]
+    total = float(torch.stack(losses).sum())
+    loss = total / targets.size
+    return {
+        "loss": loss,
+        "accuracy": float(torch.stack(corrects).sum()) / targets.size,
+        # Above about 709 nats the exponential leaves the range of a float.
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": total / math.log(2) / max(1, int(token_bytes_V[targets].sum())),
+        "expert_load_cv": load_variation(torch.stack(counts).sum(0)),
+        "router_entropy": float(torch.stack(entropies).sum()) / len(windows_BS),
+    }
+
+
+def load_variation(count_LE: Tensor) -> float:
+    """Give the coefficient of variation of the tokens per expert (standard deviation over mean), averaged over layers.
+
+    0 when the load is even; sqrt(E - 1) when one expert takes it all.
+    """
+    count_LE = count_LE.double()
+    return float((count_LE.std(dim=1, correction=0) / count_LE.mean(dim=1)).mean())

@@ -1,0 +1,75 @@
+"""Owns the cross-entropy over a vocabulary, in chunks of tokens. Leaves the hidden states to model.py.
+
+Legend: T tokens, D width, V vocabulary, C tokens of one chunk.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+# Logits that exist at once. On the CPU a chunk stays within the cache, which makes the loss three times as fast;
+# a GPU wants large products, and 2^27 logits are 512 MiB in float32.
+_CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**27}
+
+
+def cross_entropy(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+    """Give the mean cross-entropy of softmax(x @ weight.T) against the targets, in nats: a scalar, float32 or float64.
+
+    The logits are never held at once, and their gradient is made along with them (Liger kernel, Hsu et al.
+    2024, section 3.2), so it can be differentiated once, not twice.
+    """
+    loss: Tensor = _ChunkedCrossEntropy.apply(x_TD, weight_VD, target_T)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def token_losses(x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Give loss_T in nats (float32) and correct_T (bool: the target is the likeliest token), without gradients."""
+    losses, corrects = [], []
+    for x_CD, target_C in _chunks(x_TD, target_T, weight_VD.shape[0]):
+        log_probability_CV = _logits(x_CD, weight_VD).log_softmax(-1)
+        losses.append(-log_probability_CV.gather(1, target_C[:, None]).squeeze(1))
+        corrects.append(log_probability_CV.argmax(-1) == target_C)
+    return torch.cat(losses), torch.cat(corrects)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> Tensor:
+        n_tokens, vocabulary = x_TD.shape[0], weight_VD.shape[0]
+        grad_x_TD = torch.empty_like(x_TD)
+        # Sums over many chunks lose small terms in bfloat16, hence at least float32.
+        exact = torch.promote_types(weight_VD.dtype, torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact)
+        total = torch.zeros((), dtype=exact, device=x_TD.device)
+        start = 0
+        for x_CD, target_C in _chunks(x_TD, target_T, vocabulary):
+            log_probability_CV = _logits(x_CD, weight_VD).log_softmax(-1)
+            total -= log_probability_CV.gather(1, target_C[:, None]).sum()
+            # The gradient of the loss with respect to the logits is softmax - onehot.
+            slope_CV = log_probability_CV.exp_()
+            slope_CV.scatter_add_(1, target_C[:, None], slope_CV.new_full((len(target_C), 1), -1.0))
+            slope_CV = slope_CV.to(x_TD.dtype)
+            torch.mm(slope_CV, weight_VD, out=grad_x_TD[start : start + len(target_C)])
+            grad_weight_VD += slope_CV.t() @ x_CD
+            start += len(target_C)
+        ctx.save_for_backward(grad_x_TD.div_(n_tokens), grad_weight_VD.div_(n_tokens))
+        return total / n_tokens
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        grad_x_TD, grad_weight_VD = ctx.saved_tensors
+        return grad_x_TD * grad.to(grad_x_TD.dtype), grad_weight_VD * grad, None
+
+
+def _logits(x_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    logit_CV = x_CD @ weight_VD.t()
+    return logit_CV.to(torch.promote_types(logit_CV.dtype, torch.float32))
+
+
+def _chunks(x_TD: Tensor, target_T: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(1, _CHUNK_LOGITS[x_TD.device.type] // vocabulary)
+    return zip(torch.split(x_TD, size), torch.split(target_T, size), strict=True)

@@ -1,0 +1,88 @@
+"""A tiny dataset, prepared once a session, and a tiny model that trains on it in a second."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpopt.training.config import PretrainConfig
+from hpopt.training.pretrain import pretrain
+from hpopt.training.run import Evaluation, Run
+
+N_DOCUMENTS = 160
+N_WORDS = 150
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads, and several test processes share the cores."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def write_documents(folder: Path, numbers: range) -> Path:
+    """Write documents of a made-up language to learn, in which each word has three successors."""
+    words = ["".join(letters) for letters in itertools.product("bdfgklmnprst", "aeiou", "bdgklmnrst")]
+    successors = np.random.default_rng(0).integers(len(words), size=(len(words), 3))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        generator = np.random.default_rng([1, number])
+        word, text = int(generator.integers(len(words))), []
+        for _ in range(N_WORDS):
+            text.append(words[word])
+            word = int(successors[word, generator.integers(3)])
+        (folder / f"{number:04}.txt").write_text(" ".join(text))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_documents(tmp_path_factory.mktemp("documents"), range(N_DOCUMENTS))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def config_of(dataset: Path) -> Callable[..., PretrainConfig]:
+    """Make the tiny config, with changes."""
+
+    def make(**changes: object) -> PretrainConfig:
+        tiny = {
+            "dataset": str(dataset),
+            "vocab_size": 300,
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 2,
+            "d_ff": 64,
+            "n_experts": 4,
+            "top_k": 2,
+            "sequence_length": 16,
+            "batch_size": 4,
+            "max_steps": 6,
+            "eval_steps": 2,
+            "eval_tokens": 256,
+            "learning_rate": 0.02,
+            "adamw_learning_rate": 0.01,
+        }
+        return PretrainConfig(**{**tiny, **changes})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def train(tmp_path: Path, cache: Path, config_of: Callable[..., PretrainConfig]) -> Callable[..., list[Evaluation]]:
+    """Train the tiny model in a folder of its own, with changes to its config; gives its evaluations."""
+    numbers = itertools.count()
+
+    def run(**changes: object) -> list[Evaluation]:
+        return list(pretrain(config_of(**changes), Run(folder=tmp_path / str(next(numbers)), cache=cache)))
+
+    return run

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from hpopt.training.model import Transformer
+from hpopt.training.optim import Muon, all_groups, make_optimizers, newton_schulz
+
+SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "ns_steps": 5}
+
+
+def draws(*shape, n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator) for _ in range(n)]
+
+
+def run(optimizer_class, start, gradients, **settings):
+    """Take a step along each gradient; gives the parameter."""
+    parameter = torch.nn.Parameter(start.clone())
+    optimizer = optimizer_class([parameter], **{**SETTINGS, **settings})
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
+@pytest.mark.parametrize("ns_steps", [1, 5])
+def test_muon_equals_torch_muon_on_matrices(shape, ns_steps):
+    """A learning rate found here must be worth the same in everyone else's Muon: only bf16 rounding may differ."""
+    start, *gradients = draws(*shape, n=6)
+    ours = run(Muon, start, gradients, ns_steps=ns_steps)
+    theirs = run(torch.optim.Muon, start, gradients, ns_steps=ns_steps)
+    moved = (theirs - start).abs().max()
+    assert (ours - theirs).abs().max() < 0.01 * moved
+
+
+def test_each_stacked_expert_equals_a_run_of_its_own():
+    """Orthogonalizing the flattened stack would let one expert's gradient scale another's."""
+    start, *gradients = draws(4, 16, 48, n=4)
+    stacked = run(Muon, start, gradients)
+    for expert in range(4):
+        alone = run(Muon, start[expert], [gradient[expert] for gradient in gradients])
+        torch.testing.assert_close(stacked[expert], alone, rtol=0, atol=1e-3 * SETTINGS["lr"])
+
+
+def test_parameters_batched_by_shape_equal_parameters_alone():
+    """A matrix and its transpose share a batch; each must get its own update back, the right way round."""
+    shapes = [(16, 48), (48, 16), (2, 48, 16), (16, 16)]
+    starts = [draws(*shape, n=1)[0] for shape in shapes]
+    parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+    optimizer = Muon(parameters, **SETTINGS)
+    for parameter, start in zip(parameters, starts, strict=True):
+        parameter.grad = start.sin()
+    optimizer.step()
+    for parameter, start in zip(parameters, starts, strict=True):
+        alone = run(Muon, start, [start.sin()])
+        torch.testing.assert_close(parameter.detach(), alone, rtol=0, atol=1e-3 * SETTINGS["lr"])
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 64), (3, 64, 32)])
+def test_newton_schulz_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
+    """Against an SVD: five steps leave singular values in about [0.7, 1.2] (Jordan et al. 2024), bases as they were."""
+    (x_NRC,) = draws(*shape, n=1)
+    u, _, v = torch.linalg.svd(x_NRC, full_matrices=False)
+    core = u.mT @ newton_schulz(x_NRC, 5, torch.float32) @ v.mT
+    values = core.diagonal(dim1=-2, dim2=-1)
+    assert values.min() > 0.65
+    assert values.max() < 1.25
+    assert (core - torch.diag_embed(values)).abs().max() < 1e-3
+
+
+def test_more_newton_schulz_steps_come_closer_to_orthogonal():
+    """ns_steps is searched: it must trade cost for how even the singular values are."""
+    (x_NRC,) = draws(1, 32, 64, n=1)
+    smallest = [torch.linalg.svdvals(newton_schulz(x_NRC, n, torch.float32)).min().item() for n in (1, 3, 5)]
+    assert smallest == sorted(smallest)
+    assert smallest[0] < 0.5 * smallest[2]
+
+
+def test_every_parameter_is_trained_by_exactly_one_optimizer(config_of):
+    """A parameter in no optimizer never learns, one in two learns twice; neither raises by itself."""
+    model = Transformer(config_of(), torch.Generator().manual_seed(0))
+    for kind in ("muon", "adamw"):
+        groups = all_groups(make_optimizers(model, config_of(optimizer=kind)))
+        trained = [id(parameter) for group in groups for parameter in group["params"]]
+        assert sorted(trained) == sorted(id(parameter) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_matrices_learn_at_learning_rate_and_the_rest_at_adamw_learning_rate(config_of, kind):
+    """With AdamW alone, learning_rate would otherwise be searched without ever arriving."""
+    model = Transformer(config_of(), torch.Generator().manual_seed(0))
+    config = config_of(optimizer=kind, learning_rate=0.3, adamw_learning_rate=0.004)
+    peak = {id(p): group["peak_lr"] for group in all_groups(make_optimizers(model, config)) for p in group["params"]}
+    rates = {name: peak[id(parameter)] for name, parameter in model.named_parameters()}
+    matrices = {name for name, rate in rates.items() if rate == 0.3}
+    assert matrices == {name for name in rates if name.endswith(("qkv_3DD", "output_DD", "up_EFD", "down_EDF"))}
+    assert {rates[name] for name in rates.keys() - matrices} == {0.004}
