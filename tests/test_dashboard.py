@@ -58,7 +58,7 @@ def start(url: str, port: int) -> subprocess.Popen[str]:
 
 
 def get(port: int, path: str) -> str:
-    with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:  # noqa: S310 - our own server.
+    with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         return str(answer.read().decode())
 
 
@@ -79,7 +79,10 @@ def test_a_trial_that_is_finished_later_is_seen(
     path = f"/api/studies/{study._study_id}?after=0"
     assert len(json.loads(get(free_port, path))["trials"]) == 3
     study.optimize(lambda trial: trial.suggest_float("learning_rate", 1e-3, 0.3, log=True), n_trials=1)
-    trials = json.loads(get(free_port, path))["trials"]
+    # optuna-dashboard itself looks every two seconds.
+    deadline = time.monotonic() + 10
+    while len(trials := json.loads(get(free_port, path))["trials"]) < 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert [trial["state"] for trial in trials] == ["Complete"] * 4
 
 

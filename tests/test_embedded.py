@@ -179,11 +179,16 @@ def test_a_stale_pid_of_another_program_is_no_obstacle(home: Path):
     pid_file = home / "postgres" / "data" / "postmaster.pid"
     stale = pid_file.read_text().splitlines()
     embedded.stop(home)
-    with socket.socket() as squatter:
-        squatter.bind(("127.0.0.1", 0))
-        stale[0], stale[3] = str(os.getpid()), str(squatter.getsockname()[1])
-        pid_file.write_text("\n".join(stale))
+    # Postgres gives way only to a program of its own user.
+    owner = (home / "postgres").stat().st_uid
+    stranger = subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None)  # noqa: S607
+    try:
+        pid_file.write_text("\n".join([str(stranger.pid), *stale[1:]]))
+        assert embedded.running_url(home) is None
         assert execute(embedded.start(home), "SELECT 1") == [(1,)]
+    finally:
+        stranger.kill()
+        stranger.wait()
 
 
 def test_another_port_is_taken_when_somebody_sits_on_ours(home: Path):
@@ -253,6 +258,21 @@ def test_a_killed_user_holds_nothing(home: Path):
     assert not embedded.stop_if_unused(home)
     user.kill()
     user.communicate()
+    assert embedded.stop_if_unused(home)
+
+
+def test_a_forked_child_does_not_hold_what_its_parent_has_left(home: Path):
+    """Data loaders fork, and their children keep every open file."""
+    embedded.start(home)
+    code = """
+import os
+with embedded.use(home):
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        time.sleep(5)
+        os._exit(0)
+"""
+    output(python(code, home))
     assert embedded.stop_if_unused(home)
 
 

@@ -32,19 +32,27 @@ app = typer.Typer(
 db_app = typer.Typer(help="The database: the embedded server, the migrations, and SQL.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
 
-out = Console(highlight=False)
+# A file or a pipe has no width that a table should be cut to.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False)
 
 StorageOption = Annotated[
     str | None,
-    typer.Option("--storage", envvar="HPOPT_STORAGE", show_envvar=True, help="URL of a Postgres; the embedded one if not given."),
+    typer.Option(
+        "--storage", envvar="HPOPT_STORAGE", show_envvar=True, help="URL of a Postgres; the embedded one if not given."
+    ),
 ]
 HomeOption = Annotated[
-    Path, typer.Option("--home", envvar="HPOPT_HOME", help="Folder of the embedded Postgres, prepared data and checkpoints.")
+    Path,
+    typer.Option("--home", envvar="HPOPT_HOME", help="Folder of the embedded Postgres, prepared data and checkpoints."),
 ]
 FileArgument = Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)]
 StudyArgument = Annotated[str, typer.Argument(help="Name of a study.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+HeartbeatOption = Annotated[float, typer.Option("--heartbeat-every", min=0.1, help="Seconds between heartbeats.")]
+StaleOption = Annotated[
+    float, typer.Option("--stale-after", min=0.5, help="Seconds of silence after which a worker counts as dead.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: the GPU where there is one.")]
 
 HOME = Path(".hpopt")
@@ -53,13 +61,18 @@ HOME = Path(".hpopt")
 @app.command()
 def run(
     file: FileArgument,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one a GPU, or half the cores, if not given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; one a GPU, or half the cores, if not given.")
+    ] = None,
+    heartbeat_every: HeartbeatOption = 5.0,
+    stale_after: StaleOption = 20.0,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
     """Do everything on this machine: database, study, workers, progress, answer."""
     from hpopt.launch.local import LocalWorkers, count_gpus
     from hpopt.report.terminal import answer
+    from hpopt.storage import queries
     from hpopt.watch import watch
 
     text = _read(file)
@@ -68,12 +81,13 @@ def run(
         study = _create(database, text, str(file))
         n_workers = workers or count_gpus() or max(1, (os.cpu_count() or 1) // 2)
         environment = {**os.environ, "HPOPT_STORAGE": database.url, "HPOPT_HOME": str(home.absolute())}
-        fleet = LocalWorkers(study.name, n_workers, environment, home / "logs" / study.name)
-        fleet.start()
-        try:
-            progress = watch(database, study, err, stop, fleet.tend)
-        finally:
-            fleet.stop()
+        patience = ["--heartbeat-every", str(heartbeat_every), "--stale-after", str(stale_after)]
+        command = ["worker", study.name, *patience]
+        progress = queries.progress(database, study)
+        if progress.over is None:
+            with LocalWorkers(command, n_workers, environment, home / "logs" / study.name) as fleet:
+                watch(database, study, err, stop, fleet.tend)
+            progress = queries.progress(database, study)
         out.print(answer(progress, study.file.search_space))
     if progress.over is None:
         raise Interrupted(f"stopped with {progress.books.n_ended} trials done; the same command goes on from here")
@@ -103,8 +117,8 @@ def worker(
     storage: StorageOption = None,
     home: HomeOption = HOME,
     device: DeviceOption = "auto",
-    heartbeat_every: Annotated[float, typer.Option(min=0.1, help="Seconds between heartbeats.")] = 15.0,
-    stale_after: Annotated[float, typer.Option(min=0.5, help="Seconds of silence after which a worker counts as dead.")] = 60.0,
+    heartbeat_every: HeartbeatOption = 15.0,
+    stale_after: StaleOption = 60.0,
     stop_with_parent: Annotated[bool, typer.Option("--stop-with-parent", hidden=True)] = False,
 ) -> None:
     """Pull trials until the budget of the study is spent."""
@@ -127,7 +141,9 @@ def worker(
 
 @app.command()
 def status(
-    study: Annotated[str | None, typer.Argument(help="Name of a study; all of them if not given.", show_default=False)] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="Name of a study; all of them if not given.", show_default=False)
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the study until it is over.")] = False,
     as_json: JsonOption = False,
     storage: StorageOption = None,
@@ -211,7 +227,9 @@ def dashboard(
 
 @app.command()
 def params(
-    name: Annotated[str | None, typer.Argument(help="One hyperparameter; all of them if not given.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One hyperparameter; all of them if not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Explain the hyperparameters that hpopt knows."""
     from hpopt.hyperparameters import HYPERPARAMETERS
@@ -380,7 +398,7 @@ def _stop_on_signals() -> threading.Event:
 
 
 def _stop_at_end_of_input(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock would be held at exit, which Python takes for a deadlock.
+    while os.read(0, 1024):
+        continue
     stop.set()
-
-

@@ -34,10 +34,11 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """What the loop asks of its surroundings: to record an evaluation, and whether the study's budget is spent."""
+    """What the loop asks of its surroundings: to record an evaluation, whether the budget is spent, whether to prune."""
 
     record: Callable[[Evaluation], None]
     spent: Callable[[], str | None]
+    never_prune: bool = False
 
 
 def load_function(objective: str) -> TrainingFunction:
@@ -91,8 +92,9 @@ def _train(
             trial.report(value, evaluation.step)
             if evaluation.step >= evaluation.n_steps:
                 continue
-            if trial.should_prune():
-                return Outcome(kind="pruned", reason=f"{file.metric} {value:.4f} at step {evaluation.step}: not among the best there")
+            # The pruner is asked in any case: it takes down the value that others are compared with.
+            if trial.should_prune() and not judge.never_prune:
+                return Outcome(kind="pruned", reason=f"not among the best at step {evaluation.step}")
             limit = judge.spent()
             if limit is not None:
                 return Outcome(kind="pruned", reason=f"the budget ended at step {evaluation.step}: {limit}")

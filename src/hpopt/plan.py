@@ -47,6 +47,8 @@ def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
     """
     if file.objective != "pretrain":
         return None
-    config: PretrainConfig = file.config({name: parameter.extremes()[-1] for name, parameter in file.search_space.items()})
+    config: PretrainConfig = file.config(
+        {name: parameter.extremes()[-1] for name, parameter in file.search_space.items()}
+    )
     tokens = config.tokens
     return tokens, 6.0 * count_parameters(config)[1] * tokens

@@ -68,9 +68,13 @@ def suggest(trial: Trial, space: Space) -> dict[str, Scalar]:
         if isinstance(parameter, Categorical):
             params[name] = trial.suggest_categorical(name, parameter.choices)
         elif isinstance(parameter, Int):
-            params[name] = trial.suggest_int(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+            params[name] = trial.suggest_int(
+                name, parameter.low, parameter.high, step=parameter.step, log=parameter.log
+            )
         else:
-            params[name] = trial.suggest_float(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+            params[name] = trial.suggest_float(
+                name, parameter.low, parameter.high, step=parameter.step, log=parameter.log
+            )
     return params
 
 

@@ -420,7 +420,10 @@ def _in_type(config: type[Any], name: str, value: object) -> object:
 
 
 def _field_types(config: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(config)
+    try:
+        hints = typing.get_type_hints(config)
+    except NameError as error:
+        raise ConfigError("objective", f"an annotation of {config.__name__} cannot be resolved: {error}") from error
     return {f.name: hints[f.name] for f in fields(config) if f.init}
 
 

@@ -15,11 +15,10 @@ from hpopt.storage.studies import Study
 _EVERY_S = 1.0
 
 
-def watch(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> Progress:
-    """Show a study until it is over, `stop` is set or `tend` says that nobody works on it; gives where it stands then."""
-    if console.is_terminal:
-        return _live(database, study, console, stop, tend)
-    return _plain(database, study, console, stop, tend)
+def watch(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:
+    """Show a study until `stop` is set or `tend` says that nobody works on it any more."""
+    follow = _live if console.is_terminal else _plain
+    follow(database, study, console, stop, tend)
 
 
 def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
@@ -34,30 +33,37 @@ def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
     return min(estimates, default=None)
 
 
-def _live(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> Progress:
+def _live(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             progress = queries.progress(database, study)
             ended = queries.ended_trials(database, study)
             live.update(standing(progress, ended, seconds_left(progress, study.file.budget.wall_hours)), refresh=True)
             if not tend() or stop.wait(_EVERY_S):
-                return queries.progress(database, study)
+                return
 
 
-def _plain(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> Progress:
-    seen: EndedTrial | None = None
+def _plain(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:
+    before = queries.ended_trials(database, study)
+    seen = before[-1].finished_at if before else None
+    if before:
+        console.print(f"{study.name} goes on: {len(before)} trials are done", highlight=False)
     while True:
         alive = tend()
-        for trial in queries.ended_trials(database, study, seen.finished_at if seen else None):
-            seen = trial
+        for trial in queries.ended_trials(database, study, seen):
+            seen = trial.finished_at
             progress = queries.progress(database, study)
-            console.print(_line(trial, progress, seconds_left(progress, study.file.budget.wall_hours)), highlight=False, soft_wrap=True)
+            console.print(
+                _line(trial, progress, seconds_left(progress, study.file.budget.wall_hours)),
+                highlight=False,
+                soft_wrap=True,
+            )
         if not alive or stop.wait(_EVERY_S):
-            return queries.progress(database, study)
+            return
 
 
 def _line(trial: EndedTrial, progress: Progress, left_s: float | None) -> str:
     of = f"/{progress.planned_trials}" if progress.planned_trials else ""
     best = "" if progress.best is None else f"  best {progress.best.value:.4f}"
-    left = "" if left_s is None else f"  about {show_seconds(left_s)} left"
+    left = "" if left_s is None or progress.over else f"  about {show_seconds(left_s)} left"
     return f"[{progress.books.n_ended}{of}] {show_ended(trial, progress.metric)}{best}{left}"

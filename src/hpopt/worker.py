@@ -42,9 +42,7 @@ class Settings:
 
 def work(database: Database, study: Study, settings: Settings) -> str:
     """Pull trials until the study is over, and say why it is. Raises Interrupted when stopped before that."""
-    worker_id = attempts.register_worker(
-        database, study, host=platform.node(), pid=os.getpid(), device=settings.device
-    )
+    worker_id = attempts.register_worker(database, study, host=platform.node(), pid=os.getpid(), device=settings.device)
     reason = "failed"
     try:
         fingerprint = objective.fingerprint_data(study.file, settings.home / "cache")
@@ -141,7 +139,8 @@ def _train(post: _Post, attempt: Attempt, trial: Trial, heartbeat: "_Heartbeat")
         return attempts.spent(post.study, attempts.read_books(post.database, post.study))
 
     post.settings.say(f"trial {trial.number} starts" + (f" (go {attempt.go})" if attempt.go > 1 else ""))
-    outcome = objective.run_trial(file, trial, config["seed"], run, Judge(record=record, spent=spent), earlier)
+    judge = Judge(record=record, spent=spent, never_prune=studies.DEFAULT_CONFIGURATION in trial.user_attrs)
+    outcome = objective.run_trial(file, trial, config["seed"], run, judge, earlier)
     if heartbeat.fenced.is_set():
         raise Fenced(f"trial {trial.number} was handed on to another worker")
     return outcome

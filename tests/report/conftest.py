@@ -18,9 +18,9 @@ SPACE = {
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def make_trial(number: int, *, state: str = "COMPLETE", **changes: Any) -> TrialRow:
+def build_trial(number: int, *, state: str = "COMPLETE", **changes: Any) -> TrialRow:
     """A trial of a made-up model: learning rate matters most, then momentum; 10 s of each run are loading."""
-    rng = random.Random(number)
+    rng = random.Random(number)  # noqa: S311 - no secret.
     params = {
         "learning_rate": 10 ** rng.uniform(-3, -0.52),
         "momentum": rng.uniform(0.8, 0.99),
@@ -49,6 +49,11 @@ def make_trial(number: int, *, state: str = "COMPLETE", **changes: Any) -> Trial
 
 
 @pytest.fixture
+def make_trial() -> Callable[..., TrialRow]:
+    return build_trial
+
+
+@pytest.fixture
 def make_table() -> Callable[..., StudyTable]:
     def make(*trials: TrialRow, **changes: Any) -> StudyTable:
         table: dict[str, Any] = {
@@ -68,7 +73,7 @@ def make_table() -> Callable[..., StudyTable]:
 @pytest.fixture
 def table(make_table: Callable[..., StudyTable]) -> StudyTable:
     """40 trials, every third pruned, one failed, one diverged."""
-    trials = [make_trial(i, state="PRUNED" if i % 3 == 2 else "COMPLETE") for i in range(38)]
-    diverged = make_trial(38, state="PRUNED", value=1e9, reason="diverged")
-    failed = make_trial(39, state="FAIL", value=None, reason="out of memory: 3 attempts", curve=())
+    trials = [build_trial(i, state="PRUNED" if i % 3 == 2 else "COMPLETE") for i in range(38)]
+    diverged = build_trial(38, state="PRUNED", value=1e9, reason="diverged")
+    failed = build_trial(39, state="FAIL", value=None, reason="out of memory: 3 attempts", curve=())
     return make_table(*trials, diverged, failed)

@@ -9,13 +9,17 @@ from hpopt.hyperparameters import Scalar
 
 @dataclass(frozen=True, kw_only=True)
 class Books:
-    """What a study has spent: logical trials, device hours, hours since its first attempt, and its best value."""
+    """What a study has spent: logical trials, device hours, hours since its first attempt, and its best value.
+
+    `active_hours` end with the last attempt, `wall_hours` go on.
+    """
 
     n_ended: int
     n_held: int
     n_waiting: int
     device_hours: float
     wall_hours: float
+    active_hours: float
     best_value: float | None
 
     @property
@@ -70,7 +74,7 @@ class EndedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a study stands: what it spent, how its trials ended, its workers and its best so far."""
+    """Where a study stands: what it spent, how its trials ended, its workers, and its best against the defaults."""
 
     name: str
     metric: str
@@ -81,3 +85,4 @@ class Progress:
     tokens: int
     workers: tuple[WorkerRow, ...]
     best: Best | None
+    default_value: float | None

@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from hpopt.errors import HpoptError
 
@@ -28,8 +28,9 @@ def count_gpus() -> int:
 class LocalWorkers:
     """The workers that one command runs on this machine; they end with it, however it ends."""
 
-    def __init__(self, study: str, n_workers: int, environment: Mapping[str, str], logs: Path) -> None:
-        self._study = study
+    def __init__(self, command: Sequence[str], n_workers: int, environment: Mapping[str, str], logs: Path) -> None:
+        """Take the arguments of `hpopt`, and the environment, of every worker."""
+        self._command = command
         self._environment = dict(environment)
         self._logs = logs
         self._n_gpus = count_gpus()
@@ -37,11 +38,14 @@ class LocalWorkers:
         self._n_restarts = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self) -> None:
-        """Start every worker."""
+    def __enter__(self) -> Self:
         self._logs.mkdir(parents=True, exist_ok=True)
         for place in range(self._n_workers):
             self._processes[place] = self._spawn(place)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop()
 
     def tend(self) -> bool:
         """Start dead workers anew; False once all have ended by themselves. Raises HpoptError when they keep dying."""
@@ -54,12 +58,11 @@ class LocalWorkers:
                 continue
             self._n_restarts += 1
             if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
-                self.stop()
                 raise HpoptError(f"a worker failed (exit code {code}): {self._last_words(place)}")
             self._processes[place] = self._spawn(place)
         return bool(self._processes)
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Ask the workers to hand back their trials and wait for them; those that do not answer are killed."""
         for process in self._processes.values():
             if process.poll() is None:
@@ -69,18 +72,13 @@ class LocalWorkers:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self.kill()
-        self._processes.clear()
-
-    def kill(self) -> None:
-        """End the workers at once; their trials go back to the queue when their heartbeats run out."""
-        for process in self._processes.values():
-            process.kill()
+                # Its trial goes back to the queue when its heartbeat runs out.
+                process.kill()
 
     def _spawn(self, place: int) -> subprocess.Popen[bytes]:
         environment = self._environment | self._share(place)
         # Without the parent no one would restart or show them: a closed standard input tells them that it is gone.
-        command = [sys.executable, "-m", "hpopt", "worker", self._study, "--stop-with-parent"]
+        command = [sys.executable, "-m", "hpopt", *self._command, "--stop-with-parent"]
         with self._log(place, "ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -61,7 +61,7 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
         "metric": table.metric,
         "direction": table.direction,
         "objective": table.objective,
-        "n_trials": {**table.count_states(), "total": len(table.trials)},
+        "n_trials": dict(table.count_states()) | {"total": len(table.trials)},
         "best": _best(summary),
         "confirmed": summary.is_confirmed(),
         "importance": {

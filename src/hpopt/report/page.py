@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -57,7 +58,7 @@ def _answer(table: StudyTable, summary: Summary) -> str:
         return _section("Answer", sentence)
     params = _table(["parameter", "value"], [[name, _cell(value)] for name, value in summary.best.params.items()])
     value = f'<div><div class="value">{format_number(summary.best.value)}</div>{escape(table.metric)}</div>'
-    use = f"<p class='soft'>For a training job: <code>hpopt best {escape(table.name)} --format args</code></p>"
+    use = f"<p class='soft'>For a training job: <code>hpopt best {escape(quote(table.name))} --format args</code></p>"
     return _section("Answer", f'<div class="answer">{value}{params}</div>{sentence}{use}')
 
 
@@ -135,8 +136,8 @@ def _figure(title: str, figure: go.Figure | None, numbers: Iterator[int], level:
         return []
     name = f"figure-{next(numbers)}"
     heading = f"<h3>{escape(title)}</h3>" if level == "h3" else ""
-    # A closing tag within a name or a reason would end the script element.
-    data = str(figure.to_json()).replace("<", "\\u003c")
+    # plotly writes < as \u003c, so that no name can end the script element.
+    data = figure.to_json()
     box = f'<div data-figure="{name}" role="img" aria-label="{escape(title)}"></div>'
     return [heading, f'<script type="application/json" id="{name}">{data}</script>', box]
 

@@ -58,7 +58,9 @@ def tell_answer(table: StudyTable, summary: Summary) -> str:
         f"{n} {STATE_WORDS.get(state, state.lower())}" for state, n in sorted(table.count_states().items())
     )
     if summary.best is None:
-        return f"There is no answer yet: of {_trials(len(table.trials))} none is complete ({counts or 'none was started'})."
+        return (
+            f"There is no answer yet: of {_trials(len(table.trials))} none is complete ({counts or 'none is there'})."
+        )
     goal = "lowest" if table.direction == "minimize" else "highest"
     return (
         f"Trial {summary.best.trial} reached the {goal} {table.metric}, {format_number(summary.best.value)}, "

@@ -86,7 +86,10 @@ def answer(progress: Progress, space: Space) -> RenderableType:
         head.append(" (one run, not confirmed by replicates)")
     else:
         head.append(f" ({show_number(best.value_low)} to {show_number(best.value_high)} over {best.n_seeds} seeds)")
-    return Group(head, table, Text(f"cost: {show_cost(progress)}"))
+    lines = [Text(f"cost: {show_cost(progress)}")]
+    if progress.default_value is not None:
+        lines.insert(0, Text(f"the defaults reach {progress.metric} {progress.default_value:.4f}"))
+    return Group(head, table, *lines)
 
 
 def standing(progress: Progress, ended: list[EndedTrial], seconds_left: float | None) -> RenderableType:
@@ -154,7 +157,7 @@ def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:
 
 
 def rows_table(names: list[str], rows: list[list[Any]]) -> RenderableType:
-    """Draw the rows of a query."""
+    """Draw the rows of a query: a table, or a single row as a list of its columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name)
@@ -248,7 +251,7 @@ def _budget_line(progress: Progress, seconds_left: float | None) -> RenderableTy
     if n_planned:
         cells.append(ProgressBar(total=n_planned, completed=min(progress.books.n_ended, n_planned), width=24))
     cells.append(f"{progress.books.n_ended}" + (f"/{n_planned}" if n_planned else "") + " trials")
-    cells.append(show_seconds(progress.books.wall_hours * 3600))
+    cells.append(show_seconds(progress.books.active_hours * 3600))
     if progress.over:
         cells.append(progress.over)
     elif seconds_left is not None:

@@ -53,7 +53,9 @@ def register_worker(database: Database, study: Study, *, host: str, pid: int, de
     """Write down that a worker is here; gives its id."""
     row = {"study_id": study.study_id, "host": host, "pid": pid, "device": device, "hpopt_version": __version__}
     with database.begin() as connection:
-        return connection.execute(sa.insert(tables.worker).values(row).returning(tables.worker.c.worker_id)).scalar_one()
+        return connection.execute(
+            sa.insert(tables.worker).values(row).returning(tables.worker.c.worker_id)
+        ).scalar_one()
 
 
 def end_worker(database: Database, worker_id: int, reason: str) -> None:
@@ -77,7 +79,11 @@ def spent(study: Study, books: Books) -> str | None:
     if budget.wall_hours is not None and books.wall_hours >= budget.wall_hours:
         return f"{budget.wall_hours:g} hours passed"
     if budget.target is not None and books.best_value is not None:
-        better = books.best_value <= budget.target if study.file.direction == "minimize" else books.best_value >= budget.target
+        better = (
+            books.best_value <= budget.target
+            if study.file.direction == "minimize"
+            else books.best_value >= budget.target
+        )
         if better:
             return f"target {budget.target:g} reached"
     return None
@@ -116,7 +122,9 @@ def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:
         row: dict[str, Any] = {"study_id": study.study_id, "worker_id": worker_id}
         if retry is not None:
             row |= {"first_trial_id": retry["first_trial_id"], "go": retry["go"] + 1, "seed": retry["seed"]}
-        added = connection.execute(sa.insert(tables.attempt).values(row).returning(tables.attempt.c.attempt_id)).scalar_one()
+        added = connection.execute(
+            sa.insert(tables.attempt).values(row).returning(tables.attempt.c.attempt_id)
+        ).scalar_one()
     if retry is None:
         return Attempt(attempt_id=added, study_id=study.study_id)
     row.pop("worker_id")
@@ -138,18 +146,24 @@ def ask(database: Database, study: Study, optuna_study: optuna.Study, attempt: A
     """
     strategy.suggest(trial, study.file.search_space)
     with database.begin() as connection:
-        tied = connection.execute(sa.text(query), {"trial_id": trial._trial_id, "attempt_id": attempt.attempt_id}).rowcount  # noqa: SLF001 - Optuna has no public way to the id.
+        tied = connection.execute(
+            sa.text(query), {"trial_id": trial._trial_id, "attempt_id": attempt.attempt_id}
+        ).rowcount  # noqa: SLF001 - Optuna has no public way to the id.
     if not tied:
         _give_back(optuna_study, trial)
         raise Fenced(f"trial {trial.number} was given back: its reservation had run out")
     return trial
 
 
-def begin(database: Database, attempt: Attempt, *, seed: int, config: Mapping[str, Any], data_fingerprint: str | None) -> None:
+def begin(
+    database: Database, attempt: Attempt, *, seed: int, config: Mapping[str, Any], data_fingerprint: str | None
+) -> None:
     """Record what the attempt is about to train."""
     values = {"seed": seed, "config": dict(config), "data_fingerprint": data_fingerprint}
     with database.begin() as connection:
-        connection.execute(sa.update(tables.attempt).where(tables.attempt.c.attempt_id == attempt.attempt_id).values(values))
+        connection.execute(
+            sa.update(tables.attempt).where(tables.attempt.c.attempt_id == attempt.attempt_id).values(values)
+        )
 
 
 def beat(database: Database, attempt: Attempt, worker_id: int) -> bool:
@@ -230,7 +244,9 @@ def reap(database: Database, study: Study, optuna_study: optuna.Study, stale_aft
     leaves the second to the next worker.
     """
     with database.begin() as connection:
-        silent = connection.execute(_SILENT, {"study_id": study.study_id, "stale_after_s": stale_after_s}).mappings().all()
+        silent = (
+            connection.execute(_SILENT, {"study_id": study.study_id, "stale_after_s": stale_after_s}).mappings().all()
+        )
         orphans = connection.scalars(_ORPHANS, {"study_id": study.study_id, "stale_after_s": stale_after_s}).all()
     for attempt in silent:
         _end(database, attempt["attempt_id"], *_bury(database, attempt, stale_after_s))
@@ -306,6 +322,8 @@ _BOOKS = sa.text(
            count(*) filter (where {_IS_WAITING})::int as n_waiting,
            coalesce(sum(a.device_seconds), 0) / 3600 as device_hours,
            coalesce(extract(epoch from now() - min(a.started_at)), 0)::double precision / 3600 as wall_hours,
+           coalesce(extract(epoch from max(coalesce(a.ended_at, now())) - min(a.started_at)), 0)::double precision / 3600
+               as active_hours,
            (select l.value from hpopt.leaderboard l where l.study_id = :study_id order by l.rank limit 1) as best_value
     from hpopt.attempt a
     where a.study_id = :study_id

@@ -58,7 +58,9 @@ def _prepare_schema(database: Database) -> None:
             name = connection.dialect.identifier_preparer.quote(database.engine.url.database or "")
             connection.execute(sa.text(f"alter role current_user in database {name} set search_path = public"))
         elif schema != "public":
-            raise DatabaseError(f"{database.address}: the first schema of the search path is {schema}; hpopt needs public")
+            raise DatabaseError(
+                f"{database.address}: the first schema of the search path is {schema}; hpopt needs public"
+            )
     database.engine.dispose()
 
 

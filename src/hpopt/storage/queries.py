@@ -7,10 +7,10 @@ import sqlalchemy as sa
 
 from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
-from hpopt.errors import NoAnswerError
+from hpopt.errors import InputError, NoAnswerError
 from hpopt.storage import attempts
 from hpopt.storage.database import Database
-from hpopt.storage.studies import Study
+from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
 
 def best(database: Database, study: Study) -> Best:
@@ -26,7 +26,7 @@ def find_best(database: Database, study: Study) -> Best | None:
     query = sa.text("select * from hpopt.best_params where study_name = :name")
     with database.begin() as connection:
         row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
-    return None if row is None else Best(**row)
+    return None if row is None else Best(**{**row, "params": dict(sorted(row["params"].items()))})
 
 
 def progress(database: Database, study: Study) -> Progress:
@@ -35,6 +35,7 @@ def progress(database: Database, study: Study) -> Progress:
     with database.begin() as connection:
         outcomes = connection.execute(_OUTCOMES, about).all()
         workers = connection.execute(_WORKERS, about).mappings().all()
+        default_value = connection.scalar(_DEFAULT_VALUE, about)
     books = attempts.read_books(database, study)
     return Progress(
         name=study.name,
@@ -46,6 +47,7 @@ def progress(database: Database, study: Study) -> Progress:
         tokens=sum(int(tokens) for _, _, tokens in outcomes),
         workers=tuple(WorkerRow(**row) for row in workers),
         best=find_best(database, study),
+        default_value=default_value,
     )
 
 
@@ -77,11 +79,14 @@ def read_table(database: Database, study: Study) -> StudyTable:
 
 
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
-    """Run a query that changes nothing; gives the names of its columns and its rows."""
+    """Run a query that changes nothing; gives the names of its columns and its rows. Raises InputError for others."""
     with database.begin() as connection:
         connection.execute(sa.text("set transaction read only"))
-        result = connection.exec_driver_sql(query.replace("%", "%%"))
-        return list(result.keys()), [list(row) for row in result]
+        try:
+            result = connection.exec_driver_sql(query.replace("%", "%%"))
+            return list(result.keys()), [list(row) for row in result]
+        except (sa.exc.ProgrammingError, sa.exc.InternalError, sa.exc.DataError, sa.exc.ResourceClosedError) as error:
+            raise InputError(str(getattr(error, "orig", error)).split("\n")[0]) from error
 
 
 _OUTCOMES = sa.text(
@@ -90,6 +95,16 @@ _OUTCOMES = sa.text(
            count(*)::int, sum(tokens)
     from hpopt.trials where study_id = :study_id group by 1
     """
+)
+
+_DEFAULT_VALUE = sa.text(
+    f"""
+    select t.value
+    from hpopt.trials t
+    join public.trial_user_attributes u on u.trial_id = t.trial_id and u.key = '{DEFAULT_CONFIGURATION}'
+    where t.study_id = :study_id and t.state = 'COMPLETE' and t.feasible
+    order by t.trial limit 1
+    """  # noqa: S608 - the only thing put in is a constant.
 )
 
 _ENDED = sa.text(

@@ -20,6 +20,9 @@ from hpopt.hyperparameters import Scalar
 from hpopt.storage.database import Database
 from hpopt.study import StudyFile, parse_study_file, space_difference
 
+# The mark of the trial that runs the defaults: all others are measured against it, so it is never pruned.
+DEFAULT_CONFIGURATION = "default configuration"
+
 _GIT_TIMEOUT_S = 2
 _VERSIONED = ("optuna", "torch", "transformers")
 
@@ -38,7 +41,9 @@ class Study:
     data_fingerprint: str | None
 
 
-def create_study(database: Database, text: str, source: str, *, parent: str | None = None, role: str = "search") -> Study:
+def create_study(
+    database: Database, text: str, source: str, *, parent: str | None = None, role: str = "search"
+) -> Study:
     """Register the study of a study file, with its known configurations enqueued.
 
     A study that exists goes on: its budget, sampler and pruner become those of the file. Raises InputError when the
@@ -50,7 +55,9 @@ def create_study(database: Database, text: str, source: str, *, parent: str | No
         return _create(database, file, text, parent, role)
     difference = space_difference(file, known.file)
     if difference is not None:
-        raise InputError(f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore the value")
+        raise InputError(
+            f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore the value"
+        )
     with database.begin() as connection:
         row = {"file": text, "file_sha256": _sha256(text)}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
@@ -95,7 +102,9 @@ def study_names(database: Database) -> list[str]:
 def open_optuna(database: Database, study: Study) -> optuna.Study:
     """Open the Optuna side of a study with the sampler and pruner of its file."""
     file = study.file
-    sampler = strategy.build_sampler(file.sampler.name, seed=file.sampler.seed, n_startup_trials=file.sampler.n_startup_trials)
+    sampler = strategy.build_sampler(
+        file.sampler.name, seed=file.sampler.seed, n_startup_trials=file.sampler.n_startup_trials
+    )
     rungs = plan.place_rungs(file)
     pruner = strategy.build_pruner(file.pruner.name, rungs=rungs, reduction_factor=file.pruner.reduction_factor)
     return optuna.load_study(study_name=study.name, storage=database.optuna, sampler=sampler, pruner=pruner)
@@ -112,7 +121,9 @@ def require_data(database: Database, study: Study, fingerprint: str | None) -> N
     with database.begin() as connection:
         known = connection.scalar(sa.text(query), {"fingerprint": fingerprint, "study_id": study.study_id})
     if known != fingerprint:
-        raise InputError(f"study '{study.name}' trains on data {known}, this worker has {fingerprint}: their losses cannot be compared")
+        raise InputError(
+            f"study '{study.name}' trains on data {known}, this worker has {fingerprint}: their losses cannot be compared"
+        )
 
 
 def _create(database: Database, file: StudyFile, text: str, parent: str | None, role: str) -> Study:
@@ -122,8 +133,8 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
     )
     if study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
         raise InputError(f"a study '{file.name}' that hpopt did not make is in {database.address}; choose another name")
-    for params in _known_configurations(file):
-        study.enqueue_trial(params, skip_if_exists=True)
+    for params, marks in _known_configurations(file):
+        study.enqueue_trial(params, user_attrs=marks, skip_if_exists=True)
     row = {
         "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
         "parent_id": parent_id,
@@ -139,11 +150,14 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
     return load_study(database, file.name)
 
 
-def _known_configurations(file: StudyFile) -> list[Mapping[str, Scalar]]:
-    if file.sampler.name == "grid":
-        return [*file.enqueue, *strategy.grid_points(file.search_space)]
+def _known_configurations(file: StudyFile) -> list[tuple[Mapping[str, Scalar], dict[str, bool]]]:
+    """Give what is tried first, with its marks: the defaults where they lie in the space, the file's own, the grid."""
     defaults = file.default_params()
-    return [*([defaults] if defaults else []), *file.enqueue]
+    points = strategy.grid_points(file.search_space) if file.sampler.name == "grid" else []
+    known: list[tuple[Mapping[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
+    if defaults is not None and file.sampler.name != "grid":
+        known.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))
+    return known
 
 
 def _sha256(text: str) -> str:

@@ -155,7 +155,7 @@ def _open(folder: Path, config: PretrainConfig) -> Data:
         if n_tokens <= config.sequence_length:
             raise ConfigError(
                 "dataset",
-                f"{config.dataset!r} has {n_tokens} {split} tokens, fewer than one window of {config.sequence_length + 1}",
+                f"{config.dataset!r} has {n_tokens} {split} tokens, below one window of {config.sequence_length + 1}",
             )
     tokens: dict[str, Tokens] = {
         split: np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in corpus.SPLITS
@@ -170,7 +170,7 @@ def _open(folder: Path, config: PretrainConfig) -> Data:
 
 
 def overlap(train: Tokens, validation: Tokens) -> float:
-    """Give the share of the validation windows of 32 tokens, one a position, that occur in the training text."""
+    """Give the share of the validation windows of 32 tokens, one a position, that occur in training."""
     wanted = corpus.rolling_hash(validation.astype(np.uint64), _OVERLAP_WINDOW)
     distinct, counts = np.unique(wanted, return_counts=True)
     is_found = np.zeros(len(distinct), dtype=bool)
@@ -210,7 +210,7 @@ class Batches:
 
 
 def first_windows(tokens: Tokens, sequence_length: int, n_tokens: int) -> npt.NDArray[np.int64]:
-    """Cut the first windows (at least one) that predict about n_tokens tokens: an array (B, S + 1), none overlapping."""
+    """Cut the first windows (at least one), which predict up to n_tokens tokens: (B, S + 1), none overlapping."""
     length = sequence_length + 1
     n_windows = min(max(1, n_tokens // sequence_length), len(tokens) // length)
     return tokens[: n_windows * length].reshape(n_windows, length).astype(np.int64)

@@ -4,6 +4,7 @@ Legend: B sequences, S positions, T tokens, L layers, E experts, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,14 @@ from hpopt.training.model import Transformer
 
 @torch.no_grad()
 def evaluate(
-    model: Transformer, windows_BS: npt.NDArray[np.int64], token_bytes_V: npt.NDArray[np.int64], batch_size: int
+    model: Transformer,
+    windows_BS: npt.NDArray[np.int64],
+    token_bytes_V: npt.NDArray[np.int64],
+    *,
+    batch_size: int,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Measure the model on windows of S + 1 tokens, each predicting S.
+    """Measure the model on windows of S + 1 tokens, each predicting S; `before_batch` may raise to leave early.
 
     Gives loss (nats per token), accuracy, perplexity, bits_per_byte (bits per byte of the text that the tokens
     stand for, comparable across vocabularies), expert_load_cv and router_entropy (nats).
@@ -26,6 +32,7 @@ def evaluate(
     device = model.embedding_VD.device
     losses, corrects, counts, entropies = [], [], [], []
     for batch in torch.split(torch.from_numpy(windows_BS), batch_size):
+        before_batch()
         token_BS = batch.to(device)
         x_TD, load = model(token_BS[:, :-1])
         loss_T, correct_T = token_losses(x_TD, model.output_VD, token_BS[:, 1:].flatten())
@@ -39,7 +46,7 @@ def evaluate(
     return {
         "loss": loss,
         "accuracy": float(torch.stack(corrects).sum()) / targets.size,
-        # Above about 709 nats the exponential leaves the range of a float.
+        # The exponential of more than 709 nats leaves the range of a float.
         "perplexity": math.exp(min(loss, 700.0)),
         "bits_per_byte": total / math.log(2) / max(1, int(token_bytes_V[targets].sum())),
         "expert_load_cv": load_variation(torch.stack(counts).sum(0)),

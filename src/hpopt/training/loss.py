@@ -60,7 +60,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / n_tokens
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN401 - torch has no type for it.
         grad_x_TD, grad_weight_VD = ctx.saved_tensors
         return grad_x_TD * grad.to(grad_x_TD.dtype), grad_weight_VD * grad, None
 

@@ -15,7 +15,7 @@ from hpopt.training.config import PretrainConfig
 # Coefficients and epsilon of Keller Jordan's Muon (kellerjordan.github.io/posts/muon), as in torch.optim.Muon.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _EPS = 1e-7
-# Of the parameters' own optimizer; as in torch.optim.AdamW.
+# As in torch.optim.AdamW.
 _ADAM_EPS = 1e-8
 
 
@@ -44,10 +44,18 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float, ns_steps: int
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        ns_steps: int,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         super().__init__(
-            parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps}
+            parameters,
+            {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "ns_steps": ns_steps, "dtype": dtype},
         )
 
     @torch.no_grad()
@@ -77,10 +85,11 @@ def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
 def _muon_step(parameters: list[Tensor], buffers: list[Tensor], group: dict[str, Any]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-    ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])
+    ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # noqa: SLF001 - as in torch.optim.
     # One batch of wide matrices: products of many small matrices cost the same as one large.
-    wide = [(x if x.shape[-2] <= x.shape[-1] else x.mT).flatten(0, -3) for x in (_stacked(x) for x in ahead)]
-    updates = torch.split(newton_schulz(torch.cat(wide), group["ns_steps"]), [len(x) for x in wide])
+    wide = [_wide(x).reshape(-1, *_wide(x).shape[-2:]) for x in ahead]
+    orthogonal = newton_schulz(torch.cat(wide), group["ns_steps"], group["dtype"])
+    updates = torch.split(orthogonal, [len(x) for x in wide])
     for parameter, update in zip(parameters, updates, strict=True):
         rows, columns = parameter.shape[-2:]
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -88,8 +97,8 @@ def _muon_step(parameters: list[Tensor], buffers: list[Tensor], group: dict[str,
         parameter.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
 
-def _stacked(x: Tensor) -> Tensor:
-    return x if x.ndim > 2 else x.unsqueeze(0)
+def _wide(x: Tensor) -> Tensor:
+    return x if x.shape[-2] <= x.shape[-1] else x.mT
 
 
 def make_optimizers(model: nn.Module, config: PretrainConfig) -> dict[str, torch.optim.Optimizer]:
@@ -113,7 +122,12 @@ def make_optimizers(model: nn.Module, config: PretrainConfig) -> dict[str, torch
         groups.append({"params": matrices, "lr": fast, "weight_decay": config.weight_decay})
     else:
         optimizers["muon"] = Muon(
-            matrices, lr=fast, weight_decay=config.weight_decay, momentum=config.momentum, ns_steps=config.ns_steps
+            matrices,
+            lr=fast,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            ns_steps=config.ns_steps,
+            dtype=_newton_schulz_dtype(matrices[0].device),
         )
     optimizers["adamw"] = torch.optim.AdamW(
         groups, betas=(config.adam_beta1, config.adam_beta2), eps=_ADAM_EPS, fused=True
@@ -121,6 +135,16 @@ def make_optimizers(model: nn.Module, config: PretrainConfig) -> dict[str, torch
     for group in all_groups(optimizers):
         group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _newton_schulz_dtype(device: torch.device) -> torch.dtype:
+    """Choose the dtype that is faster: bfloat16, but float32 on a CPU without matrix units for bfloat16.
+
+    64 matrices of 128 x 512, 5 steps, 2 threads: with AMX 17 against 63 ms, with AVX-512 577 against 270, with AVX2
+    3261 against 54.
+    """
+    has_units = device.type != "cpu" or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch 2.11 has no other.
+    return torch.bfloat16 if has_units else torch.float32
 
 
 def all_groups(optimizers: dict[str, torch.optim.Optimizer]) -> list[dict[str, Any]]:

@@ -108,10 +108,7 @@ class Training:
         first = self.progress.step * self.n_sequences
         total = torch.zeros((), device=self.device)
         for start in range(0, self.n_sequences, self.micro_batch):
-            if self.run.should_stop():
-                self.model.zero_grad()
-                self.save()
-                raise Interrupted(f"stopped after step {self.progress.step}; the checkpoint is written")
+            self._stop_if_asked()
             size = min(self.micro_batch, self.n_sequences - start)
             token_BS = torch.from_numpy(self.batches.at(first + start, size)).to(self.device, non_blocking=True)
             x_TD, load = self.model(token_BS[:, :-1], self._noise(first + start))
@@ -120,6 +117,12 @@ class Training:
             ((loss + self.config.load_balancing_weight * load.balance) * share).backward()
             total += loss.detach() * share
         return total
+
+    def _stop_if_asked(self) -> None:
+        """Write the checkpoint of the last whole step and raise Interrupted, when the surroundings say so."""
+        if self.run.should_stop():
+            self.save()
+            raise Interrupted(f"stopped after step {self.progress.step}; the checkpoint is written")
 
     def _noise(self, position: int) -> Noise | None:
         if not self.config.dropout:
@@ -146,7 +149,7 @@ class Training:
         self.progress.learning_rate = config.learning_rate * multiplier
 
     def evaluate(self) -> None:
-        """Measure the model on the validation split, into progress.metrics; raises Diverged when the loss is not finite."""
+        """Measure the model on the validation split, into progress.metrics; raises Diverged and Interrupted."""
         progress = self.progress
         measured = self.measure("validation")
         if not math.isfinite(measured["loss"]):
@@ -167,7 +170,13 @@ class Training:
         """Give the figures of evaluate.evaluate on a fixed part, eval_tokens long, of a split."""
         config = self.config
         windows_BS = first_windows(self.data.tokens[split], config.sequence_length, config.eval_tokens)
-        return evaluate(self.model, windows_BS, self.data.token_bytes_V, self.micro_batch)
+        return evaluate(
+            self.model,
+            windows_BS,
+            self.data.token_bytes_V,
+            batch_size=self.micro_batch,
+            before_batch=self._stop_if_asked,
+        )
 
     def report(self) -> Evaluation:
         """Give the last evaluation as the surroundings take it."""
@@ -186,20 +195,21 @@ def pretrain(config: PretrainConfig, run: Run) -> Iterator[Evaluation]:
 
     The checkpoint is written before each yield. A run that resumes from the checkpoint of an evaluation yields
     that evaluation again, because nobody knows whether it was recorded; treat the second as the same.
-    Raises Interrupted (checkpoint written) when run.should_stop() says so at a micro-step, Diverged when a loss is
-    not finite or the training loss is 3 nats above its start for 10 steps, ConfigError for unusable data.
+    Raises Interrupted (checkpoint written) when run.should_stop(), asked at every micro-step, says so; Diverged when
+    a loss is not finite or the training loss is 3 nats above its start for 10 steps; ConfigError for unusable data.
     """
     training = Training(config, run)
     training.restore()
     progress = training.progress
-    if progress.metrics:
-        yield training.report()
-    while progress.step < config.max_steps:
-        training.step()
-        if progress.step % config.eval_steps == 0 or progress.step == config.max_steps:
-            training.evaluate()
-            training.save()
+    while True:
+        if progress.step and (progress.step % config.eval_steps == 0 or progress.step == config.max_steps):
+            if progress.metrics is None:
+                training.evaluate()
+                training.save()
             yield training.report()
+        if progress.step == config.max_steps:
+            return
+        training.step()
 
 
 def held_out_test(config: PretrainConfig, run: Run) -> dict[str, float]:

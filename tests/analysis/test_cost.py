@@ -1,0 +1,67 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from hpopt.analysis.cost import sum_cost
+from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def row(state: str, last_step: int, *, pace: float = 1.0, loading: float = 0.0, **changes: Any) -> TrialRow:
+    """A trial with an evaluation every 10 steps, after `loading` seconds and then `pace` seconds a step."""
+    curve = tuple(
+        CurvePoint(step=step, tokens=step, seconds=loading + pace * step, value=1.0)
+        for step in range(10, last_step + 1, 10)
+    )
+    seconds = curve[-1].seconds if curve else 0.0
+    fields: dict[str, Any] = {"trial": 0, "value": 1.0, "params": {}, "device_seconds": seconds, "tokens": last_step}
+    return TrialRow(state=state, curve=curve, **fields | changes)  # type: ignore[arg-type]
+
+
+def table(*rows: TrialRow) -> StudyTable:
+    words: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
+    return StudyTable(**words, file_text="", search_space={}, trials=rows)
+
+
+def test_hours_are_added_up_by_what_became_of_the_trial():
+    cost = sum_cost(
+        table(
+            row("COMPLETE", 100, device_seconds=3600),
+            row("PRUNED", 20, device_seconds=1800),
+            row("FAIL", 0, device_seconds=900),
+            row("RUNNING", 0, device_seconds=900),
+        )
+    )
+    assert (cost.complete_hours, cost.pruned_hours, cost.other_hours, cost.device_hours) == (1, 0.5, 0.5, 2)
+    assert cost.tokens == 120
+
+
+def test_a_pruned_trial_saves_its_missing_steps_at_its_own_speed():
+    """By hand: 80 steps of 2 s and 50 of 1 s, though a complete trial takes 9 s a step."""
+    cost = sum_cost(table(row("COMPLETE", 100, pace=9), row("PRUNED", 20, pace=2), row("PRUNED", 50, pace=1)))
+    assert cost.saved_hours == pytest.approx((80 * 2 + 50 * 1) / 3600)
+
+
+def test_loading_is_no_part_of_the_speed():
+    """A trial pruned after a minute of compiling and 20 s of steps would seem to save four times too much."""
+    cost = sum_cost(table(row("COMPLETE", 100), row("PRUNED", 20, loading=60)))
+    assert cost.saved_hours == pytest.approx(80 / 3600)
+
+
+def test_devices_of_one_worker_are_saved_together():
+    times = {"started_at": START, "finished_at": START + timedelta(seconds=20)}
+    cost = sum_cost(table(row("COMPLETE", 100), row("PRUNED", 20, device_seconds=80, **times)))
+    assert cost.saved_hours == pytest.approx(4 * 80 / 3600)
+
+
+def test_without_a_complete_trial_nothing_is_claimed_to_be_saved():
+    """Nobody has seen how long a whole run is."""
+    assert sum_cost(table(row("PRUNED", 20))).saved_hours is None
+
+
+@pytest.mark.parametrize("pruned", [row("PRUNED", 0), row("PRUNED", 100), row("PRUNED", 10)])
+def test_trials_without_a_usable_curve_are_no_obstacle(pruned: TrialRow):
+    saved = sum_cost(table(row("COMPLETE", 100), pruned)).saved_hours
+    assert saved == pytest.approx(90 / 3600 if len(pruned.curve) == 1 else 0)

@@ -1,0 +1,153 @@
+"""What a user types and what comes back: exit codes, one line for what is wrong, and nothing slow before it is needed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+STUDY = """
+name = "answer"
+[budget]
+trials = 3
+[search_space]
+learning_rate = { low = 1e-3, high = 0.3, log = true }
+"""
+
+
+def hpopt(*arguments, **environment):
+    """Run the command line as a user does, in an environment without a database of the user's."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HPOPT_")}
+    return subprocess.run(
+        [sys.executable, "-m", "hpopt", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**inherited, **environment},
+    )
+
+
+def refused(*arguments, **environment):
+    """Give the one line with which the input is refused."""
+    done = hpopt(*arguments, **environment)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "answer.toml"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check"]])
+def test_help_and_check_start_without_the_heavy_libraries(arguments, study_file):
+    """torch takes seconds to import; a typo in a study file should not."""
+    if arguments == ["check"]:
+        arguments = ["check", str(study_file)]
+    code = f"""
+import sys
+sys.argv = ["hpopt", *{arguments!r}]
+from hpopt.cli import main
+try: main()
+except SystemExit as end: assert end.code == 0, end.code
+heavy = {{"torch", "optuna", "sqlalchemy", "transformers", "plotly", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_check_prints_the_plan_and_touches_nothing(study_file, tmp_path):
+    done = hpopt("check", study_file)
+    assert done.returncode == 0
+    assert "learning_rate" in done.stdout
+    assert "budget: trials 3" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.toml"]
+
+
+def test_a_bad_study_file_is_refused_before_a_database_is_made(study_file, tmp_path):
+    study_file.write_text(STUDY.replace("learning_rate", "learning_rat"))
+    line = refused("run", study_file, "--home", tmp_path / "home")
+    assert line.startswith(f"hpopt: {study_file}: search_space.learning_rat: ")
+    assert "did you mean 'learning_rate'?" in line
+    assert not (tmp_path / "home").exists()
+
+
+def test_an_unreachable_database_is_refused_without_its_password(study_file):
+    line = refused("run", study_file, HPOPT_STORAGE="postgresql://me:s3cret@127.0.0.1:1/nowhere")
+    assert line.startswith("hpopt: postgresql://me@127.0.0.1:1/nowhere: connection to server")
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run"], "Missing argument 'file'"),
+        (["run", "x.toml", "--workers", "0"], "--workers"),
+        (["run", "missing.toml"], "missing.toml: no such file"),
+        (["params", "learnig_rate"], "did you mean 'learning_rate'?"),
+        (["best", "x", "--format", "jsn"], "--format: 'jsn' is not one of table, json, toml, yaml, env, args"),
+        (["status", "--home", "/nonexistent"], "/nonexistent: no database here yet; `hpopt run FILE` makes one"),
+    ],
+)
+def test_what_cannot_be_understood_is_answered_in_one_line(arguments, words):
+    assert words in refused(*arguments)
+
+
+def test_an_unknown_study_names_the_nearest(database_url, study_file):
+    hpopt("create", study_file, HPOPT_STORAGE=database_url)
+    assert "no study 'anwser'" in (line := refused("best", "anwser", HPOPT_STORAGE=database_url))
+    assert "did you mean 'answer'?" in line
+
+
+def test_a_database_without_tables_is_refused_with_the_remedy(database_url):
+    assert "run `hpopt db upgrade`" in refused("status", HPOPT_STORAGE=database_url)
+    assert hpopt("db", "upgrade", HPOPT_STORAGE=database_url).returncode == 0
+    assert hpopt("status", HPOPT_STORAGE=database_url).returncode == 0
+
+
+def test_best_has_its_own_exit_code_while_there_is_no_answer(database_url, study_file):
+    """A script that waits for the answer must tell `not yet` from `failed`."""
+    assert hpopt("create", study_file, HPOPT_STORAGE=database_url).stdout == "answer\n"
+    done = hpopt("best", "answer", HPOPT_STORAGE=database_url)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "hpopt: study 'answer' has no completed trial yet\n"
+
+
+def test_another_space_under_the_same_name_is_refused_with_the_difference(database_url, study_file):
+    hpopt("create", study_file, HPOPT_STORAGE=database_url)
+    study_file.write_text(STUDY.replace("0.3", "0.5"))
+    line = refused("create", study_file, HPOPT_STORAGE=database_url)
+    assert "search_space.learning_rate: high 0.5, was 0.3" in line
+
+
+def test_status_as_json_is_exact(database_url, study_file):
+    hpopt("create", study_file, HPOPT_STORAGE=database_url)
+    status = json.loads(hpopt("status", "answer", "--json", HPOPT_STORAGE=database_url).stdout)
+    assert (status["name"], status["planned_trials"], status["over"], status["best"]) == ("answer", 3, None, None)
+
+
+def test_sql_changes_nothing(database_url, study_file):
+    hpopt("create", study_file, HPOPT_STORAGE=database_url)
+    line = refused("db", "sql", "delete from hpopt.study", HPOPT_STORAGE=database_url)
+    assert "read-only" in line
+    rows = hpopt("db", "sql", "--json", "select study_name from hpopt.trials", HPOPT_STORAGE=database_url).stdout
+    assert json.loads(rows) == [{"study_name": "answer"}]
+
+
+def test_params_explains_one_and_lists_all():
+    assert "raising it" in hpopt("params", "learning_rate").stdout
+    assert "momentum" in hpopt("params").stdout
+
+
+def test_the_password_is_nowhere_in_what_a_command_prints(database_url, study_file):
+    password = database_url.split(":")[2].split("@")[0]
+    hpopt("create", study_file, HPOPT_STORAGE=database_url)
+    for arguments in (["status"], ["best", "answer"], ["db", "upgrade"], ["db", "sql", "select nonsense"]):
+        done = hpopt(*arguments, HPOPT_STORAGE=database_url)
+        assert password not in done.stdout + done.stderr

@@ -1,0 +1,289 @@
+"""The main job with real processes: `hpopt run` from a study file to the answer, through Ctrl-C, kill -9 and the dashboard."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HPOPT = [sys.executable, "-m", "hpopt"]
+# About a hundred real documents, which are prepared in two seconds.
+LARGEST_DOCUMENT = 15_000
+STUDY = """
+name = "small"
+[budget]
+trials = {trials}
+[sampler]
+n_startup_trials = 3
+[search_space]
+learning_rate = {{ low = 1e-3, high = 0.3, log = true }}
+momentum      = {{ low = 0.8, high = 0.99 }}
+[fixed]
+dataset = "{dataset}"
+d_model = 32
+n_layers = 1
+n_heads = 2
+d_ff = 64
+n_experts = 4
+top_k = 2
+vocab_size = 300
+sequence_length = 32
+batch_size = 4
+max_steps = {steps}
+eval_steps = {evaluate_every}
+eval_tokens = 1024
+"""
+
+
+class Place:
+    """A folder in which a user works, with nothing of hpopt in it but a study file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("HPOPT_")}
+
+    def write_study(self, *, trials=6, steps=36, evaluate_every=4):
+        documents = self.folder / "documents"
+        documents.mkdir(exist_ok=True)
+        for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
+            if path.stat().st_size < LARGEST_DOCUMENT:
+                shutil.copy(path, documents / f"{path.stem}.txt")
+        text = STUDY.format(trials=trials, steps=steps, evaluate_every=evaluate_every, dataset=documents)
+        (self.folder / "small.toml").write_text(text)
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            [*HPOPT, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def hpopt(self, *arguments):
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=100)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def rows(self, query):
+        done = self.hpopt("db", "sql", "--json", query)
+        assert done.returncode == 0, done
+        return json.loads(done.stdout)
+
+    def workers(self):
+        """Give the process ids of the workers that this folder's `hpopt run` has started."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                is_ours = f"HPOPT_HOME={self.folder / '.hpopt'}\0".encode() in path.read_bytes()
+                command = (path.parent / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if is_ours and b"worker" in command:
+                found.append(int(path.parent.name))
+        return found
+
+    def wait_for(self, condition, what, seconds=60):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"waited {seconds} s in vain for {what}: {self.logs()}")
+
+    def logs(self):
+        return "".join(path.read_text() for path in self.folder.glob(".hpopt/logs/small/*.log"))
+
+
+@pytest.fixture(scope="module")
+def shared_place() -> Iterator[Place]:
+    """A place in which one study has been run to its end."""
+    with _place() as place:
+        place.write_study()
+        place.done = place.hpopt("run", "small.toml", "--workers", "2")
+        assert place.done.returncode == 0, (place.done, place.logs())
+        yield place
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with _place() as place:
+        yield place
+
+
+class _place:  # noqa: N801 - a context manager.
+    def __enter__(self):
+        # Not pytest's own temporary folder, which is closed to the user that a server started by root runs as.
+        self.place = Place(Path(tempfile.mkdtemp(prefix="hpopt-run-")))
+        self.place.folder.chmod(0o755)
+        return self.place
+
+    def __exit__(self, *exc):
+        self.place.hpopt("db", "stop")
+        shutil.rmtree(self.place.folder)
+
+
+def test_run_goes_from_a_study_file_to_the_answer(shared_place):
+    trials = shared_place.rows("select * from hpopt.trials")
+    assert len(trials) == 6
+    assert {trial["state"] for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert "small: best val_loss" in shared_place.done.stdout
+    assert "cost: 6 trials" in shared_place.done.stdout
+    assert "[6/6] trial" in shared_place.done.stderr
+
+
+def test_both_workers_trained(shared_place):
+    assert len(shared_place.rows("select distinct worker_id from hpopt.attempt")) == 2
+
+
+def test_best_is_the_same_from_the_program_and_from_the_database(shared_place):
+    from_program = json.loads(shared_place.hpopt("best", "small", "--format", "json").stdout)
+    (from_database,) = shared_place.rows("select * from hpopt.best_params")
+    assert from_program == from_database
+    assert list(from_database) == [
+        *("study_name", "value", "value_low", "value_high", "n_seeds", "source", "params", "trial", "finished_at")
+    ]
+    assert (from_database["value_low"], from_database["value_high"], from_database["n_seeds"]) == (None, None, 1)
+
+
+def test_the_defaults_run_first_and_to_the_end(shared_place):
+    (default,) = shared_place.rows("select * from hpopt.trials where trial = 0")
+    assert default["params"] == {"learning_rate": 0.02, "momentum": 0.95}
+    assert default["state"] == "COMPLETE"
+
+
+def test_every_evaluation_is_in_the_database(shared_place):
+    curve = shared_place.rows("select * from hpopt.learning_curves where trial = 0 order by step")
+    assert [point["step"] for point in curve] == list(range(4, 37, 4))
+    assert {"val_loss", "train_loss", "learning_rate", "gradient_norm", "tokens_per_second"} <= curve[0][
+        "metrics"
+    ].keys()
+    assert curve[-1]["tokens"] == 36 * 4 * 32
+
+
+def test_the_database_stops_with_the_command_that_started_it(shared_place):
+    assert "was not running" in shared_place.hpopt("db", "stop").stdout
+
+
+def test_a_finished_study_answers_again_without_training(shared_place):
+    again = shared_place.hpopt("run", "small.toml")
+    assert again.returncode == 0
+    assert again.stdout == shared_place.done.stdout
+    assert len(shared_place.rows("select * from hpopt.worker")) == 2
+
+
+def test_checkpoints_of_ended_trials_are_gone(shared_place):
+    assert list((shared_place.folder / ".hpopt" / "runs" / "small").iterdir()) == []
+
+
+def test_report_writes_its_page(shared_place):
+    done = shared_place.hpopt("report", "small", "--output", "out")
+    assert done.returncode == 0, done
+    assert "small" in (shared_place.folder / "out" / "index.html").read_text()
+
+
+def test_the_dashboard_shows_the_study_over_http(shared_place):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = shared_place.start("dashboard", "--port", str(port))
+    try:
+
+        def studies():
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:  # noqa: S310 - our own address.
+                    return json.load(answer)["study_summaries"]
+            except OSError:
+                return None
+
+        (summary,) = shared_place.wait_for(studies, "the dashboard")
+        assert summary["study_name"] == "small"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
+
+
+def test_ctrl_c_hands_trials_back_and_the_same_command_goes_on(place):
+    """An interrupted study must neither lose a trial nor train one from its start again."""
+    place.write_study(trials=3, steps=400, evaluate_every=20)
+    run = place.start("run", "small.toml", "--workers", "2")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small/*/1/checkpoint.pt")), "a first checkpoint")
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=30)
+    assert run.returncode == 75, (out, err, place.logs())
+    assert "the same command goes on from here" in err
+    assert place.workers() == []
+    attempts = place.rows("select outcome, ended_at from hpopt.attempt")
+    assert {attempt["outcome"] for attempt in attempts} <= {"preempted", "complete", "pruned"}
+    assert "preempted" in {attempt["outcome"] for attempt in attempts}
+
+    again = place.hpopt("run", "small.toml", "--workers", "2")
+    assert again.returncode == 0, (again, place.logs())
+    trials = place.rows("select * from hpopt.trials")
+    assert len(trials) == 3
+    assert max(trial["n_attempts"] for trial in trials) == 2
+    goes = place.rows(
+        """
+        select max(e.step) filter (where a.go = 1) as before, min(e.step) filter (where a.go = 2) as after
+        from hpopt.attempt a join hpopt.evaluation e using (attempt_id) group by a.first_trial_id
+        """
+    )
+    resumed = [(go["before"], go["after"]) for go in goes if go["before"] and go["after"]]
+    assert resumed
+    assert all(after == before + 20 for before, after in resumed)
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_is_retried(place):
+    place.write_study(trials=3, steps=400, evaluate_every=20)
+    run = place.start("run", "small.toml", "--workers", "2", "--heartbeat-every", "0.5", "--stale-after", "3")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small/*/1/checkpoint.pt")), "a first checkpoint")
+    os.kill(place.workers()[0], signal.SIGKILL)
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 0, (out, err, place.logs())
+    assert len(place.rows("select * from hpopt.trials")) == 3
+    outcomes = [attempt["outcome"] for attempt in place.rows("select outcome from hpopt.attempt")]
+    assert outcomes.count("lost") == 1
+    assert len(outcomes) == 4
+
+
+def test_workers_end_with_a_command_that_was_killed(place):
+    """Workers that nobody shows or stops would go on spending the machine."""
+    place.write_study(trials=50, steps=400)
+    run = place.start("run", "small.toml", "--workers", "2")
+    place.wait_for(lambda: len(place.workers()) == 2, "two workers")
+    run.kill()
+    run.communicate()
+    place.wait_for(lambda: not place.workers(), "the workers to end", seconds=20)
+
+
+def test_a_worker_that_is_terminated_asks_to_be_run_again(place):
+    place.write_study(trials=2, steps=400)
+    place.hpopt("create", "small.toml")
+    worker = place.start("worker", "small")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small/*/1/checkpoint.pt")), "a first checkpoint")
+    worker.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    _, err = worker.communicate(timeout=10)
+    assert worker.returncode == 75, err
+    assert time.monotonic() - asked < 10
+
+
+def test_a_worker_that_fails_at_once_ends_the_run_with_its_last_words(place):
+    place.write_study()
+    study = place.folder / "small.toml"
+    study.write_text(study.read_text().replace(str(place.folder / "documents"), "/nonexistent"))
+    done = place.hpopt("run", "small.toml")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("hpopt: a worker failed (exit code 2): hpopt: dataset: ")
