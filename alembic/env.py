@@ -6,9 +6,9 @@
 import os
 
 import sqlalchemy as sa
-from alembic import context
 from sqlalchemy.schema import SchemaItem
 
+from alembic import context
 from hpopt import tables
 
 

@@ -1,4 +1,4 @@
-"""What a user types and what comes back: exit codes, one line for what is wrong, and nothing slow before it is needed."""
+"""What a user types and what comes back: exit codes, one line for what is wrong, nothing slow before it is needed."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def study_file(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["check"]])
 def test_help_and_check_start_without_the_heavy_libraries(arguments, study_file):
-    """torch takes seconds to import; a typo in a study file should not."""
+    """Torch takes seconds to import; a typo in a study file should not."""
     if arguments == ["check"]:
         arguments = ["check", str(study_file)]
     code = f"""

@@ -1,4 +1,4 @@
-"""The main job with real processes: `hpopt run` from a study file to the answer, through Ctrl-C, kill -9 and the dashboard."""
+"""The main job with real processes: `hpopt run` from a study file to the answer, through Ctrl-C and kill -9."""
 
 import json
 import os
@@ -203,7 +203,7 @@ def test_the_dashboard_shows_the_study_over_http(shared_place):
 
         def studies():
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:  # noqa: S310 - our own address.
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:
                     return json.load(answer)["study_summaries"]
             except OSError:
                 return None

@@ -1,8 +1,9 @@
 """Studies, workers, attempts and evaluations."""
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import postgresql
+
+from alembic import op
 
 revision = "0001"
 down_revision = None

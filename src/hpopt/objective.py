@@ -4,7 +4,8 @@ The only file besides training/ that imports the torch wing, and only when a tri
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hpopt.errors import Diverged, Fenced, HpoptError, Interrupted
 from hpopt.study import StudyFile, import_function
 from hpopt.training.run import Evaluation, Run
 
-TrainingFunction = Callable[[Any, Run], Iterator[Evaluation]]
+TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]
 
 # The training functions that come along, by the name a study file gives them.
 OBJECTIVES = {"pretrain": "hpopt.training.pretrain:pretrain"}
@@ -33,11 +34,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """What the loop asks of its surroundings: to record an evaluation, whether the budget is spent, whether to prune."""
+class Surroundings:
+    """What the loop is given besides the trial.
+
+    `record` writes an evaluation down, and `spent` says which limit of the budget is reached, if any. `earlier` holds
+    (step, value) of the goes before this one, which are reported again up to where this one resumes.
+    """
 
     record: Callable[[Evaluation], None]
     spent: Callable[[], str | None]
+    earlier: Sequence[tuple[int, float]] = ()
     never_prune: bool = False
 
 
@@ -55,15 +61,10 @@ def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
     return data_fingerprint(file.config({}), cache)
 
 
-def run_trial(
-    file: StudyFile, trial: Trial, seed: int, run: Run, judge: Judge, earlier: list[tuple[int, float]]
-) -> Outcome:
-    """Train one trial and say how it ended; raises Fenced when the trial was handed on meanwhile.
-
-    `earlier` holds (step, value) of the goes before this one, which are reported again up to where this one resumes.
-    """
+def run_trial(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
+    """Train one trial and say how it ended; raises Fenced when the trial was handed on meanwhile."""
     try:
-        return _train(file, trial, seed, run, judge, earlier)
+        return _train(file, trial, config, run, around)
     except Interrupted as stop:
         return Outcome(kind="preempted", reason=str(stop))
     except Diverged as error:
@@ -76,26 +77,25 @@ def run_trial(
         return Outcome(kind="failed", reason=f"{type(error).__name__}: {error}")
 
 
-def _train(
-    file: StudyFile, trial: Trial, seed: int, run: Run, judge: Judge, earlier: list[tuple[int, float]]
-) -> Outcome:
-    function = load_function(file.objective)
+def _train(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
+    earlier = deque(around.earlier)
     value = None
-    with closing(function(file.config(trial.params, seed), run)) as evaluations:  # type: ignore[type-var]
+    with closing(load_function(file.objective)(config, run)) as evaluations:
         for evaluation in evaluations:
             while earlier and earlier[0][0] < evaluation.step:
-                trial.report(earlier[0][1], earlier.pop(0)[0])
+                step, before = earlier.popleft()
+                trial.report(before, step)
             value = _metric(evaluation, file.metric)
-            judge.record(evaluation)
+            around.record(evaluation)
             if not math.isfinite(value):
                 return Outcome(kind="diverged", reason=f"{file.metric} is {value} at step {evaluation.step}")
             trial.report(value, evaluation.step)
             if evaluation.step >= evaluation.n_steps:
                 continue
             # The pruner is asked in any case: it takes down the value that others are compared with.
-            if trial.should_prune() and not judge.never_prune:
+            if trial.should_prune() and not around.never_prune:
                 return Outcome(kind="pruned", reason=f"not among the best at step {evaluation.step}")
-            limit = judge.spent()
+            limit = around.spent()
             if limit is not None:
                 return Outcome(kind="pruned", reason=f"the budget ended at step {evaluation.step}: {limit}")
     if value is None:

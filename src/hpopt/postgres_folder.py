@@ -162,7 +162,7 @@ def _run_as(
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))} | {"LC_ALL": "C"}
     is_other = uid != os.geteuid()
     # A session of its own: Ctrl-C at the terminal is for hpopt, not for the server.
-    return subprocess.run(  # noqa: S603 - our own programs.
+    return subprocess.run(
         argv,
         cwd="/",
         env=env,

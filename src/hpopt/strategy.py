@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
@@ -28,25 +29,32 @@ class SeededSampler(BaseSampler):
         self._sampler = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Make the trial's own sampler; Optuna calls this before anything is sampled."""
         state = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
         self._sampler = self._make(int(state[0]))
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Give what is sampled together."""
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        """Sample what is sampled together."""
         return self._sampler.sample_relative(study, trial, search_space)
 
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:  # noqa: ANN401 - Optuna's signature.
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:  # noqa: ANN401 - Optuna's signature.
+        """Sample one parameter alone."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:  # noqa: ANN401 - Optuna's signature.
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Let the sampler see the result."""
         self._sampler.after_trial(study, trial, state, values)
 
 
 def build_sampler(name: str, *, seed: int, n_startup_trials: int) -> BaseSampler:
-    """Make the sampler of a study. The points of a grid are enqueued, so its sampler only fills what a budget leaves."""
+    """Make the sampler of a study; a grid needs none, because its points are enqueued."""
     if name == "tpe":
         return SeededSampler(lambda s: TPESampler(n_startup_trials=n_startup_trials, seed=s), seed)
     return SeededSampler(lambda s: RandomSampler(seed=s), seed)
@@ -61,21 +69,15 @@ def build_pruner(name: str, *, rungs: Sequence[int], reduction_factor: int) -> B
     return NopPruner()
 
 
-def suggest(trial: Trial, space: Space) -> dict[str, Scalar]:
-    """Sample every parameter of the space; one that the trial already has keeps its value."""
-    params: dict[str, Scalar] = {}
+def suggest(trial: Trial, space: Space) -> None:
+    """Sample every parameter of the space into `trial.params`; one that the trial already has keeps its value."""
     for name, parameter in space.items():
         if isinstance(parameter, Categorical):
-            params[name] = trial.suggest_categorical(name, parameter.choices)
+            trial.suggest_categorical(name, parameter.choices)
         elif isinstance(parameter, Int):
-            params[name] = trial.suggest_int(
-                name, parameter.low, parameter.high, step=parameter.step, log=parameter.log
-            )
+            trial.suggest_int(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
         else:
-            params[name] = trial.suggest_float(
-                name, parameter.low, parameter.high, step=parameter.step, log=parameter.log
-            )
-    return params
+            trial.suggest_float(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
 
 
 def grid_points(space: Space) -> list[dict[str, Scalar]]:

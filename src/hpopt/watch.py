@@ -1,4 +1,4 @@
-"""Owns following a study while it runs: a live table on a terminal, plain lines elsewhere. Leaves the drawing to report/."""
+"""Owns following a running study: a live table on a terminal, plain lines elsewhere. Leaves drawing to report/."""
 
 import threading
 from collections.abc import Callable

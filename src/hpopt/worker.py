@@ -11,18 +11,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import optuna
 from optuna.trial import Trial
 
 from hpopt import objective
 from hpopt.errors import DatabaseError, Fenced, HpoptError, InputError, Interrupted
-from hpopt.objective import Judge, Outcome
-from hpopt.storage import attempts, studies
+from hpopt.objective import Outcome, Surroundings
+from hpopt.storage import attempts, books, reaping, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
-from hpopt.training.run import Evaluation, Run
+from hpopt.training.run import Run
 
 # How long a worker waits before it asks again, while others hold what is left of the budget.
 _POLL_S = 1.0
@@ -91,12 +92,12 @@ class _Post:
 
 def _pull(post: _Post) -> str:
     while not post.settings.stop.is_set():
-        attempts.reap(post.database, post.study, post.optuna_study, post.settings.stale_after_s)
+        reaping.reap(post.database, post.study, post.optuna_study, post.settings.stale_after_s)
         attempt = attempts.reserve(post.database, post.study, post.worker_id)
         if attempt is not None:
             _attempt(post, attempt)
             continue
-        over = attempts.finished(post.study, attempts.read_books(post.database, post.study))
+        over = books.finished(post.study, books.read_books(post.database, post.study))
         if over is not None:
             return over
         post.settings.stop.wait(_POLL_S)
@@ -122,32 +123,29 @@ def _attempt(post: _Post, attempt: Attempt) -> None:
 def _train(post: _Post, attempt: Attempt, trial: Trial, heartbeat: "_Heartbeat") -> Outcome:
     file = post.study.file
     seed = attempt.seed if attempt.seed is not None else trial.user_attrs.get("seed")
-    config = asdict(file.config(trial.params, seed))
-    attempts.begin(post.database, attempt, seed=config["seed"], config=config, data_fingerprint=post.fingerprint)
+    config = file.config(trial.params, seed)
+    attempts.begin(post.database, attempt, seed=config.seed, config=asdict(config), data_fingerprint=post.fingerprint)
     run = Run(
         folder=_prepare_folder(_trial_folder(post, trial, attempt), attempt.go),
         cache=post.settings.home / "cache",
         device=post.settings.device,
         should_stop=lambda: post.settings.stop.is_set() or heartbeat.fenced.is_set(),
     )
-    earlier = attempts.earlier_values(post.database, attempt, file.metric) if attempt.go > 1 else []
-
-    def record(evaluation: Evaluation) -> None:
-        attempts.record(post.database, attempt, trial, evaluation)
-
-    def spent() -> str | None:
-        return attempts.spent(post.study, attempts.read_books(post.database, post.study))
-
+    around = Surroundings(
+        record=lambda evaluation: attempts.record(post.database, attempt, trial, evaluation),
+        spent=lambda: books.spent(post.study, books.read_books(post.database, post.study)),
+        earlier=attempts.earlier_values(post.database, attempt, file.metric) if attempt.go > 1 else (),
+        never_prune=studies.DEFAULT_CONFIGURATION in trial.user_attrs,
+    )
     post.settings.say(f"trial {trial.number} starts" + (f" (go {attempt.go})" if attempt.go > 1 else ""))
-    judge = Judge(record=record, spent=spent, never_prune=studies.DEFAULT_CONFIGURATION in trial.user_attrs)
-    outcome = objective.run_trial(file, trial, config["seed"], run, judge, earlier)
+    outcome = objective.run_trial(file, trial, config, run, around)
     if heartbeat.fenced.is_set():
         raise Fenced(f"trial {trial.number} was handed on to another worker")
     return outcome
 
 
 def _trial_folder(post: _Post, trial: Trial, attempt: Attempt) -> Path:
-    first = attempt.first_trial_id if attempt.first_trial_id is not None else trial._trial_id  # noqa: SLF001 - Optuna has no public way to the id.
+    first = attempt.first_trial_id or attempts.id_of(trial)
     return post.settings.home / "runs" / post.study.name / str(first)
 
 
@@ -172,7 +170,7 @@ class _Heartbeat:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{attempt.attempt_id}", daemon=True)
 
-    def __enter__(self) -> "_Heartbeat":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

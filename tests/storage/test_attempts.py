@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpopt.errors import Fenced
-from hpopt.storage import attempts, queries, studies
+from hpopt.storage import attempts, books, queries, reaping, studies
 from hpopt.storage.database import Database
 from hpopt.training.run import Evaluation
 
@@ -47,7 +47,7 @@ class Fleet:
             connection.execute(sa.text(query), {"id": attempt.attempt_id})
 
     def reap(self):
-        return attempts.reap(self.database, self.study, self.optuna, STALE_S)
+        return reaping.reap(self.database, self.study, self.optuna, STALE_S)
 
     def rows(self, query="select * from hpopt.trials order by trial"):
         with self.database.begin() as connection:
@@ -109,7 +109,7 @@ def test_a_retried_trial_is_one_trial_in_views_and_budget(fleet):
         (retry.number, 10),
         (retry.number, 20),
     ]
-    assert attempts.read_books(fleet.database, fleet.study).n_started == 1
+    assert books.read_books(fleet.database, fleet.study).n_started == 1
 
 
 def test_a_trial_waits_in_the_views_until_it_is_retried(fleet):
@@ -139,7 +139,7 @@ def test_a_worker_that_died_between_optunas_tell_and_ours_keeps_its_result(fleet
     fleet.optuna.tell(trial, 1.25)
     fleet.let_it_go_silent(attempt)
     fleet.reap()
-    assert attempts.read_books(fleet.database, fleet.study).n_ended == 1
+    assert books.read_books(fleet.database, fleet.study).n_ended == 1
     assert queries.best(fleet.database, fleet.study).value == 1.25
 
 
@@ -242,4 +242,4 @@ def test_hours_and_target_end_a_study(database, budget, reason):
         an_hour = "update hpopt.attempt set started_at = now() - interval '1 hour', device_seconds = 3600"
         connection.execute(sa.text(an_hour))
     assert fleet.reserve() is None
-    assert attempts.finished(fleet.study, attempts.read_books(database, fleet.study)) == reason
+    assert books.finished(fleet.study, books.read_books(database, fleet.study)) == reason

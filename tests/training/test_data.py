@@ -86,7 +86,9 @@ def test_processes_that_prepare_at_once_all_succeed(config_of, tmp_path):
     """All workers of a node start together on an empty cache."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=_prepare_and_tell, args=(config_of(), tmp_path, queue)) for _ in range(3)]
+    workers = [
+        context.Process(target=_prepare_and_tell, args=(config_of(), tmp_path, queue), daemon=True) for _ in range(3)
+    ]
     for worker in workers:
         worker.start()
     fingerprints = {queue.get(timeout=60) for _ in workers}
@@ -108,7 +110,7 @@ def test_a_killed_preparation_leaves_nothing_in_the_way(config_of, tmp_path):
     """A kill -9 in the middle: the lock goes with the process, and the half-written folder is replaced."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    worker = context.Process(target=_hold_lock_forever, args=(config_of(), tmp_path, queue))
+    worker = context.Process(target=_hold_lock_forever, args=(config_of(), tmp_path, queue), daemon=True)
     worker.start()
     queue.get(timeout=60)
     with pytest.raises(Interrupted):

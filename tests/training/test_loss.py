@@ -1,6 +1,6 @@
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name in torch's own documentation.
+import torch.nn.functional as F
 
 from hpopt.training import loss as loss_file
 from hpopt.training.loss import cross_entropy, token_losses

@@ -66,6 +66,38 @@ def test_attention_depends_on_distance_alone():
     assert not torch.allclose(q_SP[5] @ k_SP[2], q_SP[5] @ k_SP[4], rtol=1e-2, atol=1e-2)
 
 
+def plain_attention(module, x_SD):
+    """Attend one head and one position at a time; pairs of features are complex numbers that rotary positions turn."""
+    n_positions, width = x_SD.shape
+    half = width // module.n_heads // 2
+    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    q_SD, k_SD, v_SD = (x_SD @ weight_DD.T for weight_DD in module.qkv_3DD)
+    heads = []
+    for head in range(module.n_heads):
+        columns = slice(head * 2 * half, (head + 1) * 2 * half)
+        turned = []
+        for y_SD in (q_SD, k_SD):
+            y_SP = y_SD[:, columns]
+            angle_SP = torch.arange(n_positions, dtype=torch.float64)[:, None] * frequency
+            turned.append(
+                torch.complex(y_SP[:, :half], y_SP[:, half:]) * torch.polar(torch.ones_like(angle_SP), angle_SP)
+            )
+        rows = []
+        for s in range(n_positions):
+            score = (turned[0][s] * turned[1][: s + 1].conj()).sum(-1).real / (2 * half) ** 0.5
+            rows.append(score.softmax(0) @ v_SD[: s + 1, columns])
+        heads.append(torch.stack(rows))
+    return torch.cat(heads, dim=1) @ module.output_DD.T
+
+
+def test_attention_equals_a_plain_computation_position_by_position(config_of):
+    """A head cut the wrong way or a key that is not rotated still trains, only worse."""
+    attention = model_of(config_of()).double().blocks[0].attention
+    x_SD = torch.randn(7, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fast = attention(x_SD[None], rotary_table(7, 16))[0]
+    torch.testing.assert_close(fast, plain_attention(attention, x_SD), rtol=1e-5, atol=1e-5)
+
+
 class Total(torch.nn.Module):
     """Cross-entropy plus balance loss of a model, so that functional_call can vary its parameters."""
 
@@ -73,7 +105,7 @@ class Total(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, token_BS):  # noqa: D102 - as in torch.nn.Module.
+    def forward(self, token_BS):
         x_TD, load = self.model(token_BS[:, :-1])
         return cross_entropy(x_TD, self.model.output_VD, token_BS[:, 1:].flatten()) + load.balance
 

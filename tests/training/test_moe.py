@@ -1,6 +1,6 @@
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name in torch's own documentation.
+import torch.nn.functional as F
 
 from hpopt.training.moe import choose, load_balance, moe
 

@@ -18,7 +18,7 @@ class StopAfter:
     def __init__(self, n_questions):
         self.n_left = n_questions
 
-    def __call__(self):  # noqa: D102 - see the class.
+    def __call__(self):
         self.n_left -= 1
         return self.n_left < 0
 
@@ -58,6 +58,14 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(train):
     first, again, other = (losses(train(dropout=0.1, seed=seed)) for seed in (0, 0, 1))
     assert first == again
     assert all(a[2] != b[2] for a, b in zip(first, other, strict=True))
+
+
+def test_dropout_draws_anew_at_each_micro_step(config_of, cache, tmp_path):
+    """One mask for the whole run would train a smaller network instead of many."""
+    training = Training(config_of(dropout=0.5), Run(folder=tmp_path, cache=cache))
+    first, again, second = (training._noise(position)(torch.ones(64)) for position in (0, 0, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
 
 
 def test_training_leaves_the_global_generator_alone(train):
@@ -229,7 +237,7 @@ class OutOfMemoryAbove:
     def __init__(self, n_sequences):
         self.n_sequences = n_sequences
 
-    def __call__(self, _model, arguments):  # noqa: D102 - see the class.
+    def __call__(self, _model, arguments):
         if arguments[0].shape[0] > self.n_sequences:
             raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -1,4 +1,4 @@
-"""Owns the worker processes of this machine: starting, restarting and stopping them. Leaves what they do to worker.py."""
+"""Owns the worker processes of this machine: starts, restarts and stops them. Leaves what they do to worker.py."""
 
 import os
 import shutil
@@ -19,9 +19,10 @@ _MAX_RESTARTS = 5
 
 def count_gpus() -> int:
     """Count the GPUs that the driver shows, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 

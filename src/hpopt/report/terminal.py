@@ -1,4 +1,4 @@
-"""Owns what a study looks like on a terminal and as text for programs. Leaves where it is printed to cli.py and watch.py."""
+"""Owns what a study looks like on a terminal, and as text for programs. Leaves printing to cli.py and watch.py."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -34,12 +34,11 @@ def show_number(value: Scalar | None) -> str:
 
 def show_seconds(seconds: float) -> str:
     """Give a duration as people read it: 42 s, 3 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def show_parameter(parameter: Range) -> str:
@@ -210,7 +209,7 @@ def _cost_lines(file: StudyFile) -> list[str]:
     if file.budget.trials is not None:
         n = file.budget.trials
         lines.append(
-            f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; pruning saves a part of it"
+            f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; pruning saves a part"
         )
     return lines
 

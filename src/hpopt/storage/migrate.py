@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from alembic import command
 from hpopt import tables
 from hpopt.errors import DatabaseError
 from hpopt.storage.database import Database

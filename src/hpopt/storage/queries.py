@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
-from hpopt.storage import attempts
+from hpopt.storage import books
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
@@ -36,13 +36,13 @@ def progress(database: Database, study: Study) -> Progress:
         outcomes = connection.execute(_OUTCOMES, about).all()
         workers = connection.execute(_WORKERS, about).mappings().all()
         default_value = connection.scalar(_DEFAULT_VALUE, about)
-    books = attempts.read_books(database, study)
+    spent = books.read_books(database, study)
     return Progress(
         name=study.name,
         metric=study.file.metric,
-        planned_trials=attempts.planned_trials(study),
-        over=attempts.finished(study, books),
-        books=books,
+        planned_trials=books.planned_trials(study),
+        over=books.finished(study, spent),
+        books=spent,
         n_by_outcome={outcome: n for outcome, n, _ in outcomes},
         tokens=sum(int(tokens) for _, _, tokens in outcomes),
         workers=tuple(WorkerRow(**row) for row in workers),

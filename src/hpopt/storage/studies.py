@@ -3,8 +3,8 @@
 import getpass
 import hashlib
 import platform
+import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -56,7 +56,7 @@ def create_study(
     difference = space_difference(file, known.file)
     if difference is not None:
         raise InputError(
-            f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore the value"
+            f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore it"
         )
     with database.begin() as connection:
         row = {"file": text, "file_sha256": _sha256(text)}
@@ -76,7 +76,8 @@ def find_study(database: Database, name: str) -> Study | None:
     """Find a study by name, or None."""
     query = sa.text(
         """
-        select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint, p.study_name as parent
+        select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint,
+               p.study_name as parent
         from hpopt.study h
         join public.studies s on s.study_id = h.study_id
         left join public.studies p on p.study_id = h.parent_id
@@ -122,7 +123,7 @@ def require_data(database: Database, study: Study, fingerprint: str | None) -> N
         known = connection.scalar(sa.text(query), {"fingerprint": fingerprint, "study_id": study.study_id})
     if known != fingerprint:
         raise InputError(
-            f"study '{study.name}' trains on data {known}, this worker has {fingerprint}: their losses cannot be compared"
+            f"study '{study.name}' trains on data {known}, this worker has {fingerprint}; their losses do not compare"
         )
 
 
@@ -150,11 +151,11 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
     return load_study(database, file.name)
 
 
-def _known_configurations(file: StudyFile) -> list[tuple[Mapping[str, Scalar], dict[str, bool]]]:
+def _known_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict[str, bool]]]:
     """Give what is tried first, with its marks: the defaults where they lie in the space, the file's own, the grid."""
     defaults = file.default_params()
     points = strategy.grid_points(file.search_space) if file.sampler.name == "grid" else []
-    known: list[tuple[Mapping[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
+    known: list[tuple[dict[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
     if defaults is not None and file.sampler.name != "grid":
         known.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))
     return known
@@ -165,11 +166,14 @@ def _sha256(text: str) -> str:
 
 
 def _git_commit() -> str | None:
+    git = shutil.which("git")
+    if git is None:
+        return None
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
+            [git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
         return None
     return done.stdout.strip() or None
 

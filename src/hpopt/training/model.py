@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name in torch's own documentation.
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from hpopt.training.config import PretrainConfig

@@ -6,7 +6,7 @@ Legend: T tokens, D width, E experts, K chosen, F hidden, N = T * K rows sorted 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name in torch's own documentation.
+import torch.nn.functional as F
 from torch import Tensor
 
 
