@@ -52,7 +52,7 @@ def test_help_and_check_start_without_the_heavy_libraries(arguments, study_file)
     code = f"""
 import sys
 sys.argv = ["hpopt", *{arguments!r}]
-from hpopt.cli import main
+from hpopt.cli.main import main
 try: main()
 except SystemExit as end: assert end.code == 0, end.code
 heavy = {{"torch", "optuna", "sqlalchemy", "transformers", "plotly", "matplotlib"}} & set(sys.modules)

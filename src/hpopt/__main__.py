@@ -1,5 +1,5 @@
 """Runs the command line as `python -m hpopt`."""
 
-from hpopt.cli import main
+from hpopt.cli.main import main
 
 main()

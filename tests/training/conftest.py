@@ -25,7 +25,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(n_threads)
 
 
-def write_documents(folder: Path, numbers: range) -> Path:
+def _write_documents(folder: Path, numbers: range) -> Path:
     """Write documents of a made-up language to learn, in which each word has three successors."""
     words = ["".join(letters) for letters in itertools.product("bdfgklmnprst", "aeiou", "bdgklmnrst")]
     successors = np.random.default_rng(0).integers(len(words), size=(len(words), 3))
@@ -42,7 +42,13 @@ def write_documents(folder: Path, numbers: range) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_documents(tmp_path_factory.mktemp("documents"), range(N_DOCUMENTS))
+    return _write_documents(tmp_path_factory.mktemp("documents"), range(N_DOCUMENTS))
+
+
+@pytest.fixture
+def write_documents() -> Callable[[Path, range], Path]:
+    """Write documents by number into a folder; gives the folder."""
+    return _write_documents
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,13 @@
 import json
 import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_documents
 from tokenizers import Tokenizer
 
 from hpopt.errors import ConfigError, Interrupted
@@ -58,7 +58,7 @@ def test_overlap_finds_a_leak_across_chunks(monkeypatch):
     assert overlap(train, train[80:120]) == 1
 
 
-def test_fingerprint_follows_the_texts_and_the_vocabulary(config_of, tmp_path):
+def test_fingerprint_follows_the_texts_and_the_vocabulary(config_of, tmp_path, write_documents):
     """A worker with other data must be refused, one with the same data in another place must not."""
     first = write_documents(tmp_path / "a", range(120))
     same, other = write_documents(tmp_path / "b", range(120)), write_documents(tmp_path / "c", range(121))
@@ -78,46 +78,42 @@ def test_prepared_data_is_not_prepared_again(config_of, cache):
     assert time.monotonic() - started < 0.2
 
 
-def _prepare_and_tell(config, cache, queue):
-    queue.put(data_fingerprint(config, cache))
-
-
 def test_processes_that_prepare_at_once_all_succeed(config_of, tmp_path):
     """All workers of a node start together on an empty cache."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [
-        context.Process(target=_prepare_and_tell, args=(config_of(), tmp_path, queue), daemon=True) for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    fingerprints = {queue.get(timeout=60) for _ in workers}
-    for worker in workers:
-        worker.join()
-    assert fingerprints == {json.loads((folder_of(tmp_path) / "meta.json").read_text())["fingerprint"]}
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        fingerprints = list(pool.map(data_fingerprint, [config_of()] * 3, [tmp_path] * 3, timeout=60))
+    assert set(fingerprints) == {json.loads((folder_of(tmp_path) / "meta.json").read_text())["fingerprint"]}
 
 
-def _hold_lock_forever(config, cache, queue):
-    data._prepare_into = lambda folder, _config: (
-        folder.with_name(f"{folder.name}.tmp").mkdir(),
-        queue.put(1),
-        time.sleep(600),
-    )
-    prepare(config, cache)
+# A process that takes the lock, leaves a half-written folder and goes on for ever.
+STUCK = """
+import sys, time
+from pathlib import Path
+from hpopt.training import data
+from hpopt.training.config import PretrainConfig
+
+def stick(folder, config):
+    folder.with_name(f"{folder.name}.tmp").mkdir()
+    print("stuck", flush=True)
+    time.sleep(600)
+
+data._prepare_into = stick
+data.prepare(PretrainConfig(dataset=sys.argv[1], vocab_size=300), Path(sys.argv[2]))
+"""
 
 
 def test_a_killed_preparation_leaves_nothing_in_the_way(config_of, tmp_path):
     """A kill -9 in the middle: the lock goes with the process, and the half-written folder is replaced."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    worker = context.Process(target=_hold_lock_forever, args=(config_of(), tmp_path, queue), daemon=True)
-    worker.start()
-    queue.get(timeout=60)
-    with pytest.raises(Interrupted):
-        prepare(config_of(), tmp_path, should_stop=lambda: True)
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
-    assert prepare(config_of(), tmp_path).meta["n_documents"]["train"] > 0
+    config = config_of()
+    command = [sys.executable, "-c", STUCK, config.dataset, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+        try:
+            assert worker.stdout.readline() == b"stuck\n"
+            with pytest.raises(Interrupted):
+                prepare(config, tmp_path, should_stop=lambda: True)
+        finally:
+            worker.kill()
+    assert prepare(config, tmp_path).meta["n_documents"]["train"] > 0
     assert not list(tmp_path.glob("*.tmp"))
 
 

@@ -1,9 +1,7 @@
 """Owns what a study looks like on a terminal, and as text for programs. Leaves printing to cli.py and watch.py."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -12,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
+from hpopt.analysis.progress import EndedTrial, Progress, WorkerRow
 from hpopt.hyperparameters import HYPERPARAMETERS, Hyperparameter, Scalar
 from hpopt.plan import count_steps, estimate_trial, place_rungs
 from hpopt.search_space import Categorical, Range
@@ -145,16 +143,6 @@ def plan_view(file: StudyFile) -> RenderableType:
     return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]))
 
 
-def progress_as_json(progress: Progress) -> str:
-    """Give where a study stands as JSON."""
-    return json.dumps(asdict(progress), indent=2, default=_json_default)
-
-
-def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:
-    """Give the rows of a query as a JSON list of objects."""
-    return json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2, default=_json_default)
-
-
 def rows_table(names: list[str], rows: list[list[Any]]) -> RenderableType:
     """Draw the rows of a query: a table, or a single row as a list of its columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -195,11 +183,6 @@ def entry_page(entry: Hyperparameter) -> RenderableType:
     return Group(Text(entry.name, style="bold"), table)
 
 
-def best_as_json(best: Best) -> str:
-    """Give the row of hpopt.best_params as JSON."""
-    return json.dumps(asdict(best), indent=2, default=_json_default)
-
-
 def _cost_lines(file: StudyFile) -> list[str]:
     cost = estimate_trial(file)
     if cost is None:
@@ -212,35 +195,6 @@ def _cost_lines(file: StudyFile) -> list[str]:
             f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; pruning saves a part"
         )
     return lines
-
-
-def _json_default(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _toml(params: Mapping[str, Scalar]) -> str:
-    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in params.items())
-
-
-def _yaml(params: Mapping[str, Scalar]) -> str:
-    # YAML 1.1 reads 1e-05 as a string: a mantissa with a point makes it a number.
-    def show(value: Scalar) -> str:
-        text = json.dumps(value)
-        return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
-
-    return "\n".join(f"{name}: {show(value)}" for name, value in params.items())
-
-
-def _env(params: Mapping[str, Scalar]) -> str:
-    return "\n".join(f"{name.upper()}={value}" for name, value in params.items())
-
-
-def _args(params: Mapping[str, Scalar]) -> str:
-    return " ".join(f"--{name} {value}" for name, value in params.items())
-
-
-# The forms in which a program takes the best parameters.
-PARAMS_AS: dict[str, Callable[[Mapping[str, Scalar]], str]] = {"toml": _toml, "yaml": _yaml, "env": _env, "args": _args}
 
 
 def _budget_line(progress: Progress, seconds_left: float | None) -> RenderableType:

@@ -50,9 +50,8 @@ def register_worker(database: Database, study: Study, *, host: str, pid: int, de
     """Write down that a worker is here; gives its id."""
     row = {"study_id": study.study_id, "host": host, "pid": pid, "device": device, "hpopt_version": __version__}
     with database.begin() as connection:
-        return connection.execute(
-            sa.insert(tables.worker).values(row).returning(tables.worker.c.worker_id)
-        ).scalar_one()
+        added = connection.execute(sa.insert(tables.worker).values(row).returning(tables.worker.c.worker_id))
+        return int(added.scalar_one())
 
 
 def end_worker(database: Database, worker_id: int, reason: str) -> None:

@@ -1,0 +1,71 @@
+"""Owns the verbs about the database: embedded server, migrations, SQL. Leaves those about studies to verbs.py."""
+
+from typing import Annotated
+
+import typer
+
+from hpopt.cli.options import HOME, HomeOption, JsonOption, StorageOption, out
+from hpopt.errors import DatabaseError
+
+app = typer.Typer(help="The database: the embedded server, the migrations, and SQL.", no_args_is_help=True)
+
+
+@app.command("start")
+def db_start(
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; a free one if not given.")] = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Start the embedded server and leave it running."""
+    from hpopt import embedded
+    from hpopt.storage.database import Database
+
+    out.print(Database(embedded.start(home, port)).address, soft_wrap=True)
+
+
+@app.command("stop")
+def db_stop(home: HomeOption = HOME) -> None:
+    """Stop the embedded server."""
+    from hpopt import embedded
+
+    out.print("stopped" if embedded.stop(home) else "was not running")
+
+
+@app.command("upgrade")
+def db_upgrade(storage: StorageOption = None, home: HomeOption = HOME) -> None:
+    """Bring the tables to the version of this hpopt."""
+    from hpopt.storage.opening import open_database
+
+    with open_database(storage, home, make=True) as database:
+        out.print(f"{database.address} is up to date", soft_wrap=True)
+
+
+@app.command("url")
+def db_url(storage: StorageOption = None, home: HomeOption = HOME) -> None:
+    """Print the whole URL, password included, for psql and other programs."""
+    from hpopt import embedded
+
+    url = storage or embedded.running_url(home)
+    if url is None:
+        raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
+    print(url.replace("postgresql+psycopg2://", "postgresql://"))  # noqa: T201 - rich would wrap it.
+
+
+@app.command("sql")
+def db_sql(
+    query: Annotated[str, typer.Argument(help="A query, e.g. 'select * from hpopt.best_params'.", show_default=False)],
+    as_json: JsonOption = False,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Run a query that changes nothing and print its rows."""
+    from hpopt.report.terminal import rows_table
+    from hpopt.report.text import rows_as_json
+    from hpopt.storage import queries
+    from hpopt.storage.opening import open_database
+
+    with open_database(storage, home) as database:
+        names, rows = queries.read_rows(database, query)
+    if as_json:
+        print(rows_as_json(names, rows))  # noqa: T201 - rich would wrap it.
+    else:
+        out.print(rows_table(names, rows))

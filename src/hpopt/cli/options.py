@@ -1,0 +1,33 @@
+"""Owns the two outputs and the options that several verbs share. Leaves the verbs to verbs.py and database.py."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+# A file or a pipe has no width that a table should be cut to.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+err = Console(stderr=True, highlight=False)
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", envvar="HPOPT_STORAGE", show_envvar=True, help="URL of a Postgres; the embedded one if not given."
+    ),
+]
+HomeOption = Annotated[
+    Path,
+    typer.Option("--home", envvar="HPOPT_HOME", help="Folder of the embedded Postgres, prepared data and checkpoints."),
+]
+FileArgument = Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)]
+StudyArgument = Annotated[str, typer.Argument(help="Name of a study.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+HeartbeatOption = Annotated[float, typer.Option("--heartbeat-every", min=0.1, help="Seconds between heartbeats.")]
+StaleOption = Annotated[
+    float, typer.Option("--stale-after", min=0.5, help="Seconds of silence after which a worker counts as dead.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: the GPU where there is one.")]
+
+HOME = Path(".hpopt")
