@@ -143,6 +143,17 @@ def test_a_worker_that_died_between_optunas_tell_and_ours_keeps_its_result(fleet
     assert queries.best(fleet.database, fleet.study).value == 1.25
 
 
+def test_a_trial_is_listed_as_ended_once(fleet):
+    """Between Optuna's tell and ours its end is known with one time, afterwards with another."""
+    attempt, trial = fleet.start()
+    fleet.optuna.tell(trial, 1.25)
+    assert queries.ended_trials(fleet.database, fleet.study) == []
+    fleet.let_it_go_silent(attempt)
+    fleet.reap()
+    (ended,) = queries.ended_trials(fleet.database, fleet.study)
+    assert queries.ended_trials(fleet.database, fleet.study, ended.finished_at) == []
+
+
 def test_a_reservation_that_never_got_a_trial_frees_its_place(fleet):
     for _ in range(4):
         attempt = fleet.reserve()

@@ -144,14 +144,18 @@ def plan_view(file: StudyFile) -> RenderableType:
 
 
 def rows_table(names: list[str], rows: list[list[Any]]) -> RenderableType:
-    """Draw the rows of a query: a table, or a single row as a list of its columns."""
+    """Draw the rows of a query: a table, or of a single row a list of its columns."""
+    cells = [[Text(_show_cell(cell)) for cell in row] for row in rows]
+    if len(rows) == 1:
+        record = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for name, cell in zip(names, cells[0], strict=True):
+            record.add_row(Text(name, style="dim"), cell)
+        return record
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name)
-    for row in rows:
-        table.add_row(
-            *("" if cell is None else json.dumps(cell) if isinstance(cell, dict) else str(cell) for cell in row)
-        )
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
@@ -195,6 +199,12 @@ def _cost_lines(file: StudyFile) -> list[str]:
             f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; pruning saves a part"
         )
     return lines
+
+
+def _show_cell(cell: object) -> str:
+    if cell is None:
+        return ""
+    return json.dumps(cell) if isinstance(cell, dict | list) else str(cell)
 
 
 def _budget_line(progress: Progress, seconds_left: float | None) -> RenderableType:

@@ -112,6 +112,7 @@ _ENDED = sa.text(
     select trial, coalesce(outcome, lower(state)) as outcome, value, reason, device_seconds, finished_at
     from hpopt.trials
     where study_id = :study_id and state in ('COMPLETE', 'PRUNED', 'FAIL') and finished_at is not null
+      and (outcome is not null or n_attempts = 0)
       and (cast(:after as timestamptz) is null or finished_at > :after)
     order by finished_at, trial
     """
