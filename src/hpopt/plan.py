@@ -10,14 +10,15 @@ from hpopt.study import StudyFile, config_class
 from hpopt.training.config import PretrainConfig, count_parameters
 
 
+def defaults(file: StudyFile) -> dict[str, Any]:
+    """Give the objective's own defaults; a parameter without one is left out."""
+    own = {f.name: f.default for f in fields(config_class(file.objective))}
+    return {name: default for name, default in own.items() if default is not MISSING}
+
+
 def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective's.
     """Give what the study holds constant for a parameter, or None if it is searched, unknown or without a default."""
-    if name in file.search_space:
-        return None
-    if name in file.fixed:
-        return file.fixed[name]
-    default = {f.name: f.default for f in fields(config_class(file.objective))}.get(name)
-    return None if default is MISSING else default
+    return None if name in file.search_space else {**defaults(file), **file.fixed}.get(name)
 
 
 def count_steps(file: StudyFile) -> int | None:

@@ -61,7 +61,7 @@ def run(
             with LocalWorkers(command, n_workers, environment, home / "logs" / study.name) as fleet:
                 watch(database, study, err, stop, fleet.tend)
             progress = queries.progress(database, study)
-        out.print(answer(progress, study.file.search_space))
+        out.print(answer(progress, study.file))
     if progress.over is None:
         raise Interrupted(f"stopped with {progress.books.n_ended} trials done; the same command goes on from here")
 
@@ -163,7 +163,7 @@ def best(
         found = _load(database, study)
         answered = queries.best(database, found)
         if form == "table":
-            out.print(answer(queries.progress(database, found), found.file.search_space))
+            out.print(answer(queries.progress(database, found), found.file))
         else:
             print(best_as_json(answered) if form == "json" else PARAMS_AS[form](answered.params))  # noqa: T201 - rich would wrap it.
 

@@ -1,7 +1,6 @@
 """Owns what a study looks like on a terminal, and as text for programs. Leaves printing to cli.py and watch.py."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -11,12 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.analysis.progress import EndedTrial, Progress, WorkerRow
-from hpopt.hyperparameters import HYPERPARAMETERS, Hyperparameter, Scalar
-from hpopt.plan import count_steps, estimate_trial, place_rungs
+from hpopt.hyperparameters import Hyperparameter, Scalar
+from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs
 from hpopt.search_space import Categorical, Range
 from hpopt.study import StudyFile
-
-Space = Mapping[str, Range]
 
 # The order in which the ways to end are told.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
@@ -62,7 +59,7 @@ def show_ended(trial: EndedTrial, metric: str) -> str:
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {show_seconds(trial.device_seconds)}{reason}"
 
 
-def answer(progress: Progress, space: Space) -> RenderableType:
+def answer(progress: Progress, file: StudyFile) -> RenderableType:
     """Draw the best parameters beside their defaults and the ranges searched, and what finding them cost."""
     best = progress.best
     if best is None:
@@ -72,10 +69,10 @@ def answer(progress: Progress, space: Space) -> RenderableType:
     for title in ("best", "default"):
         table.add_column(title, justify="right")
     table.add_column("searched")
-    for name, value in sorted(best.params.items()):
-        entry = HYPERPARAMETERS.get(name)
-        default = show_number(entry.default) if entry else "-"
-        table.add_row(name, Text(show_number(value), style="bold"), default, show_parameter(space[name]))
+    usual = defaults(file)
+    for name, value in best.params.items():
+        searched = show_parameter(file.search_space[name])
+        table.add_row(name, Text(show_number(value), style="bold"), show_number(usual.get(name)), searched)
     head = Text.assemble(
         f"{progress.name}: best {progress.metric} ", (f"{best.value:.4f}", "bold"), f" in trial {best.trial}"
     )
@@ -128,9 +125,9 @@ def plan_view(file: StudyFile) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("parameter", "searched", "default"):
         table.add_column(title, justify="right" if title == "default" else "left")
+    usual = defaults(file)
     for name, parameter in file.search_space.items():
-        entry = HYPERPARAMETERS.get(name)
-        table.add_row(name, show_parameter(parameter), show_number(entry.default) if entry else "-")
+        table.add_row(name, show_parameter(parameter), show_number(usual.get(name)))
     budget = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in file.budget if value is not None)
     rungs = place_rungs(file)
     lines = [
@@ -226,7 +223,7 @@ def _budget_line(progress: Progress, seconds_left: float | None) -> RenderableTy
 def _best_line(progress: Progress) -> Text:
     if progress.best is None:
         return Text("no trial has completed yet", style="dim")
-    params = "  ".join(f"{name}={show_number(value)}" for name, value in sorted(progress.best.params.items()))
+    params = "  ".join(f"{name}={show_number(value)}" for name, value in progress.best.params.items())
     return Text.assemble(
         f"best {progress.metric} ",
         (f"{progress.best.value:.4f}", "bold green"),

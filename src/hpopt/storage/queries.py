@@ -1,5 +1,6 @@
 """Owns the questions asked of a study: its best parameters, its progress, its trials. Changes nothing."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -8,6 +9,7 @@ import sqlalchemy as sa
 from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
+from hpopt.hyperparameters import Scalar
 from hpopt.storage import books
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
@@ -26,7 +28,7 @@ def find_best(database: Database, study: Study) -> Best | None:
     query = sa.text("select * from hpopt.best_params where study_name = :name")
     with database.begin() as connection:
         row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
-    return None if row is None else Best(**{**row, "params": dict(sorted(row["params"].items()))})
+    return None if row is None else Best(**{**row, "params": _in_order(study, row["params"])})
 
 
 def progress(database: Database, study: Study) -> Progress:
@@ -74,7 +76,10 @@ def read_table(database: Database, study: Study) -> StudyTable:
         objective=study.file.objective,
         file_text=study.text,
         search_space=study.file.search_space,
-        trials=tuple(TrialRow(**row, curve=tuple(curves.get(row["trial"], ()))) for row in trials),
+        trials=tuple(
+            TrialRow(**{**row, "params": _in_order(study, row["params"])}, curve=tuple(curves.get(row["trial"], ())))
+            for row in trials
+        ),
     )
 
 
@@ -87,6 +92,12 @@ def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]
             return list(result.keys()), [list(row) for row in result]
         except (sa.exc.ProgrammingError, sa.exc.InternalError, sa.exc.DataError, sa.exc.ResourceClosedError) as error:
             raise InputError(str(getattr(error, "orig", error)).split("\n")[0]) from error
+
+
+def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Give the params in the order of the study file, which Postgres does not keep."""
+    order = {name: place for place, name in enumerate(study.file.search_space)}
+    return dict(sorted(params.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 _OUTCOMES = sa.text(

@@ -5,6 +5,7 @@ import hashlib
 import platform
 import shutil
 import subprocess
+import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import ExperimentalWarning
 from sqlalchemy.dialects.postgresql import insert
 
 from hpopt import __version__, plan, strategy, tables
@@ -134,6 +136,10 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
     )
     if study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
         raise InputError(f"a study '{file.name}' that hpopt did not make is in {database.address}; choose another name")
+    with warnings.catch_warnings():
+        # Its interface may change, says Optuna; without it the dashboard calls the metric "Objective 0".
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([file.metric])
     for params, marks in _known_configurations(file):
         study.enqueue_trial(params, user_attrs=marks, skip_if_exists=True)
     row = {
