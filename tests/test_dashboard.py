@@ -16,7 +16,12 @@ import pytest
 from hpopt import dashboard
 from hpopt.errors import DatabaseError, InputError
 
-SERVE = "import sys; from hpopt.dashboard import serve; serve(sys.argv[1], '127.0.0.1', int(sys.argv[2]))"
+SERVE = """
+import sys
+from hpopt.dashboard import serve
+from hpopt.storage.database import Database
+serve(Database(sys.argv[1]), "127.0.0.1", int(sys.argv[2]))
+"""
 
 
 @pytest.fixture
@@ -126,7 +131,7 @@ def test_a_password_may_hold_braces_and_percent_signs(database_url: str, passwor
             cursor.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD %s", (password.replace("%25", "%"),))
         connection.commit()
         try:
-            app = dashboard.make_app(f"postgresql+psycopg2://{role}:{password}@{server_part}")
+            app = dashboard.make_app(Database(f"postgresql+psycopg2://{role}:{password}@{server_part}"))
             statuses: list[str] = []
             app({"PATH_INFO": "/healthz"}, lambda status, _headers, _info=None: statuses.append(status))  # type: ignore[arg-type, func-returns-value]
             assert statuses == ["200 OK"]
@@ -140,7 +145,7 @@ def test_a_password_may_hold_braces_and_percent_signs(database_url: str, passwor
 def test_other_machines_are_kept_out(host: str):
     """Whoever reaches the page can delete studies."""
     with pytest.raises(InputError, match="no password yet"):
-        dashboard.serve("postgresql://nobody@nowhere/x", host, 8080)
+        dashboard.serve(Database("postgresql://nobody@nowhere/x"), host, 8080)
 
 
 def test_an_occupied_port_is_told_in_one_line(database_url: str, free_port: int):
@@ -148,11 +153,11 @@ def test_an_occupied_port_is_told_in_one_line(database_url: str, free_port: int)
         squatter.bind(("127.0.0.1", free_port))
         squatter.listen()
         with pytest.raises(InputError, match=f"port {free_port} of 127.0.0.1 cannot be had: Address already in use"):
-            dashboard.serve(database_url, "127.0.0.1", free_port)
+            dashboard.serve(Database(database_url), "127.0.0.1", free_port)
 
 
 def test_a_database_that_is_not_there_is_told_without_its_password(free_port: int):
     with pytest.raises(DatabaseError) as refusal:
-        dashboard.serve(f"postgresql://hpopt:secret@127.0.0.1:{free_port}/hpopt", "127.0.0.1", 0)
+        dashboard.serve(Database(f"postgresql://hpopt:secret@127.0.0.1:{free_port}/hpopt"), "127.0.0.1", 0)
     assert "secret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 N_THREADS = 4
 
 
-def serve(url: str, host: str, port: int) -> None:
+def serve(database: Database, host: str, port: int) -> None:
     """Serve the dashboard until SIGTERM or Ctrl-C. Raises InputError if the address cannot be had."""
     if not _is_loopback(host):
         raise InputError(
             f"host {host}: the dashboard has no password yet and can only listen on this machine; use 127.0.0.1"
         )
-    app = make_app(url)
+    app = make_app(database)
     # A waiting request is no news.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
@@ -45,12 +45,11 @@ def serve(url: str, host: str, port: int) -> None:
             server.close()
 
 
-def make_app(url: str) -> "WSGIApplication":
+def make_app(database: Database) -> "WSGIApplication":
     """Make the WSGI application: optuna-dashboard, and /healthz, which asks the database.
 
     Raises DatabaseError if the database cannot be reached.
     """
-    database = Database(url)
     # The cached storage: given the URL, optuna-dashboard would read every trial again on each poll.
     dashboard = wsgi(database.optuna)
 

@@ -197,7 +197,7 @@ def dashboard(
 
     with open_database(storage, home) as database:
         err.print(f"dashboard on http://{host}:{port}/dashboard (Ctrl-C ends it)")
-        serve(database.url, host, port)
+        serve(database, host, port)
 
 
 def params(
