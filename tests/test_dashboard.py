@@ -15,6 +15,7 @@ import pytest
 
 from hpopt import dashboard
 from hpopt.errors import DatabaseError, InputError
+from hpopt.storage.database import Database
 
 SERVE = """
 import sys

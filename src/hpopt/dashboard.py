@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 N_THREADS = 4
 
 
-def serve(database: Database, host: str, port: int) -> None:
-    """Serve the dashboard until SIGTERM or Ctrl-C. Raises InputError if the address cannot be had."""
+def serve(database: Database, host: str, port: int, say: Callable[[str], None] = print) -> None:
+    """Serve the dashboard until SIGTERM or Ctrl-C, saying where. Raises InputError if the address cannot be had."""
     if not _is_loopback(host):
         raise InputError(
             f"host {host}: the dashboard has no password yet and can only listen on this machine; use 127.0.0.1"
@@ -38,6 +38,7 @@ def serve(database: Database, host: str, port: int) -> None:
         server = waitress.create_server(app, host=host, port=port, threads=N_THREADS, ident="hpopt")
     except (OSError, OverflowError) as error:
         raise InputError(f"port {port} of {host} cannot be had: {getattr(error, 'strerror', None) or error}") from error
+    say(f"dashboard on http://{host}:{server.effective_port}/dashboard (Ctrl-C ends it)")
     with _sigterm_as_exit():
         try:
             server.run()

@@ -196,8 +196,7 @@ def dashboard(
     from hpopt.storage.opening import open_database
 
     with open_database(storage, home) as database:
-        err.print(f"dashboard on http://{host}:{port}/dashboard (Ctrl-C ends it)")
-        serve(database, host, port)
+        serve(database, host, port, err.print)
 
 
 def params(
