@@ -34,7 +34,7 @@ lint: install
 
 # The JSON Schema that editors complete study files with.
 schema: install
-	$(BIN)/python -m hpopt.study > studies/study.schema.json
+	$(BIN)/python -m hpopt.study.schema > studies/study.schema.json
 
 dashboard: install
 	$(BIN)/hpopt dashboard

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from hpopt.errors import ConfigError, StudyFileError
-from hpopt.study import config_class, parse_study_file, read_study_file, space_difference, study_file_schema
+from hpopt.study.difference import space_difference
+from hpopt.study.file import parse_study_file, read_study_file
+from hpopt.study.objectives import config_class
+from hpopt.study.schema import study_file_schema
 from hpopt.training.config import PretrainConfig
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -231,7 +234,8 @@ def test_a_wrong_budget_is_refused(line, message):
         ),
         (
             'max_steps = { low = 100, high = 200, type = "int" }',
-            'search_space.max_steps: asha compares trials at points of one schedule; fix max_steps, or set pruner.name = "none"',
+            "search_space.max_steps: asha compares trials at points of one schedule; "
+            'fix max_steps, or set pruner.name = "none"',
         ),
         ('top_k = { low = 1, high = 9, type = "int" }', "search_space.top_k: 9 is above n_experts 8"),
     ],
@@ -446,7 +450,8 @@ def test_an_objective_of_ones_own_is_checked_by_its_config(own_objective):
         (
             "own_objective:train",
             "own_objective:train_unresolved",
-            "objective: own_objective:train_unresolved: an annotation cannot be resolved: name 'Nowhere' is not defined",
+            "objective: own_objective:train_unresolved: "
+            "an annotation cannot be resolved: name 'Nowhere' is not defined",
         ),
     ],
 )
@@ -510,6 +515,6 @@ def test_the_schema_knows_every_hyperparameter_with_its_bounds():
 
 def test_a_study_file_is_checked_without_torch_optuna_or_a_database():
     """`hpopt check` answers while a colleague waits; importing torch alone takes seconds."""
-    code = "import sys, hpopt.study; print({'torch', 'optuna', 'sqlalchemy', 'numpy'} & set(sys.modules))"
+    code = "import sys, hpopt.study.file; print({'torch', 'optuna', 'sqlalchemy', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

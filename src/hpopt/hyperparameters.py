@@ -88,8 +88,8 @@ def check_type(name: str, value: object, expected: type[Scalar]) -> Scalar:
 def not_one_of(value: object, known: Iterable[object]) -> str:
     """Say that a value is none of the known ones, in their order, and which is the nearest."""
     names = [str(name) for name in known]
-    near = did_you_mean(str(value), names)
-    # They are listed already, so only a near miss adds anything.
+    # They are listed already, so only a misspelled word adds anything.
+    near = did_you_mean(value, names) if isinstance(value, str) else ""
     hint = near if near.startswith("; did you mean") else ""
     return f"{value!r} is not one of {', '.join(names)}{hint}"
 
@@ -97,10 +97,10 @@ def not_one_of(value: object, known: Iterable[object]) -> str:
 def _number_problem(entry: Hyperparameter, value: float) -> str | None:
     if not math.isfinite(value):
         return f"{value} is not a finite number"
+    if entry.low is not None and entry.low_open and value <= entry.low:
+        return f"{value} is not above {entry.low}"
     if entry.low is not None and value < entry.low:
         return f"{value} is below {entry.low}"
-    if entry.low_open and value == entry.low:
-        return f"{value} is not above {entry.low}"
     if entry.high is not None and entry.high_open and value >= entry.high:
         return f"{value} is not below {entry.high}"
     if entry.high is not None and value > entry.high:

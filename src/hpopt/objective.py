@@ -15,7 +15,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
 from hpopt.errors import Diverged, Fenced, HpoptError, Interrupted
-from hpopt.study import StudyFile, import_function
+from hpopt.study.file import StudyFile
+from hpopt.study.objectives import import_function
 from hpopt.training.run import Evaluation, Run
 
 TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]

@@ -6,7 +6,8 @@ Leaves choosing trials to strategy.py and drawing the plan to report/.
 from dataclasses import MISSING, fields
 from typing import Any
 
-from hpopt.study import StudyFile, config_class
+from hpopt.study.file import StudyFile
+from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, count_parameters
 
 

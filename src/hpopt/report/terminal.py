@@ -13,7 +13,7 @@ from hpopt.analysis.progress import EndedTrial, Progress, WorkerRow
 from hpopt.hyperparameters import Hyperparameter, Scalar
 from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs
 from hpopt.search_space import Categorical, Range
-from hpopt.study import StudyFile
+from hpopt.study.file import StudyFile
 
 # The order in which the ways to end are told.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")

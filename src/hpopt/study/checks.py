@@ -1,0 +1,161 @@
+"""Owns what is refused of a study file as a whole, in the order in which it is easiest to correct.
+
+Leaves what is wrong within one section to pydantic, and its words to messages.py.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, combinations, islice, product
+from typing import TYPE_CHECKING, Any
+
+from hpopt.errors import ConfigError, did_you_mean
+from hpopt.hyperparameters import HYPERPARAMETERS, Scalar, not_one_of
+from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
+
+if TYPE_CHECKING:
+    from hpopt.study.file import StudyFile
+
+# A whole range is tried against the config up to this many values; of a longer one, the two lowest and the highest.
+MAX_PROBES = 16
+# About 0.2 s of building configs.
+MAX_COMBINATIONS = 4096
+
+
+def check_study(study: "StudyFile") -> None:
+    """Refuse what does not go together; raises ConfigError naming the key."""
+    taken = field_types(config_class(study.objective))
+    _, metrics = OBJECTIVES.get(study.objective, (None, ()))
+    if metrics and study.metric not in metrics:
+        raise ConfigError("metric", not_one_of(study.metric, metrics))
+    for section in ("search_space", "fixed"):
+        for name in getattr(study, section):
+            if name not in taken:
+                raise ConfigError(f"{section}.{name}", f"{study.objective} does not take it{did_you_mean(name, taken)}")
+    _check_values(study)
+    _check_enqueued(study)
+    _check_strategy(study)
+    _check_combinations(study)
+
+
+def _check_values(study: "StudyFile") -> None:
+    for name, value in study.fixed.items():
+        _check_one(study.objective, f"fixed.{name}", value)
+        if name in study.search_space:
+            raise ConfigError(
+                f"fixed.{name}", f"{value!r} is fixed and searched at once; drop it here or in search_space"
+            )
+    for name, searched in study.search_space.items():
+        key = f"search_space.{name}"
+        if name == "seed":
+            raise ConfigError(key, "a trial is params and a seed; the seed is not searched")
+        _check_kind(key, searched, field_types(config_class(study.objective))[name])
+        labels = ("choice",) * len(searched.extremes()) if isinstance(searched, Categorical) else ("low", "high")
+        for label, value in zip(labels, searched.extremes(), strict=True):
+            _check_one(study.objective, key, value, label=f"{label} ")
+
+
+def _check_kind(key: str, searched: Range, expected: object) -> None:
+    if isinstance(searched, Float) and expected is int:
+        raise ConfigError(key, 'only whole numbers make sense; add type = "int"')
+    if not isinstance(searched, Categorical) and expected in (str, bool):
+        raise ConfigError(key, "it has no order to search a range of; write { choices = [...] }")
+
+
+def _check_one(objective: str, key: str, value: object, *, label: str = "") -> None:
+    try:
+        in_type(config_class(objective), key.rpartition(".")[2], value)
+    except ConfigError as error:
+        raise ConfigError(key, label + error.problem) from error
+
+
+def _check_enqueued(study: "StudyFile") -> None:
+    for i, params in enumerate(study.enqueue):
+        for name, value in params.items():
+            key = f"enqueue[{i}].{name}"
+            if name not in study.search_space:
+                raise ConfigError(key, f"not searched{did_you_mean(name, study.search_space)}")
+            _check_one(study.objective, key, value)
+            searched = study.search_space[name]
+            if not searched.contains(value):
+                choices = searched.choices if isinstance(searched, Categorical) else None
+                outside = f"{value!r} is outside {searched.describe()}"
+                raise ConfigError(key, not_one_of(value, choices) if choices else outside)
+
+
+def _check_strategy(study: "StudyFile") -> None:
+    if study.pruner.name == "asha" and "max_steps" in study.search_space:
+        remedy = 'fix max_steps, or set pruner.name = "none"'
+        raise ConfigError("search_space.max_steps", f"asha compares trials at points of one schedule; {remedy}")
+    for name, searched in study.search_space.items():
+        _check_used(study, name)
+        if study.sampler.name == "grid" and isinstance(searched, Float) and searched.step is None:
+            remedy = "add a step, or write { choices = [...] }"
+            raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
+
+
+def _check_used(study: "StudyFile", name: str) -> None:
+    """Refuse to search what does nothing: importance would still rank it, by chance."""
+    entry = HYPERPARAMETERS.get(name)
+    if study.objective not in OBJECTIVES or entry is None or entry.unused_if is None:
+        return
+    switch, off = entry.unused_if
+    if study.fixed.get(switch) == off:
+        raise ConfigError(
+            f"search_space.{name}", f"does nothing with {switch} = {off!r}; drop it, or search {switch} too"
+        )
+
+
+def _check_combinations(study: "StudyFile") -> None:
+    for params in _combinations(study.search_space):
+        try:
+            study.config(params)
+        except (ConfigError, TypeError, ValueError) as error:
+            raise _blame(study, params, error) from error
+
+
+def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
+    """Give the values of what is counted or chosen, alone, in pairs, and all at their extremes; the rest at its low.
+
+    Corners alone would pass widths from 96 to 384 that 8 heads do not divide.
+    """
+    lows = {name: searched.extremes()[0] for name, searched in space.items()}
+    counted = {name: searched for name, searched in space.items() if not isinstance(searched, Float)}
+    alone = ({name: probe} for name, searched in counted.items() for probe in _probes(searched))
+    pairs = (
+        {a: probe_a, b: probe_b}
+        for a, b in combinations(counted, 2)
+        for probe_a, probe_b in product(_probes(counted[a]), _probes(counted[b]))
+    )
+    extremes = product(*(searched.extremes() for searched in counted.values()))
+    corners = (dict(zip(counted, corner, strict=True)) for corner in extremes)
+    for chosen in islice(chain(alone, pairs, corners), MAX_COMBINATIONS):
+        yield {**lows, **chosen}
+
+
+def _probes(searched: Int | Categorical) -> Iterable[Scalar]:
+    if isinstance(searched, Categorical):
+        return searched.choices
+    values = searched.values()
+    # If the heads divide the two lowest widths, they divide their difference and so all widths.
+    return values if len(values) <= MAX_PROBES else (values[0], values[1], values[-1])
+
+
+def _blame(study: "StudyFile", params: Mapping[str, Any], error: Exception) -> ConfigError:
+    """Name the key of the file at fault: the config's own, or that without which there is no error."""
+    key = error.key if isinstance(error, ConfigError) else None
+    problem = error.problem if isinstance(error, ConfigError) else str(error)
+    values = {**study.fixed, **params}
+    if key in values:
+        return ConfigError(_place(study, key), problem)
+    for name, value in values.items():
+        try:
+            build_config(study.objective, {other: v for other, v in values.items() if other != name})
+        except (ConfigError, TypeError, ValueError):
+            continue
+        clash = f"{value!r} does not go with the default of {key}: " if key else ""
+        return ConfigError(_place(study, name), clash + problem)
+    return ConfigError(f"fixed.{key}" if key else "fixed", problem)
+
+
+def _place(study: "StudyFile", name: str) -> str:
+    return f"fixed.{name}" if name in study.fixed else f"search_space.{name}"
