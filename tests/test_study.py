@@ -234,8 +234,10 @@ def test_a_wrong_budget_is_refused(line, message):
         ),
         (
             'max_steps = { low = 100, high = 200, type = "int" }',
-            "search_space.max_steps: asha compares trials at points of one schedule; "
-            'fix max_steps, or set pruner.name = "none"',
+            (
+                "search_space.max_steps: asha compares trials at points of one schedule; "
+                'fix max_steps, or set pruner.name = "none"'
+            ),
         ),
         ('top_k = { low = 1, high = 9, type = "int" }', "search_space.top_k: 9 is above n_experts 8"),
     ],
@@ -450,8 +452,10 @@ def test_an_objective_of_ones_own_is_checked_by_its_config(own_objective):
         (
             "own_objective:train",
             "own_objective:train_unresolved",
-            "objective: own_objective:train_unresolved: "
-            "an annotation cannot be resolved: name 'Nowhere' is not defined",
+            (
+                "objective: own_objective:train_unresolved: "
+                "an annotation cannot be resolved: name 'Nowhere' is not defined"
+            ),
         ),
     ],
 )
