@@ -4,7 +4,6 @@ The only file besides training/ that imports the torch wing, and only when a tri
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial
 
-from hpopt.errors import Diverged, Fenced, HpoptError, Interrupted
+from hpopt.errors import DatabaseError, Diverged, Fenced, Interrupted
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.run import Evaluation, Run
@@ -72,20 +71,18 @@ def run_trial(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surr
         return Outcome(kind="diverged", reason=str(error))
     except UpdateFinishedTrialError as error:
         raise Fenced(f"trial {trial.number} was handed on to another worker") from error
-    except HpoptError:
+    except (Fenced, DatabaseError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever a user's objective raises is the end of its trial, not of the worker.
         return Outcome(kind="failed", reason=f"{type(error).__name__}: {error}")
 
 
 def _train(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
-    earlier = deque(around.earlier)
     value = None
     with closing(load_function(file.objective)(config, run)) as evaluations:
         for evaluation in evaluations:
-            while earlier and earlier[0][0] < evaluation.step:
-                step, before = earlier.popleft()
-                trial.report(before, step)
+            if value is None:
+                _report_again(trial, around.earlier, evaluation.step)
             value = _metric(evaluation, file.metric)
             around.record(evaluation)
             if not math.isfinite(value):
@@ -102,6 +99,12 @@ def _train(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surroun
     if value is None:
         return Outcome(kind="failed", reason="the objective yielded no evaluation")
     return Outcome(kind="complete", value=value)
+
+
+def _report_again(trial: Trial, earlier: Sequence[tuple[int, float]], resumed_at: int) -> None:
+    for step, value in earlier:
+        if step < resumed_at:
+            trial.report(value, step)
 
 
 def _metric(evaluation: Evaluation, metric: str) -> float:

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import Trial
 
 from hpopt import objective
-from hpopt.errors import DatabaseError, Fenced, HpoptError, InputError, Interrupted
+from hpopt.errors import ConfigError, DatabaseError, Fenced, HpoptError, InputError, Interrupted
 from hpopt.objective import Outcome, Surroundings
 from hpopt.storage import attempts, books, reaping, studies
 from hpopt.storage.attempts import Attempt
@@ -123,7 +123,11 @@ def _attempt(post: _Post, attempt: Attempt) -> None:
 def _train(post: _Post, attempt: Attempt, trial: Trial, heartbeat: "_Heartbeat") -> Outcome:
     file = post.study.file
     seed = attempt.seed if attempt.seed is not None else trial.user_attrs.get("seed")
-    config = file.config(trial.params, seed)
+    try:
+        config = file.config(trial.params, seed)
+    except (ConfigError, TypeError, ValueError) as error:
+        # Somebody enqueued it past the study file.
+        return Outcome(kind="failed", reason=str(error))
     attempts.begin(post.database, attempt, seed=config.seed, config=asdict(config), data_fingerprint=post.fingerprint)
     run = Run(
         folder=_prepare_folder(_trial_folder(post, trial, attempt), attempt.go),
