@@ -36,6 +36,12 @@ class DatabaseError(InputError):
     """The database cannot be reached or is not ready; the message never holds a password."""
 
 
+class DatabaseLostError(HpoptError):
+    """The database did not come back; what was running can go on from its checkpoint elsewhere."""
+
+    exit_code = 75
+
+
 class NoAnswerError(HpoptError):
     """There is no finished trial to answer with yet."""
 

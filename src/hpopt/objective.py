@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial
-
-from hpopt.errors import DatabaseError, Diverged, Fenced, Interrupted
+from hpopt.errors import Diverged, Interrupted
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.run import Evaluation, Run
@@ -35,16 +32,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What the loop is given besides the trial.
+    """What the loop does to the world around it.
 
-    `record` writes an evaluation down, and `spent` says which limit of the budget is reached, if any. `earlier` holds
-    (step, value) of the goes before this one, which are reported again up to where this one resumes.
+    `record` writes an evaluation down; `report` gives the pruner a value at a step, and `is_hopeless` asks it; `spent`
+    says which limit of the budget is reached, if any. `earlier` holds (step, value) of the goes before this one,
+    which are reported again up to where this one resumes. Each may raise Fenced or DatabaseLostError.
     """
 
     record: Callable[[Evaluation], None]
+    report: Callable[[int, float], None]
+    is_hopeless: Callable[[], bool]
     spent: Callable[[], str | None]
     earlier: Sequence[tuple[int, float]] = ()
-    never_prune: bool = False
 
 
 def load_function(objective: str) -> TrainingFunction:
@@ -61,54 +60,72 @@ def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
     return data_fingerprint(file.config({}), cache)
 
 
-def run_trial(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
-    """Train one trial and say how it ended; raises Fenced when the trial was handed on meanwhile."""
+def run_trial(file: StudyFile, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
+    """Train one trial and say how it ended. What the surroundings raise is passed on."""
     try:
-        return _train(file, trial, config, run, around)
+        evaluations = load_function(file.objective)(config, run)
+    except Exception as error:  # noqa: BLE001 - as in _next.
+        return _failed(error)
+    is_first = True
+    value = None
+    with closing(evaluations):
+        while True:
+            evaluation = _next(evaluations, file.metric)
+            if isinstance(evaluation, Outcome):
+                return evaluation
+            if evaluation is None:
+                return _complete(value)
+            if is_first:
+                _report_again(around, evaluation.step)
+                is_first = False
+            value = float(evaluation.metrics[file.metric])
+            outcome = _judge(evaluation, value, file.metric, around)
+            if outcome is not None:
+                return outcome
+
+
+def _next(evaluations: Generator[Evaluation], metric: str) -> Evaluation | Outcome | None:
+    """Train up to the next evaluation: None at the end, an Outcome where the training function gave up."""
+    try:
+        evaluation = next(evaluations, None)
     except Interrupted as stop:
         return Outcome(kind="preempted", reason=str(stop))
     except Diverged as error:
         return Outcome(kind="diverged", reason=str(error))
-    except UpdateFinishedTrialError as error:
-        raise Fenced(f"trial {trial.number} was handed on to another worker") from error
-    except (Fenced, DatabaseError):
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a user's objective raises is the end of its trial, not of the worker.
-        return Outcome(kind="failed", reason=f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - whatever an objective raises is the end of its trial, not of the worker.
+        return _failed(error)
+    if evaluation is not None and metric not in evaluation.metrics:
+        known = ", ".join(sorted(evaluation.metrics))
+        return Outcome(kind="failed", reason=f"the objective reports no '{metric}'; it reports {known}")
+    return evaluation
 
 
-def _train(file: StudyFile, trial: Trial, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
-    value = None
-    with closing(load_function(file.objective)(config, run)) as evaluations:
-        for evaluation in evaluations:
-            if value is None:
-                _report_again(trial, around.earlier, evaluation.step)
-            value = _metric(evaluation, file.metric)
-            around.record(evaluation)
-            if not math.isfinite(value):
-                return Outcome(kind="diverged", reason=f"{file.metric} is {value} at step {evaluation.step}")
-            trial.report(value, evaluation.step)
-            if evaluation.step >= evaluation.n_steps:
-                continue
-            # The pruner is asked in any case: it takes down the value that others are compared with.
-            if trial.should_prune() and not around.never_prune:
-                return Outcome(kind="pruned", reason=f"not among the best at step {evaluation.step}")
-            limit = around.spent()
-            if limit is not None:
-                return Outcome(kind="pruned", reason=f"the budget ended at step {evaluation.step}: {limit}")
+def _judge(evaluation: Evaluation, value: float, metric: str, around: Surroundings) -> Outcome | None:
+    around.record(evaluation)
+    if not math.isfinite(value):
+        return Outcome(kind="diverged", reason=f"{metric} is {value} at step {evaluation.step}")
+    around.report(evaluation.step, value)
+    if evaluation.step >= evaluation.n_steps:
+        return None
+    if around.is_hopeless():
+        return Outcome(kind="pruned", reason=f"not among the best at step {evaluation.step}")
+    limit = around.spent()
+    if limit is not None:
+        return Outcome(kind="pruned", reason=f"the budget ended at step {evaluation.step}: {limit}")
+    return None
+
+
+def _complete(value: float | None) -> Outcome:
     if value is None:
         return Outcome(kind="failed", reason="the objective yielded no evaluation")
     return Outcome(kind="complete", value=value)
 
 
-def _report_again(trial: Trial, earlier: Sequence[tuple[int, float]], resumed_at: int) -> None:
-    for step, value in earlier:
+def _failed(error: Exception) -> Outcome:
+    return Outcome(kind="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _report_again(around: Surroundings, resumed_at: int) -> None:
+    for step, value in around.earlier:
         if step < resumed_at:
-            trial.report(value, step)
-
-
-def _metric(evaluation: Evaluation, metric: str) -> float:
-    if metric not in evaluation.metrics:
-        known = ", ".join(sorted(evaluation.metrics))
-        raise KeyError(f"the objective reports no '{metric}'; it reports {known}")
-    return float(evaluation.metrics[metric])
+            around.report(step, value)

@@ -123,7 +123,8 @@ evaluation = Table(
     Index(None, "attempt_id"),
 )
 
-# Retries are further Optuna trials of one logical trial: only the last go that got as far as Optuna is shown.
+# Retries are further Optuna trials of one logical trial: only the last go that got as far as Optuna is shown. Trials
+# that stock Optuna made are shown as they are; those that no attempt ever held are not.
 _TRIALS = """
 create view hpopt.trials as
 with goes as (
@@ -178,7 +179,11 @@ from public.trials t
 join public.studies s on s.study_id = t.study_id
 left join shown h on h.trial_id = t.trial_id
 left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
-where h.trial_id is not null or not exists (select from hpopt.attempt a where a.trial_id = t.trial_id)
+where h.trial_id is not null
+   or not exists (select from hpopt.attempt a where a.trial_id = t.trial_id)
+      and not exists (
+          select from public.trial_system_attributes g where g.trial_id = t.trial_id and g.key = 'hpopt:given_back'
+      )
 """
 
 _LEADERBOARD = """

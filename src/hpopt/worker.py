@@ -7,23 +7,26 @@ import os
 import platform
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import optuna
 from optuna.trial import Trial
 
 from hpopt import objective
-from hpopt.errors import ConfigError, DatabaseError, Fenced, HpoptError, InputError, Interrupted
+from hpopt.errors import ConfigError, DatabaseError, DatabaseLostError, Fenced, HpoptError, InputError, Interrupted
 from hpopt.objective import Outcome, Surroundings
 from hpopt.storage import attempts, books, reaping, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 from hpopt.training.run import Run
+
+T = TypeVar("T")
 
 # How long a worker waits before it asks again, while others hold what is left of the budget.
 _POLL_S = 1.0
@@ -37,6 +40,7 @@ class Settings:
     device: str = "cpu"
     heartbeat_every_s: float = 15.0
     stale_after_s: float = 60.0
+    give_up_after_s: float = 300.0
     say: Callable[[str], None] = print
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -54,7 +58,7 @@ def work(database: Database, study: Study, settings: Settings) -> str:
         reason = str(stop)
         raise
     except DatabaseError as error:
-        raise HpoptError(f"lost the database: {error}") from error
+        raise DatabaseLostError(f"lost the database: {error}") from error
     finally:
         with suppress(DatabaseError):
             attempts.end_worker(database, worker_id, reason)
@@ -69,12 +73,10 @@ def find_device(device: str) -> str:
         raise InputError("a worker needs torch; pip install 'hpopt[train]'") from None
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise InputError(f"--device: '{device}' is no device; auto, cpu or cuda") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device: '{device}' was asked for, but torch finds no GPU here")
+    n_gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if n_gpus else []), *(f"cuda:{i}" for i in range(n_gpus))]
+    if device not in known:
+        raise InputError(f"--device: '{device}' is not one of auto, {', '.join(known)}")
     return device
 
 
@@ -91,76 +93,114 @@ class _Post:
 
 
 def _pull(post: _Post) -> str:
-    while not post.settings.stop.is_set():
-        reaping.reap(post.database, post.study, post.optuna_study, post.settings.stale_after_s)
-        attempt = attempts.reserve(post.database, post.study, post.worker_id)
+    database, study, settings = post.database, post.study, post.settings
+    while not settings.stop.is_set():
+        _insist(settings, lambda: reaping.reap(database, study, post.optuna_study, settings.stale_after_s))
+        attempt = _insist(settings, lambda: attempts.reserve(database, study, post.worker_id))
         if attempt is not None:
             _attempt(post, attempt)
             continue
-        over = books.finished(post.study, books.read_books(post.database, post.study))
+        over = books.finished(study, _insist(settings, lambda: books.read_books(database, study)))
         if over is not None:
             return over
-        post.settings.stop.wait(_POLL_S)
+        settings.stop.wait(_POLL_S)
     raise Interrupted("asked to stop")
 
 
+def _insist(settings: Settings, call: Callable[[], T]) -> T:
+    """Repeat a call until the database answers; every call given here can be repeated without harm.
+
+    Raises DatabaseLostError when it stays away for too long, or when the worker is asked to stop meanwhile.
+    """
+    deadline = time.monotonic() + settings.give_up_after_s
+    is_told = False
+    while True:
+        try:
+            return call()
+        except DatabaseError as error:
+            if settings.stop.is_set() or time.monotonic() > deadline:
+                raise DatabaseLostError(f"lost the database: {error}") from error
+            if not is_told:
+                settings.say(f"waiting for the database: {error}")
+                is_told = True
+        settings.stop.wait(_POLL_S)
+
+
 def _attempt(post: _Post, attempt: Attempt) -> None:
+    database, settings = post.database, post.settings
     with _Heartbeat(post, attempt) as heartbeat:
         try:
-            trial = attempts.ask(post.database, post.study, post.optuna_study, attempt)
+            trial = attempts.ask(database, post.study, post.optuna_study, attempt)
             outcome = _train(post, attempt, trial, heartbeat)
-            attempts.finish(post.database, post.optuna_study, attempt, trial, **asdict(outcome))
-        except Fenced as fenced:
-            attempts.drop(post.database, attempt, str(fenced))
-            post.settings.say(str(fenced))
+            end = asdict(outcome)
+            _insist(settings, lambda: attempts.finish(database, post.optuna_study, attempt, trial, **end))
+        except (Fenced, DatabaseError) as error:
+            reason = str(error)
+            _insist(settings, lambda: attempts.drop(database, attempt, reason))
+            settings.say(reason)
             return
     value = "" if outcome.value is None else f" {post.study.file.metric} {outcome.value:.4f}"
-    post.settings.say(f"trial {trial.number} {outcome.kind}{value}" + (f": {outcome.reason}" if outcome.reason else ""))
+    settings.say(f"trial {trial.number} {outcome.kind}{value}" + (f": {outcome.reason}" if outcome.reason else ""))
     if outcome.kind not in {"preempted", "failed"}:
         shutil.rmtree(_trial_folder(post, trial, attempt), ignore_errors=True)
 
 
 def _train(post: _Post, attempt: Attempt, trial: Trial, heartbeat: "_Heartbeat") -> Outcome:
-    file = post.study.file
+    database, file, settings = post.database, post.study.file, post.settings
     seed = attempt.seed if attempt.seed is not None else trial.user_attrs.get("seed")
     try:
         config = file.config(trial.params, seed)
     except (ConfigError, TypeError, ValueError) as error:
         # Somebody enqueued it past the study file.
         return Outcome(kind="failed", reason=str(error))
-    attempts.begin(post.database, attempt, seed=config.seed, config=asdict(config), data_fingerprint=post.fingerprint)
+    about = {"seed": config.seed, "config": asdict(config), "data_fingerprint": post.fingerprint}
+    _insist(settings, lambda: attempts.begin(database, attempt, **about))
     run = Run(
         folder=_prepare_folder(_trial_folder(post, trial, attempt), attempt.go),
-        cache=post.settings.home / "cache",
-        device=post.settings.device,
-        should_stop=lambda: post.settings.stop.is_set() or heartbeat.fenced.is_set(),
+        cache=settings.home / "cache",
+        device=settings.device,
+        should_stop=lambda: settings.stop.is_set() or heartbeat.fenced.is_set(),
     )
-    around = Surroundings(
-        record=lambda evaluation: attempts.record(post.database, attempt, trial, evaluation),
-        spent=lambda: books.spent(post.study, books.read_books(post.database, post.study)),
-        earlier=attempts.earlier_values(post.database, attempt, file.metric) if attempt.go > 1 else (),
-        never_prune=studies.DEFAULT_CONFIGURATION in trial.user_attrs,
-    )
-    post.settings.say(f"trial {trial.number} starts" + (f" (go {attempt.go})" if attempt.go > 1 else ""))
-    outcome = objective.run_trial(file, trial, config, run, around)
+    settings.say(f"trial {trial.number} starts" + (f" (go {attempt.go})" if attempt.go > 1 else ""))
+    outcome = objective.run_trial(file, config, run, _surroundings(post, attempt, trial))
     if heartbeat.fenced.is_set():
         raise Fenced(f"trial {trial.number} was handed on to another worker")
     return outcome
 
 
+def _surroundings(post: _Post, attempt: Attempt, trial: Trial) -> Surroundings:
+    database, study, settings = post.database, post.study, post.settings
+
+    def insist(call: Callable[[], T]) -> T:
+        return _insist(settings, call)
+
+    return Surroundings(
+        record=lambda evaluation: insist(lambda: attempts.record(database, attempt, trial, evaluation)),
+        report=lambda step, value: insist(lambda: attempts.report(database, trial, step, value)),
+        is_hopeless=lambda: insist(lambda: attempts.is_hopeless(database, trial)),
+        spent=lambda: books.spent(study, insist(lambda: books.read_books(database, study))),
+        earlier=insist(lambda: attempts.earlier_values(database, attempt, study.file.metric)),
+    )
+
+
 def _trial_folder(post: _Post, trial: Trial, attempt: Attempt) -> Path:
+    """Give the folder of a logical trial; a database that was made anew has other studies of the same name."""
+    study = f"{post.study.name}-{post.study.created_at:%Y%m%dT%H%M%S}"
     first = attempt.first_trial_id or attempts.id_of(trial)
-    return post.settings.home / "runs" / post.study.name / str(first)
+    return post.settings.home / "runs" / study / str(first)
 
 
 def _prepare_folder(trial_folder: Path, go: int) -> Path:
     """Make the folder of this go with what the last go before it left there; that one is read, never written to."""
     folder = trial_folder / str(go)
-    for earlier in range(go - 1, 0, -1):
-        if (trial_folder / str(earlier)).is_dir():
-            shutil.copytree(trial_folder / str(earlier), folder, dirs_exist_ok=True)
-            break
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for earlier in range(go - 1, 0, -1):
+            if (trial_folder / str(earlier)).is_dir():
+                shutil.copytree(trial_folder / str(earlier), folder, dirs_exist_ok=True)
+                break
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HpoptError(f"{folder}: {error.strerror or error}") from error
     return folder
 
 

@@ -7,7 +7,8 @@ heartbeat is by the server's clock. Whoever finds it silent ends it; from then o
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,20 @@ import optuna
 import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState, create_trial
+from sqlalchemy.dialects.postgresql import insert
 
 from hpopt import __version__, strategy, tables
 from hpopt.errors import Fenced
 from hpopt.hyperparameters import Scalar
 from hpopt.storage.books import IS_WAITING, count_books, planned_trials, spent
 from hpopt.storage.database import Database
-from hpopt.storage.studies import Study
+from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.training.run import Evaluation
+
+# The mark of Optuna's trials that no attempt ever held.
+GIVEN_BACK = "hpopt:given_back"
+
+_LOCK_TIMEOUT_S = 10
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -67,6 +74,10 @@ def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:
     None while others hold what is left of the budget, and when it is spent.
     """
     with database.begin() as connection:
+        # A worker that was frozen between lock and commit must not stop the fleet.
+        connection.execute(sa.text(f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'"))
+        connection.execute(sa.text(f"set local idle_in_transaction_session_timeout = '{_LOCK_TIMEOUT_S} s'"))
+        connection.execute(sa.text(_SEEN), {"id": worker_id})
         connection.execute(sa.text("select from hpopt.study where study_id = :id for update"), {"id": study.study_id})
         books = count_books(connection, study.study_id)
         if spent(study, books) is not None:
@@ -93,15 +104,26 @@ def ask(database: Database, study: Study, optuna_study: optuna.Study, attempt: A
     A retry is a new Optuna trial with the parameters of the last go. Raises Fenced when the attempt was reaped.
     """
     is_new = attempt.first_trial_id is None
-    trial = optuna_study.ask() if is_new else _ask_again(database, optuna_study, attempt)
-    strategy.suggest(trial, study.file.search_space)
-    about = {"trial_id": id_of(trial), "attempt_id": attempt.attempt_id}
-    with database.begin() as connection:
-        tied = connection.execute(_TIE, about).rowcount
-    if not tied:
-        give_back(database, optuna_study, trial)
-        raise Fenced(f"trial {trial.number} was given back: its reservation had run out")
+    with database.errors():
+        trial = optuna_study.ask() if is_new else _ask_again(database, optuna_study, attempt)
+        if not _tie(database, attempt, trial):
+            give_back(database, optuna_study, trial)
+            raise Fenced(f"trial {trial.number} was given back: its reservation had run out")
+        with _fenced(trial):
+            strategy.suggest(trial, study.file.search_space)
     return trial
+
+
+def report(database: Database, trial: Trial, step: int, value: float) -> None:
+    """Give the pruner a value at a step; raises Fenced when the trial was handed on."""
+    with database.errors(), _fenced(trial):
+        trial.report(value, step)
+
+
+def is_hopeless(database: Database, trial: Trial) -> bool:
+    """Ask the pruner, which takes down the value that later trials are compared with; never so of the defaults."""
+    with database.errors(), _fenced(trial):
+        return trial.should_prune() and DEFAULT_CONFIGURATION not in trial.user_attrs
 
 
 def id_of(trial: Trial) -> int:
@@ -123,7 +145,7 @@ def begin(
 def beat(database: Database, attempt: Attempt, worker_id: int) -> bool:
     """Renew the attempt's heartbeat; False when it was ended by others."""
     with database.begin() as connection:
-        connection.execute(sa.text("update hpopt.worker set seen_at = now() where worker_id = :id"), {"id": worker_id})
+        connection.execute(sa.text(_SEEN), {"id": worker_id})
         return connection.execute(_BEAT, {"attempt_id": attempt.attempt_id}).rowcount == 1
 
 
@@ -160,7 +182,8 @@ def record(database: Database, attempt: Attempt, trial: Trial, evaluation: Evalu
         }
         if state != "RUNNING" or connection.execute(_PROGRESS, progress).rowcount != 1:
             raise Fenced(f"trial {trial.number} was handed on to another worker")
-        connection.execute(sa.insert(tables.evaluation).values(row))
+        # A second try after a lost reply finds the row of the first.
+        connection.execute(insert(tables.evaluation).values(row).on_conflict_do_nothing())
 
 
 def finish(
@@ -177,12 +200,15 @@ def finish(
 
     Raises Fenced when it was ended by others.
     """
-    if kind == "diverged":
-        trial.set_constraint("diverged", 1.0)
-    try:
-        optuna_study.tell(trial, value, state=STATES[kind])
-    except (ValueError, UpdateFinishedTrialError) as error:
-        raise Fenced(f"trial {trial.number} was handed on to another worker") from error
+    with database.errors():
+        try:
+            if kind == "diverged":
+                trial.set_constraint("diverged", 1.0)
+            optuna_study.tell(trial, value, state=STATES[kind])
+        except (ValueError, UpdateFinishedTrialError) as error:
+            # A tell whose reply was lost is refused when it is repeated, though it was done.
+            if database.optuna.get_trial(id_of(trial)).state is not STATES[kind]:
+                raise Fenced(f"trial {trial.number} was handed on to another worker") from error
     end(database, attempt.attempt_id, kind, reason)
 
 
@@ -209,15 +235,44 @@ def end(database: Database, attempt_id: int, outcome: str, reason: str | None) -
 
 
 def give_back(database: Database, optuna_study: optuna.Study, trial: Trial) -> None:
-    """Fail a trial that no attempt holds; a configuration that somebody asked for is enqueued again."""
-    before = database.optuna.get_trial(id_of(trial))
+    """Fail a trial that no attempt holds; a configuration that somebody asked for is enqueued again.
+
+    The trial is marked, so that the views leave it out: nobody ever worked on it.
+    """
+    storage = database.optuna
+    before = storage.get_trial(id_of(trial))
     wanted: dict[str, Scalar] | None = before.system_attrs.get("fixed_params")
     try:
+        storage.set_trial_system_attr(id_of(trial), GIVEN_BACK, True)  # noqa: FBT003 - Optuna's signature.
+        # Enqueued first: whoever dies in between leaves it to be found again, not lost.
+        if wanted and not _is_enqueued(optuna_study, wanted):
+            optuna_study.enqueue_trial(wanted, user_attrs=before.user_attrs)
         optuna_study.tell(trial, state=TrialState.FAIL)
     except (ValueError, UpdateFinishedTrialError):
         return
-    if wanted:
-        optuna_study.enqueue_trial(wanted, user_attrs=before.user_attrs)
+
+
+def _is_enqueued(optuna_study: optuna.Study, params: Mapping[str, Scalar]) -> bool:
+    waiting = optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return any(trial.system_attrs.get("fixed_params") == params for trial in waiting)
+
+
+def _tie(database: Database, attempt: Attempt, trial: Trial) -> bool:
+    """Tie a trial to its attempt while both are alive."""
+    about = {"trial_id": id_of(trial), "attempt_id": attempt.attempt_id}
+    with database.begin() as connection:
+        state = connection.scalar(
+            sa.text("select state from public.trials where trial_id = :trial_id for update"), about
+        )
+        return state == "RUNNING" and connection.execute(_TIE, about).rowcount == 1
+
+
+@contextmanager
+def _fenced(trial: Trial) -> Iterator[None]:
+    try:
+        yield
+    except UpdateFinishedTrialError as error:
+        raise Fenced(f"trial {trial.number} was handed on to another worker") from error
 
 
 def _json_number(value: float) -> float | str:
@@ -232,6 +287,9 @@ _WAITING = sa.text(
     order by a.first_trial_id limit 1
     """  # noqa: S608 - the only thing put in is the constant above.
 )
+
+# A worker that was taken for dead is back.
+_SEEN = "update hpopt.worker set seen_at = now(), stopped_at = null, stop_reason = null where worker_id = :id"
 
 _TIE = sa.text(
     """

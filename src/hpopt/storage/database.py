@@ -6,8 +6,9 @@ from functools import cached_property
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
 from hpopt.errors import DatabaseError
 
@@ -47,10 +48,10 @@ class Database:
     @cached_property
     def optuna(self) -> BaseStorage:
         """Optuna's storage on the same database, with its cache of finished trials."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Optuna passes the URL through str.format, which would take braces in a password for fields.
         escaped = self.url.replace("{", "{{").replace("}", "}}")
-        with self._errors():
+        with self.errors():
             self._rdb = RDBStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
         return optuna.storages.get_storage(self._rdb)
 
@@ -64,14 +65,15 @@ class Database:
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
         """Open one transaction: committed at the end, rolled back on any error. Raises DatabaseError when lost."""
-        with self._errors(), self.engine.begin() as connection:
+        with self.errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
+        """Turn what our library and Optuna's raise when the database does not answer into DatabaseError."""
         try:
             yield
-        except OperationalError as error:
+        except (OperationalError, InterfaceError, StorageInternalError) as error:
             raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
 
 
@@ -91,6 +93,8 @@ def parse_url(url: str) -> sa.URL:
     return parsed.set(drivername=DRIVER)
 
 
-def _first_line(error: OperationalError) -> str:
-    lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
+def _first_line(error: Exception) -> str:
+    # Optuna's error speaks of invalid data; what happened is in its cause.
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    lines = [line.strip() for line in str(getattr(cause, "orig", cause)).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

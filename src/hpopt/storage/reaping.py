@@ -24,10 +24,12 @@ def reap(database: Database, study: Study, optuna_study: optuna.Study, stale_aft
             connection.execute(_SILENT, {"study_id": study.study_id, "stale_after_s": stale_after_s}).mappings().all()
         )
         orphans = connection.scalars(_ORPHANS, {"study_id": study.study_id, "stale_after_s": stale_after_s}).all()
-    for attempt in silent:
-        end(database, attempt["attempt_id"], *_bury(database, attempt, stale_after_s))
-    for trial_id in orphans:
-        give_back(database, optuna_study, Trial(optuna_study, trial_id))
+        connection.execute(_SILENT_WORKERS, {"study_id": study.study_id, "stale_after_s": stale_after_s})
+    with database.errors():
+        for attempt in silent:
+            end(database, attempt["attempt_id"], *_bury(database, attempt, stale_after_s))
+        for trial_id in orphans:
+            give_back(database, optuna_study, Trial(optuna_study, trial_id))
     return len(silent) + len(orphans)
 
 
@@ -63,6 +65,14 @@ _SILENT = sa.text(
     from hpopt.attempt a
     where a.study_id = :study_id and a.ended_at is null
       and a.heartbeat_at < now() - make_interval(secs => :stale_after_s)
+    """
+)
+
+_SILENT_WORKERS = sa.text(
+    """
+    update hpopt.worker set stopped_at = seen_at, stop_reason = 'went silent'
+    where study_id = :study_id and stopped_at is null
+      and seen_at < now() - make_interval(secs => :stale_after_s)
     """
 )
 

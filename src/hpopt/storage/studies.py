@@ -49,8 +49,8 @@ def create_study(
 ) -> Study:
     """Register the study of a study file, with its known configurations enqueued.
 
-    A study that exists goes on: its budget, sampler and pruner become those of the file. Raises InputError when the
-    file asks for another space, saying what differs.
+    A study that exists goes on: its budget, sampler and pruner become those of the file, and configurations that are
+    new in it are enqueued. Raises InputError when the file asks for another space, saying what differs.
     """
     file = parse_study_file(text, source)
     known = find_study(database, file.name)
@@ -61,6 +61,9 @@ def create_study(
         raise InputError(
             f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore it"
         )
+    with database.errors():
+        known_trials = optuna.load_study(study_name=file.name, storage=database.optuna)
+        _enqueue(known_trials, file)
     with database.begin() as connection:
         row = {"file": text, "file_sha256": _sha256(text)}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
@@ -141,8 +144,7 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
         # Its interface may change, says Optuna; without it the dashboard calls the metric "Objective 0".
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([file.metric])
-    for params, marks in _known_configurations(file):
-        study.enqueue_trial(params, user_attrs=marks, skip_if_exists=True)
+    _enqueue(study, file)
     row = {
         "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
         "parent_id": parent_id,
@@ -156,6 +158,11 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
     with database.begin() as connection:
         connection.execute(insert(tables.study).values(row).on_conflict_do_nothing())
     return load_study(database, file.name)
+
+
+def _enqueue(study: optuna.Study, file: StudyFile) -> None:
+    for params, marks in _known_configurations(file):
+        study.enqueue_trial(params, user_attrs=marks, skip_if_exists=True)
 
 
 def _known_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict[str, bool]]]:
