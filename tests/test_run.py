@@ -185,7 +185,8 @@ def test_a_finished_study_answers_again_without_training(shared_place):
 
 
 def test_checkpoints_of_ended_trials_are_gone(shared_place):
-    assert list((shared_place.folder / ".hpopt" / "runs" / "small").iterdir()) == []
+    assert list(shared_place.folder.glob(".hpopt/runs/small-*")) != []
+    assert list(shared_place.folder.glob(".hpopt/runs/small-*/*")) == []
 
 
 def test_report_writes_its_page(shared_place):
@@ -221,7 +222,7 @@ def test_ctrl_c_hands_trials_back_and_the_same_command_goes_on(place):
     """An interrupted study must neither lose a trial nor train one from its start again."""
     place.write_study(trials=3, steps=400, evaluate_every=20)
     run = place.start("run", "small.toml", "--workers", "2")
-    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small/*/1/checkpoint.pt")), "a first checkpoint")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small-*/*/1/checkpoint.pt")), "a first checkpoint")
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 75, (out, err, place.logs())
@@ -251,7 +252,7 @@ def test_ctrl_c_hands_trials_back_and_the_same_command_goes_on(place):
 def test_a_killed_worker_is_replaced_and_its_trial_is_retried(place):
     place.write_study(trials=3, steps=400, evaluate_every=20)
     run = place.start("run", "small.toml", "--workers", "2", "--heartbeat-every", "0.5", "--stale-after", "3")
-    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small/*/1/checkpoint.pt")), "a first checkpoint")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small-*/*/1/checkpoint.pt")), "a first checkpoint")
     os.kill(place.workers()[0], signal.SIGKILL)
     out, err = run.communicate(timeout=100)
     assert run.returncode == 0, (out, err, place.logs())
@@ -259,6 +260,66 @@ def test_a_killed_worker_is_replaced_and_its_trial_is_retried(place):
     outcomes = [attempt["outcome"] for attempt in place.rows("select outcome from hpopt.attempt")]
     assert outcomes.count("lost") == 1
     assert len(outcomes) == 4
+
+
+def test_a_database_that_restarts_costs_neither_a_trial_nor_a_worker(place):
+    place.write_study(trials=4, steps=300, evaluate_every=10)
+    run = place.start("run", "small.toml", "--workers", "2")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small-*/*/1/checkpoint.pt")), "a first checkpoint")
+    place.hpopt("db", "stop")
+    time.sleep(2)
+    place.hpopt("db", "start")
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 0, (out, err, place.logs())
+    assert "waiting for the database" in place.logs()
+    assert len(place.rows("select * from hpopt.worker")) == 2
+    attempts = place.rows("select outcome from hpopt.attempt")
+    assert len(attempts) == 4
+    assert {attempt["outcome"] for attempt in attempts} <= {"complete", "pruned"}
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(place):
+    place.write_study(trials=50, steps=400)
+    run = place.start("run", "small.toml", "--workers", "2")
+    place.wait_for(lambda: len(place.workers()) == 2, "two workers")
+    for worker in place.workers():
+        os.kill(worker, signal.SIGSTOP)
+    run.send_signal(signal.SIGINT)
+    time.sleep(1)
+    run.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 75
+    assert err == "hpopt: ended at once; what was running goes back to the queue\n"
+    assert time.monotonic() - asked < 10
+    assert place.workers() == []
+    assert "was not running" in place.hpopt("db", "stop").stdout
+
+
+def test_a_study_without_a_completed_trial_ends_without_an_answer(place):
+    """A script that goes on with the best parameters must notice that there are none."""
+    place.write_study(trials=2)
+    (place.folder / "broken.py").write_text(
+        """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Config:
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    seed: int = 0
+
+def train(config: Config, run):
+    raise RuntimeError("two\\nlines")
+"""
+    )
+    study = place.folder / "small.toml"
+    text = study.read_text().split("[fixed]")[0]
+    study.write_text(text.replace('name = "small"', 'name = "small"\nobjective = "broken:train"'))
+    done = place.hpopt("run", "small.toml")
+    assert done.returncode == 3, (done, place.logs())
+    assert "[2/2] trial   1  failed" in done.stderr
+    assert "(RuntimeError: two lines)" in done.stderr
 
 
 def test_workers_end_with_a_command_that_was_killed(place):
@@ -275,7 +336,7 @@ def test_a_worker_that_is_terminated_asks_to_be_run_again(place):
     place.write_study(trials=2, steps=400)
     place.hpopt("create", "small.toml")
     worker = place.start("worker", "small")
-    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small/*/1/checkpoint.pt")), "a first checkpoint")
+    place.wait_for(lambda: list(place.folder.glob(".hpopt/runs/small-*/*/1/checkpoint.pt")), "a first checkpoint")
     worker.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     _, err = worker.communicate(timeout=10)

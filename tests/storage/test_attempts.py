@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpopt.errors import Fenced
+from hpopt.errors import DatabaseError, Fenced
 from hpopt.storage import attempts, books, queries, reaping, studies
 from hpopt.storage.database import Database
 from hpopt.training.run import Evaluation
@@ -173,6 +173,44 @@ def test_a_configuration_is_not_lost_with_the_worker_that_had_just_taken_it(flee
     fleet.reap()
     assert fleet.optuna.trials[taken.number].state is TrialState.FAIL
     assert fleet.start()[1].params["learning_rate"] == 0.02
+
+
+def test_a_configuration_is_not_lost_with_a_worker_that_died_before_it_sampled(fleet, monkeypatch):
+    attempt = fleet.reserve()
+    with monkeypatch.context() as patched:
+        patched.setattr("hpopt.strategy.suggest", lambda _trial, _space: None)
+        attempts.ask(fleet.database, fleet.study, fleet.optuna, attempt)
+    fleet.let_it_go_silent(attempt)
+    fleet.reap()
+    assert fleet.start()[1].params["learning_rate"] == 0.02
+
+
+def test_a_trial_that_was_reaped_while_it_was_asked_for_runs_once(fleet):
+    """The reaper fails it and enqueues its configuration again; the slow worker must not tie the dead one."""
+    attempt = fleet.reserve()
+    slow = fleet.optuna.ask()
+    attempts.give_back(fleet.database, fleet.optuna, slow)
+    assert not attempts._tie(fleet.database, attempt, slow)
+    attempts.drop(fleet.database, attempt, "its trial was reaped")
+    assert fleet.start()[1].params["learning_rate"] == 0.02
+    assert fleet.start()[1].params["learning_rate"] != 0.02
+    assert [row["trial"] for row in fleet.rows()] == [1, 2]
+
+
+def test_a_repeated_finish_is_no_fence(fleet):
+    """A tell whose reply was lost is repeated and then refused, though it was done."""
+    attempt, trial = fleet.start()
+    fleet.optuna.tell(trial, 1.25)
+    fleet.finish(attempt, trial, value=1.25)
+    assert fleet.rows()[trial.number]["outcome"] == "complete"
+
+
+def test_a_frozen_holder_of_the_lock_does_not_stop_the_fleet(fleet, monkeypatch):
+    monkeypatch.setattr(attempts, "_LOCK_TIMEOUT_S", 1)
+    with fleet.database.engine.connect() as frozen:
+        frozen.execute(sa.text("select from hpopt.study for update"))
+        with pytest.raises(DatabaseError, match="lock timeout"):
+            fleet.reserve()
 
 
 def test_a_trial_whose_workers_keep_dying_is_given_up(fleet):

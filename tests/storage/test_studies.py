@@ -20,6 +20,13 @@ def test_a_larger_budget_is_taken_over(database, study, study_file):
     assert changed.file.budget.trials == 9
 
 
+def test_configurations_that_are_new_in_the_file_are_enqueued(database, study, study_file):
+    create_study(database, study_file + "[[enqueue]]\nlearning_rate = 0.1\n", "tiny.toml")
+    create_study(database, study_file + "[[enqueue]]\nlearning_rate = 0.1\n", "tiny.toml")
+    waiting = [trial.system_attrs["fixed_params"] for trial in studies.open_optuna(database, study).trials]
+    assert waiting[1:] == [{"learning_rate": 0.1}]
+
+
 def test_another_space_under_the_same_name_is_refused_with_the_difference(database, study, study_file):
     """One trial with another range makes multivariate TPE drop the parameter without a word."""
     with pytest.raises(InputError, match=r"study 'tiny' exists with another space: .*learning_rate.*0\.3.*; rename"):

@@ -1,12 +1,13 @@
 """Owns the way in: the app, and what becomes of errors. Leaves the verbs to verbs.py and database.py."""
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from hpopt.cli import database, verbs
-from hpopt.errors import HpoptError, Interrupted
+from hpopt.errors import HpoptError
 
 app = typer.Typer(
     name="hpopt",
@@ -26,6 +27,8 @@ app.add_typer(database.app, name="db")
 
 def main() -> None:
     """Run the command line: one line to standard error for what goes wrong, a traceback only under --debug."""
+    # As with `python -m`: the user's own training code stands beside the study file.
+    sys.path.insert(0, str(Path.cwd()))
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -36,8 +39,6 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         _refuse(error.format_message())
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", Interrupted.exit_code)
     except Exception as error:
         if debug:
             raise

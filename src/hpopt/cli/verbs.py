@@ -24,7 +24,7 @@ from hpopt.cli.options import (
     err,
     out,
 )
-from hpopt.errors import InputError, Interrupted, did_you_mean
+from hpopt.errors import InputError, Interrupted, NoAnswerError, did_you_mean
 
 if TYPE_CHECKING:
     from hpopt.storage.database import Database
@@ -62,6 +62,10 @@ def run(
                 watch(database, study, err, stop, fleet.tend)
             progress = queries.progress(database, study)
         out.print(answer(progress, study.file))
+    if progress.over is not None and progress.best is None:
+        raise NoAnswerError(
+            f"study '{study.name}' is over without a completed trial; `hpopt status {study.name}` says why"
+        )
     if progress.over is None:
         raise Interrupted(f"stopped with {progress.books.n_ended} trials done; the same command goes on from here")
 
@@ -240,9 +244,9 @@ def _stop_on_signals() -> threading.Event:
     """Turn the first SIGTERM or Ctrl-C into an event, and the second into an end at once."""
     stop = threading.Event()
 
-    def ask_to_stop(number: int, _frame: object) -> None:
+    def ask_to_stop(_number: int, _frame: object) -> None:
         if stop.is_set():
-            os._exit(128 + number)
+            raise Interrupted("ended at once; what was running goes back to the queue")
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

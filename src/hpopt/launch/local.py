@@ -14,7 +14,9 @@ from hpopt.errors import HpoptError
 
 # A worker answers SIGTERM within 10 s; a little more lets the database answer too.
 _GRACE_S = 15.0
+# Workers that die young this many times in a row have a reason that another start does not mend.
 _MAX_RESTARTS = 5
+_GOOD_LIFE_S = 60.0
 
 
 def count_gpus() -> int:
@@ -38,6 +40,8 @@ class LocalWorkers:
         self._n_workers = n_workers
         self._n_restarts = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._started: dict[int, float] = {}
+        self._log_starts: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -57,9 +61,10 @@ class LocalWorkers:
             if code == 0:
                 del self._processes[place]
                 continue
-            self._n_restarts += 1
+            lived_s = time.monotonic() - self._started[place]
+            self._n_restarts = 1 if lived_s > _GOOD_LIFE_S else self._n_restarts + 1
             if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
-                raise HpoptError(f"a worker failed (exit code {code}): {self._last_words(place)}")
+                raise HpoptError(f"a worker {_describe_end(code)}: {self._last_words(place)}")
             self._processes[place] = self._spawn(place)
         return bool(self._processes)
 
@@ -69,18 +74,25 @@ class LocalWorkers:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_S
-        for process in self._processes.values():
-            try:
+        try:
+            for process in self._processes.values():
                 process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                # Its trial goes back to the queue when its heartbeat runs out.
-                process.kill()
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # Also when the user is out of patience: the trials go back to the queue when their heartbeats run out.
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
     def _spawn(self, place: int) -> subprocess.Popen[bytes]:
         environment = self._environment | self._share(place)
         # Without the parent no one would restart or show them: a closed standard input tells them that it is gone.
         command = [sys.executable, "-m", "hpopt", *self._command, "--stop-with-parent"]
+        self._started[place] = time.monotonic()
         with self._log(place, "ab") as log:
+            self._log_starts[place] = log.tell()
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -97,5 +109,10 @@ class LocalWorkers:
 
     def _last_words(self, place: int) -> str:
         with self._log(place, "rb") as log:
+            log.seek(self._log_starts[place])
             lines = log.read().decode(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "no output") + f" (log: {self._logs})"
+
+
+def _describe_end(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed (exit code {code})"

@@ -89,7 +89,7 @@ def answer(progress: Progress, file: StudyFile) -> RenderableType:
 def standing(progress: Progress, ended: list[EndedTrial], seconds_left: float | None) -> RenderableType:
     """Draw where a running study stands: its budget, its workers and the trials that ended last."""
     parts: list[RenderableType] = [_budget_line(progress, seconds_left), _best_line(progress)]
-    if progress.workers:
+    if progress.workers and not progress.over:
         parts.append(_workers_table(progress))
     parts += [
         Text(show_ended(trial, progress.metric), style=_style(trial), no_wrap=True, overflow="ellipsis")

@@ -222,8 +222,14 @@ def _ask_again(database: Database, optuna_study: optuna.Study, attempt: Attempt)
     before = database.optuna.get_trial(last) if last is not None else None
     if before is None:
         return optuna_study.ask()
+    # Its worker may have died before it sampled what somebody had asked for.
+    asked_for = {key: value for key, value in before.system_attrs.items() if key == "fixed_params"}
     template = create_trial(
-        state=TrialState.RUNNING, params=before.params, distributions=before.distributions, user_attrs=before.user_attrs
+        state=TrialState.RUNNING,
+        params=before.params,
+        distributions=before.distributions,
+        user_attrs=before.user_attrs,
+        system_attrs=asked_for,
     )
     return Trial(optuna_study, database.optuna.create_new_trial(optuna_study._study_id, template))  # noqa: SLF001 - Optuna has no public way to the id.
 
