@@ -16,7 +16,7 @@ from hpopt.hyperparameters import Scalar
 from hpopt.objective import load_function
 from hpopt.storage import queries, studies
 from hpopt.storage.opening import open_database
-from hpopt.study.file import parse_study_file
+from hpopt.study.reading import parse_study_file
 from hpopt.training.run import Run
 
 FIRST_SEED = 1000

@@ -147,6 +147,7 @@ def test_a_dashboard_that_others_could_reach_is_refused_in_one_line(database_url
 
 def test_params_explains_one_and_lists_all():
     assert "raising it" in hpopt("params", "learning_rate").stdout
+    assert "changing it" in hpopt("params", "optimizer").stdout
     assert "momentum" in hpopt("params").stdout
 
 

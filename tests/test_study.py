@@ -7,8 +7,8 @@ import pytest
 
 from hpopt.errors import ConfigError, StudyFileError
 from hpopt.study.difference import space_difference
-from hpopt.study.file import parse_study_file, read_study_file
 from hpopt.study.objectives import config_class
+from hpopt.study.reading import parse_study_file, read_study_file
 from hpopt.study.schema import study_file_schema
 from hpopt.training.config import PretrainConfig
 
@@ -519,6 +519,6 @@ def test_the_schema_knows_every_hyperparameter_with_its_bounds():
 
 def test_a_study_file_is_checked_without_torch_optuna_or_a_database():
     """`hpopt check` answers while a colleague waits; importing torch alone takes seconds."""
-    code = "import sys, hpopt.study.file; print({'torch', 'optuna', 'sqlalchemy', 'numpy'} & set(sys.modules))"
+    code = "import sys, hpopt.study.reading; print({'torch', 'optuna', 'sqlalchemy', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -220,6 +220,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_low=0.001,
         usual_high=0.1,
         log=True,
+        unused_if=("n_experts", 1),
         raising="Evens out expert_load_cv; too much makes the router choose for balance rather than for the token"
         " and raises the language-model loss.",
         lowering="Leaves the router freer, at the risk that a few experts take all tokens and the rest stay"

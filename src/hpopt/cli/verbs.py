@@ -83,7 +83,7 @@ def create(file: FileArgument, storage: StorageOption = None, home: HomeOption =
 def check(file: FileArgument) -> None:
     """Validate a study file, print the plan and what it may cost, touch nothing."""
     from hpopt.report.terminal import plan_view
-    from hpopt.study.file import read_study_file
+    from hpopt.study.reading import read_study_file
 
     out.print(plan_view(read_study_file(file)))
 
@@ -222,7 +222,7 @@ def params(
 
 def _read(file: Path) -> str:
     """Give the text of a study file that is in order; raises StudyFileError."""
-    from hpopt.study.file import read_study_file
+    from hpopt.study.reading import read_study_file
 
     read_study_file(file)
     return file.read_text(encoding="utf-8-sig")

@@ -176,6 +176,7 @@ def entry_page(entry: Hyperparameter) -> RenderableType:
         "usual range": _usual(entry),
         "raising it": entry.raising,
         "lowering it": entry.lowering,
+        "changing it": entry.changing,
     }
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for title, text in rows.items():

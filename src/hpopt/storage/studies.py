@@ -21,7 +21,8 @@ from hpopt.errors import InputError, did_you_mean
 from hpopt.hyperparameters import Scalar
 from hpopt.storage.database import Database
 from hpopt.study.difference import space_difference
-from hpopt.study.file import StudyFile, parse_study_file
+from hpopt.study.file import StudyFile
+from hpopt.study.reading import parse_study_file
 
 # The mark of the trial that runs the defaults: all others are measured against it, so it is never pruned.
 DEFAULT_CONFIGURATION = "default configuration"

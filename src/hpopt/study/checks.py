@@ -5,15 +5,13 @@ Leaves what is wrong within one section to pydantic, and its words to messages.p
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, combinations, islice, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
 from hpopt.hyperparameters import HYPERPARAMETERS, Scalar, not_one_of
 from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
-
-if TYPE_CHECKING:
-    from hpopt.study.file import StudyFile
 
 # A whole range is tried against the config up to this many values; of a longer one, the two lowest and the highest.
 MAX_PROBES = 16
@@ -21,7 +19,7 @@ MAX_PROBES = 16
 MAX_COMBINATIONS = 4096
 
 
-def check_study(study: "StudyFile") -> None:
+def check_study(study: StudyFile) -> None:
     """Refuse what does not go together; raises ConfigError naming the key."""
     taken = field_types(config_class(study.objective))
     _, metrics = OBJECTIVES.get(study.objective, (None, ()))
@@ -37,7 +35,7 @@ def check_study(study: "StudyFile") -> None:
     _check_combinations(study)
 
 
-def _check_values(study: "StudyFile") -> None:
+def _check_values(study: StudyFile) -> None:
     for name, value in study.fixed.items():
         _check_one(study.objective, f"fixed.{name}", value)
         if name in study.search_space:
@@ -68,7 +66,7 @@ def _check_one(objective: str, key: str, value: object, *, label: str = "") -> N
         raise ConfigError(key, label + error.problem) from error
 
 
-def _check_enqueued(study: "StudyFile") -> None:
+def _check_enqueued(study: StudyFile) -> None:
     for i, params in enumerate(study.enqueue):
         for name, value in params.items():
             key = f"enqueue[{i}].{name}"
@@ -82,7 +80,7 @@ def _check_enqueued(study: "StudyFile") -> None:
                 raise ConfigError(key, not_one_of(value, choices) if choices else outside)
 
 
-def _check_strategy(study: "StudyFile") -> None:
+def _check_strategy(study: StudyFile) -> None:
     if study.pruner.name == "asha" and "max_steps" in study.search_space:
         remedy = 'fix max_steps, or set pruner.name = "none"'
         raise ConfigError("search_space.max_steps", f"asha compares trials at points of one schedule; {remedy}")
@@ -93,7 +91,7 @@ def _check_strategy(study: "StudyFile") -> None:
             raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
 
 
-def _check_used(study: "StudyFile", name: str) -> None:
+def _check_used(study: StudyFile, name: str) -> None:
     """Refuse to search what does nothing: importance would still rank it, by chance."""
     entry = HYPERPARAMETERS.get(name)
     if study.objective not in OBJECTIVES or entry is None or entry.unused_if is None:
@@ -105,7 +103,7 @@ def _check_used(study: "StudyFile", name: str) -> None:
         )
 
 
-def _check_combinations(study: "StudyFile") -> None:
+def _check_combinations(study: StudyFile) -> None:
     for params in _combinations(study.search_space):
         try:
             study.config(params)
@@ -140,7 +138,7 @@ def _probes(searched: Int | Categorical) -> Iterable[Scalar]:
     return values if len(values) <= MAX_PROBES else (values[0], values[1], values[-1])
 
 
-def _blame(study: "StudyFile", params: Mapping[str, Any], error: Exception) -> ConfigError:
+def _blame(study: StudyFile, params: Mapping[str, Any], error: Exception) -> ConfigError:
     """Name the key of the file at fault: the config's own, or that without which there is no error."""
     key = error.key if isinstance(error, ConfigError) else None
     problem = error.problem if isinstance(error, ConfigError) else str(error)
@@ -157,5 +155,5 @@ def _blame(study: "StudyFile", params: Mapping[str, Any], error: Exception) -> C
     return ConfigError(f"fixed.{key}" if key else "fixed", problem)
 
 
-def _place(study: "StudyFile", name: str) -> str:
+def _place(study: StudyFile, name: str) -> str:
     return f"fixed.{name}" if name in study.fixed else f"search_space.{name}"

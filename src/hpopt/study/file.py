@@ -1,21 +1,16 @@
-"""Owns the study file: its sections, and reading one. Leaves what is refused to checks.py.
+"""Owns the sections of a study file. Leaves reading one to reading.py, and what is refused of the whole to checks.py.
 
 What each parameter may be is hyperparameters.py's to say, and the samplers and pruners themselves are strategy.py's.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from hpopt.errors import ConfigError, StudyFileError, did_you_mean
 from hpopt.hyperparameters import Scalar
 from hpopt.search_space import STRICT, Range
-from hpopt.study.checks import check_study
-from hpopt.study.messages import translate
 from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1
@@ -70,10 +65,7 @@ class Pruner(BaseModel):
 
 
 class StudyFile(BaseModel):
-    """One study as its file describes it: what is searched, what is fixed, and when to stop.
-
-    Raises ConfigError where the parts do not go together, naming the key.
-    """
+    """One study as its file describes it: what is searched, what is fixed, and when to stop."""
 
     model_config = STRICT
 
@@ -96,11 +88,6 @@ class StudyFile(BaseModel):
     enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     """Known configurations to try first; what an entry leaves out is sampled."""
 
-    @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        check_study(self)
-        return self
-
     def config(self, params: Mapping[str, Any], seed: int | None = None) -> Any:  # noqa: ANN401 - the objective's.
         """Build the config of a trial from what is fixed, its params and its seed.
 
@@ -115,33 +102,3 @@ class StudyFile(BaseModel):
         params = {name: defaults[name] for name in self.search_space}
         inside = all(self.search_space[name].contains(value) for name, value in params.items())
         return params if inside else None
-
-
-def read_study_file(path: Path) -> StudyFile:
-    """Read and check a study file; raises StudyFileError with one line saying what, where and the nearest right one."""
-    try:
-        # utf-8-sig, because editors on Windows put a byte order mark in front.
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        siblings = [sibling.name for sibling in path.parent.glob("*.toml")]
-        raise StudyFileError(f"{path}: no such file{did_you_mean(path.name, siblings)}") from error
-    except OSError as error:
-        raise StudyFileError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise StudyFileError(f"{path}: not UTF-8 (at byte {error.start})") from error
-    return parse_study_file(text, str(path))
-
-
-def parse_study_file(text: str, source: str) -> StudyFile:
-    """Check the text of a study file; `source` is the name that the message of StudyFileError starts with."""
-    try:
-        return StudyFile.model_validate(tomllib.loads(text))
-    except ValidationError as error:
-        # A misspelled key is missing as well: the unknown one is what to correct.
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        message = translate(problems[0], StudyFile)
-    except ConfigError as error:
-        message = str(error)
-    except ValueError as error:
-        message = f"not TOML: {error}"
-    raise StudyFileError(" ".join(f"{source}: {message}".splitlines()))

@@ -94,15 +94,3 @@ def count_parameters(config: PretrainConfig) -> tuple[int, int]:
     block = 4 * config.d_model**2 + config.n_experts * config.d_model + 2 * config.d_model
     shared = config.vocab_size * config.d_model + config.d_model + config.n_layers * block
     return shared + config.n_layers * config.n_experts * expert, shared + config.n_layers * config.top_k * expert
-
-
-def fields_without_effect(config: PretrainConfig) -> tuple[str, ...]:
-    """Name the fields that change nothing in a run of this config, because another field has switched them off."""
-    without: list[str] = []
-    if config.optimizer == "adamw":
-        without += ["momentum", "ns_steps"]
-    if config.lr_scheduler_type == "constant":
-        without += ["min_lr_ratio"]
-    if config.n_experts == 1:
-        without += ["load_balancing_weight"]
-    return tuple(without)
