@@ -18,6 +18,7 @@ from hpopt.study.file import StudyFile
 # The order in which the ways to end are told.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
 _SILENT_AFTER_S = 60.0
+_PROSE_WIDTH = 88
 
 
 def show_number(value: Scalar | None) -> str:
@@ -179,6 +180,8 @@ def entry_page(entry: Hyperparameter) -> RenderableType:
         "changing it": entry.changing,
     }
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(max_width=_PROSE_WIDTH)
     for title, text in rows.items():
         if text:
             table.add_row(Text(title, style="dim"), text)
