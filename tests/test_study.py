@@ -304,9 +304,10 @@ def test_a_clash_between_searched_and_fixed_names_both():
 
 
 def test_a_clash_of_two_searched_parameters_is_found_away_from_their_extremes():
-    """Three heads in the middle of the choices fail a third of the trials, one GPU start each."""
-    text = replaced(RATE, "n_heads = { choices = [4, 5, 8] }\nd_model = { choices = [80, 160, 240, 320, 400, 96] }")
-    assert refusal_of(text) == "s.toml: search_space.d_model: 96 is not divisible by n_heads 5"
+    """Two and four heads divide both widths, three only the narrow one: a sixth of the trials would fail on a GPU."""
+    heads = 'n_heads = { low = 2, high = 4, type = "int" }'
+    text = replaced(RATE, heads + '\nd_model = { low = 48, high = 64, step = 16, type = "int" }')
+    assert refusal_of(text) == "s.toml: search_space.d_model: 64 is not divisible by n_heads 3"
 
 
 def test_a_clash_inside_a_long_range_is_found():

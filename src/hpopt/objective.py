@@ -52,12 +52,16 @@ def load_function(objective: str) -> TrainingFunction:
 
 
 def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
-    """Name the data that the study trains on, preparing them if needed; None where the objective keeps its own."""
-    if file.objective != "pretrain":
+    """Name the data that all trials of a study share, preparing them if needed.
+
+    None where the objective keeps its own, or where each trial has another.
+    """
+    if file.objective != "pretrain" or {"dataset", "vocab_size"} & file.search_space.keys():
         return None
     from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - torch is imported by those who train.
 
-    return data_fingerprint(file.config({}), cache)
+    any_params = {name: searched.extremes()[0] for name, searched in file.search_space.items()}
+    return data_fingerprint(file.config(any_params), cache)
 
 
 def run_trial(file: StudyFile, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.

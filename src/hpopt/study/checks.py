@@ -81,9 +81,9 @@ def _check_enqueued(study: StudyFile) -> None:
 
 
 def _check_strategy(study: StudyFile) -> None:
-    if study.pruner.name == "asha" and "max_steps" in study.search_space:
-        remedy = 'fix max_steps, or set pruner.name = "none"'
-        raise ConfigError("search_space.max_steps", f"asha compares trials at points of one schedule; {remedy}")
+    if study.pruner.name != "none" and "max_steps" in study.search_space:
+        problem = f"{study.pruner.name} compares trials at points of one schedule"
+        raise ConfigError("search_space.max_steps", f'{problem}; fix max_steps, or set pruner.name = "none"')
     for name, searched in study.search_space.items():
         _check_used(study, name)
         if study.sampler.name == "grid" and isinstance(searched, Float) and searched.step is None:
