@@ -16,6 +16,8 @@ from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
 _EVERY_S = 1.0
+# The first trial to end says little about a fleet of workers that prunes.
+_PACE_TRIALS = 3
 # Ends are stamped when their transaction begins, and seen when it is over.
 _OVERLAP = timedelta(seconds=10)
 
@@ -27,10 +29,10 @@ def watch(database: Database, study: Study, console: Console, stop: threading.Ev
 
 
 def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
-    """Estimate the time to the end of the study from its pace so far, None before the first trial has ended."""
+    """Estimate the time to the end of the study from its pace so far, None while that is a guess."""
     estimates = []
     elapsed = progress.books.wall_hours * 3600
-    if progress.planned_trials is not None and progress.books.n_ended:
+    if progress.planned_trials is not None and progress.books.n_ended >= _PACE_TRIALS:
         n_left = max(0, progress.planned_trials - progress.books.n_ended)
         estimates.append(elapsed / progress.books.n_ended * n_left)
     if wall_hours is not None:
