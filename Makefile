@@ -24,7 +24,7 @@ test: install
 
 # The fast tests and those that take minutes.
 test-all: install
-	$(BIN)/python -m pytest -m "not engines"
+	$(BIN)/python -m pytest -m ""
 
 lint: install
 	$(BIN)/ruff check
@@ -39,6 +39,6 @@ schema: install
 dashboard: install
 	$(BIN)/hpopt dashboard
 
+# What can be made again; studies and their database in .hpopt stay.
 clean:
-	-test -x $(BIN)/hpopt && $(BIN)/hpopt db stop
-	rm -rf $(VENV) .hpopt report build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) report build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

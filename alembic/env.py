@@ -10,6 +10,7 @@ from sqlalchemy.schema import SchemaItem
 
 from alembic import context
 from hpopt import tables
+from hpopt.storage.database import parse_url
 
 
 def _is_ours(item: SchemaItem, _name: str | None, kind: str, _reflected: bool, _other: SchemaItem | None) -> bool:  # noqa: FBT001 - alembic's signature.
@@ -37,7 +38,7 @@ connection = context.config.attributes.get("connection")
 if connection is not None:
     _run(connection)
 elif "HPOPT_STORAGE" in os.environ:
-    with sa.create_engine(os.environ["HPOPT_STORAGE"]).begin() as connection:
+    with sa.create_engine(parse_url(os.environ["HPOPT_STORAGE"])).begin() as connection:
         _run(connection)
 else:
     raise SystemExit("set HPOPT_STORAGE to the URL of the database, or use `hpopt db upgrade`")

@@ -145,6 +145,18 @@ def test_a_dashboard_that_others_could_reach_is_refused_in_one_line(database_url
     assert "no password yet" in refused("dashboard", "--host", "192.168.1.5", HPOPT_STORAGE=database_url)
 
 
+def test_a_worker_that_would_be_taken_for_dead_between_two_heartbeats_is_refused(study_file):
+    line = refused("run", study_file, "--stale-after", "5")
+    assert line == "hpopt: --stale-after: 5 s is below two heartbeats of 5 s"
+
+
+def test_sql_takes_one_query(database_url, study_file):
+    """Several in one go could leave the transaction that changes nothing."""
+    hpopt("create", study_file, HPOPT_STORAGE=database_url)
+    line = refused("db", "sql", "commit; delete from hpopt.study", HPOPT_STORAGE=database_url)
+    assert "one query at a time" in line
+
+
 def test_params_explains_one_and_lists_all():
     assert "raising it" in hpopt("params", "learning_rate").stdout
     assert "changing it" in hpopt("params", "optimizer").stdout

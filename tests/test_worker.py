@@ -1,6 +1,7 @@
 """A worker gets every kind of trial to its right end, and the next one after it."""
 
 import importlib
+import re
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from hpopt.worker import Settings, work
 
 OBJECTIVE = """
 import math, pathlib
+import numpy as np
 from dataclasses import dataclass
 from hpopt.errors import Diverged, Interrupted
 from hpopt.training.run import Evaluation
@@ -39,16 +41,20 @@ def train(config: Config, run):
         for step in range(1, STEPS + 1):
             if HOOK: HOOK(config, step)
             if run.should_stop(): raise Interrupted(f"stopped after step {step - 1}")
-            if config.kind == "broken": raise RuntimeError("no such file")
+            if config.kind == "broken": raise RuntimeError("no such [/file]")
+            if config.kind == "odd": yield 5
             if config.kind == "empty": return
             if config.kind == "diverged": raise Diverged("loss is nan at step 1")
             loss = math.nan if config.kind == "nan" else config.x + 1 / step
+            if config.kind == "word": loss = "low"
+            if config.kind == "numpy": loss, step = np.float32(loss), np.int64(step)
             yield Evaluation(step=step, n_steps=STEPS, tokens=step * 100, seconds=step, metrics={"loss": loss})
     finally:
         (run.folder / "closed").touch()
         pathlib.Path(run.cache).mkdir(parents=True, exist_ok=True)
         (pathlib.Path(run.cache) / f"closed-{config.x:g}-{config.kind}").touch()
 """
+ONLY_GOOD = re.compile('"good".*"numpy"')
 STUDY = """
 name = "cheap"
 objective = "cheap_objective:train"
@@ -61,7 +67,7 @@ name = "random"
 name = "none"
 [search_space]
 x = { low = 0.0, high = 1.0 }
-kind = { choices = ["good", "broken", "empty", "diverged", "nan"] }
+kind = { choices = ["good", "broken", "empty", "diverged", "nan", "odd", "word", "numpy"] }
 """
 
 
@@ -105,7 +111,10 @@ def workshop(database_url, tmp_path, monkeypatch):
     ("kind", "outcome", "reason"),
     [
         ("good", "complete", None),
-        ("broken", "failed", "RuntimeError: no such file"),
+        ("broken", "failed", "RuntimeError: no such [/file]"),
+        ("odd", "failed", "the objective yielded 5, which is no Evaluation"),
+        ("word", "failed", "ValueError: could not convert string to float: 'low'"),
+        ("numpy", "complete", None),
         ("empty", "failed", "the objective yielded no evaluation"),
         ("diverged", "diverged", "loss is nan at step 1"),
         ("nan", "diverged", "loss is nan at step 1"),
@@ -119,6 +128,15 @@ def test_a_trial_ends_as_what_it_was_and_the_study_goes_on(workshop, kind, outco
     default, enqueued, after = workshop.outcomes()
     assert default[1] == after[1] == "complete"
     assert (enqueued[1], enqueued[3]) == (outcome, reason)
+
+
+def test_a_training_function_that_is_no_generator_fails_with_what_it_gave(workshop):
+    (workshop.folder / "plain_objective.py").write_text(
+        "from cheap_objective import Config\ndef train(config: Config, run): return 5\n"
+    )
+    study = workshop.create(STUDY.replace("cheap_objective:train", "plain_objective:train"))
+    work(workshop.database, study, workshop.settings)
+    assert workshop.outcomes()[0][3] == "plain_objective:train is no generator function: it returned 5"
 
 
 def test_a_configuration_that_was_enqueued_past_the_study_file_fails_with_its_reason(workshop):
@@ -137,7 +155,7 @@ def test_a_metric_that_is_not_reported_is_named_with_those_that_are(workshop):
 def test_pruning_closes_the_training_function_and_spares_the_defaults(workshop):
     """A generator that is only dropped leaves its files, processes and GPU memory behind."""
     text = STUDY.replace('name = "none"', 'name = "asha"').replace("trials = 3", "trials = 2")
-    study = workshop.create(text.replace('"good", "broken", "empty", "diverged", "nan"', '"good"'), {"x": 0.9})
+    study = workshop.create(ONLY_GOOD.sub('"good"', text), {"x": 0.9})
     work(workshop.database, study, workshop.settings)
     default, worse = workshop.outcomes()
     assert default[1] == "complete"

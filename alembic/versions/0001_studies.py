@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("engine", sa.Text(), server_default="local", nullable=False),
         sa.Column("job", sa.Text(), nullable=True),
         sa.Column("hpopt_version", sa.Text(), nullable=False),
+        sa.Column("stale_after_s", sa.Double(), server_default="60", nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),

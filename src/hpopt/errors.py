@@ -1,4 +1,4 @@
-"""Owns what can go wrong in hpopt, and the exit code of each. Leaves the printing to cli.py.
+"""Owns what can go wrong in hpopt, and the exit code of each. Leaves the printing to cli/.
 
 Each message is one line: what, where, the value, and the nearest right one.
 """

@@ -1,11 +1,11 @@
 """Owns the bridge from a trial to a training run: config, evaluations, report, prune. Leaves the books to storage.
 
-The only file besides training/ that imports the torch wing, and only when a trial is about to run.
+The torch wing is imported here alone, and only when a trial is about to run.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,42 +66,72 @@ def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
 
 def run_trial(file: StudyFile, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
     """Train one trial and say how it ended. What the surroundings raise is passed on."""
-    try:
-        evaluations = load_function(file.objective)(config, run)
-    except Exception as error:  # noqa: BLE001 - as in _next.
-        return _failed(error)
-    is_first = True
-    value = None
-    with closing(evaluations):
+    evaluations = _start(file.objective, config, run)
+    if isinstance(evaluations, Outcome):
+        return evaluations
+    with _closing(evaluations):
+        value = None
         while True:
             evaluation = _next(evaluations, file.metric)
             if isinstance(evaluation, Outcome):
                 return evaluation
             if evaluation is None:
                 return _complete(value)
-            if is_first:
+            if value is None:
                 _report_again(around, evaluation.step)
-                is_first = False
-            value = float(evaluation.metrics[file.metric])
+            value = evaluation.metrics[file.metric]
             outcome = _judge(evaluation, value, file.metric, around)
             if outcome is not None:
                 return outcome
+
+
+def _start(objective: str, config: Any, run: Run) -> Generator[Evaluation] | Outcome:  # noqa: ANN401 - the objective's.
+    try:
+        evaluations = load_function(objective)(config, run)
+    except Exception as error:  # noqa: BLE001 - as in _next.
+        return _failed(error)
+    if not isinstance(evaluations, Generator):
+        return Outcome(kind="failed", reason=f"{objective} is no generator function: it returned {evaluations!r}")
+    return evaluations
+
+
+@contextmanager
+def _closing(evaluations: Generator[Evaluation]) -> Iterator[None]:
+    """Close the generator at the end, so that its `finally` blocks run; what they raise comes too late to matter."""
+    try:
+        yield
+    finally:
+        with suppress(Exception):
+            evaluations.close()
 
 
 def _next(evaluations: Generator[Evaluation], metric: str) -> Evaluation | Outcome | None:
     """Train up to the next evaluation: None at the end, an Outcome where the training function gave up."""
     try:
         evaluation = next(evaluations, None)
+        return None if evaluation is None else _plain(evaluation, metric)
     except Interrupted as stop:
         return Outcome(kind="preempted", reason=str(stop))
     except Diverged as error:
         return Outcome(kind="diverged", reason=str(error))
     except Exception as error:  # noqa: BLE001 - whatever an objective raises is the end of its trial, not of the worker.
         return _failed(error)
-    if evaluation is not None and metric not in evaluation.metrics:
+
+
+def _plain(evaluation: Evaluation, metric: str) -> Evaluation | Outcome:
+    """Give an evaluation in plain numbers, whatever tensors and NumPy scalars it was made of."""
+    if not isinstance(evaluation, Evaluation):
+        return Outcome(kind="failed", reason=f"the objective yielded {evaluation!r}, which is no Evaluation")
+    if metric not in evaluation.metrics:
         known = ", ".join(sorted(evaluation.metrics))
         return Outcome(kind="failed", reason=f"the objective reports no '{metric}'; it reports {known}")
-    return evaluation
+    return Evaluation(
+        step=int(evaluation.step),
+        n_steps=int(evaluation.n_steps),
+        tokens=int(evaluation.tokens),
+        seconds=float(evaluation.seconds),
+        metrics={name: float(value) for name, value in evaluation.metrics.items()},
+    )
 
 
 def _judge(evaluation: Evaluation, value: float, metric: str, around: Surroundings) -> Outcome | None:

@@ -1,6 +1,6 @@
 """Owns what a search may try: Float, Int and Categorical ranges. Leaves sampling to strategy.py.
 
-Whether a parameter exists, and which of its values make sense, is study.py's to say.
+Whether a parameter exists, and which of its values make sense, is study/'s to say.
 """
 
 import math

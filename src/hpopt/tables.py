@@ -4,6 +4,8 @@ Optuna's own tables live in schema `public`; its trials and studies are referred
 the public interface of the database: columns are added at the end, never renamed or removed.
 """
 
+import hashlib
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -74,6 +76,8 @@ worker = Table(
     Column("engine", Text, nullable=False, server_default="local"),
     Column("job", Text),
     Column("hpopt_version", Text, nullable=False),
+    # Its own patience: others may only take it for dead after that much silence.
+    Column("stale_after_s", Double, nullable=False, server_default="60"),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("stopped_at", DateTime(timezone=True)),
@@ -127,8 +131,9 @@ evaluation = Table(
 # that stock Optuna made are shown as they are; those that no attempt ever held are not.
 _TRIALS = """
 create view hpopt.trials as
-with goes as (
-    select a.*, coalesce(a.first_trial_id, a.trial_id) as logical_id
+with goes as not materialized (
+    select a.study_id, a.trial_id, a.go, a.seed, a.outcome, a.reason, a.config, a.started_at, a.ended_at,
+           a.device_seconds, a.tokens, a.peak_memory_gib, coalesce(a.first_trial_id, a.trial_id) as logical_id
     from hpopt.attempt a
     where a.trial_id is not null
 ), logical as (
@@ -285,6 +290,11 @@ _GRANTS = {
 }
 
 
+def views_version() -> str:
+    """Name the views as they are defined here; the schema's comment says which ones a database has."""
+    return "views " + hashlib.sha256("".join((*VIEWS.values(), str(_GRANTS))).encode()).hexdigest()[:16]
+
+
 def drop_views(connection: Connection) -> None:
     """Drop the views, so that the tables below them can change."""
     for name in reversed(VIEWS):
@@ -295,6 +305,7 @@ def create_views(connection: Connection) -> None:
     """Create the views and the roles, and grant each role what it needs."""
     for definition in VIEWS.values():
         connection.exec_driver_sql(definition.replace("%", "%%"))
+    connection.execute(text(f"comment on schema {SCHEMA} is '{views_version()}'"))
     for role in ROLES:
         connection.exec_driver_sql(_CREATE_ROLE.format(role=role).replace("%", "%%"))
         if connection.scalar(text("select true from pg_roles where rolname = :role"), {"role": role}):

@@ -47,12 +47,12 @@ class Settings:
 
 def work(database: Database, study: Study, settings: Settings) -> str:
     """Pull trials until the study is over, and say why it is. Raises Interrupted when stopped before that."""
-    worker_id = attempts.register_worker(database, study, host=platform.node(), pid=os.getpid(), device=settings.device)
+    worker_id = _insist(settings, lambda: _register(database, study, settings))
     reason = "failed"
     try:
         fingerprint = objective.fingerprint_data(study.file, settings.home / "cache")
-        studies.require_data(database, study, fingerprint)
-        optuna_study = studies.open_optuna(database, study)
+        _insist(settings, lambda: studies.require_data(database, study, fingerprint))
+        optuna_study = _insist(settings, lambda: studies.open_optuna(database, study))
         reason = _pull(_Post(database, study, optuna_study, worker_id, fingerprint, settings))
     except Interrupted as stop:
         reason = str(stop)
@@ -63,6 +63,17 @@ def work(database: Database, study: Study, settings: Settings) -> str:
         with suppress(DatabaseError):
             attempts.end_worker(database, worker_id, reason)
     return reason
+
+
+def _register(database: Database, study: Study, settings: Settings) -> int:
+    return attempts.register_worker(
+        database,
+        study,
+        host=platform.node(),
+        pid=os.getpid(),
+        device=settings.device,
+        stale_after_s=settings.stale_after_s,
+    )
 
 
 def find_device(device: str) -> str:
@@ -95,7 +106,7 @@ class _Post:
 def _pull(post: _Post) -> str:
     database, study, settings = post.database, post.study, post.settings
     while not settings.stop.is_set():
-        _insist(settings, lambda: reaping.reap(database, study, post.optuna_study, settings.stale_after_s))
+        _insist(settings, lambda: reaping.reap(database, study, post.optuna_study))
         attempt = _insist(settings, lambda: attempts.reserve(database, study, post.worker_id))
         if attempt is not None:
             _attempt(post, attempt)
@@ -178,7 +189,7 @@ def _surroundings(post: _Post, attempt: Attempt, trial: Trial) -> Surroundings:
         record=lambda evaluation: insist(lambda: attempts.record(database, attempt, trial, evaluation)),
         report=lambda step, value: insist(lambda: attempts.report(database, trial, step, value)),
         is_hopeless=lambda: insist(lambda: attempts.is_hopeless(database, trial)),
-        spent=lambda: books.spent(study, insist(lambda: books.read_books(database, study))),
+        spent=lambda: insist(lambda: books.limit_reached(database, study)),
         earlier=insist(lambda: attempts.earlier_values(database, attempt, study.file.metric)),
     )
 
@@ -193,10 +204,13 @@ def _trial_folder(post: _Post, trial: Trial, attempt: Attempt) -> Path:
 def _prepare_folder(trial_folder: Path, go: int) -> Path:
     """Make the folder of this go with what the last go before it left there; that one is read, never written to."""
     folder = trial_folder / str(go)
+    # Copied beside and renamed, so that a go that is killed meanwhile leaves nothing half copied to the next.
+    copied = trial_folder / f"{go}.copy"
     try:
         for earlier in range(go - 1, 0, -1):
             if (trial_folder / str(earlier)).is_dir():
-                shutil.copytree(trial_folder / str(earlier), folder, dirs_exist_ok=True)
+                shutil.copytree(trial_folder / str(earlier), copied, dirs_exist_ok=True)
+                copied.rename(folder)
                 break
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

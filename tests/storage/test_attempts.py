@@ -12,8 +12,6 @@ from hpopt.storage import attempts, books, queries, reaping, studies
 from hpopt.storage.database import Database
 from hpopt.training.run import Evaluation
 
-STALE_S = 60.0
-
 
 class Fleet:
     """A worker's view of a study, with a clock that a test may push."""
@@ -47,7 +45,7 @@ class Fleet:
             connection.execute(sa.text(query), {"id": attempt.attempt_id})
 
     def reap(self):
-        return reaping.reap(self.database, self.study, self.optuna, STALE_S)
+        return reaping.reap(self.database, self.study, self.optuna)
 
     def rows(self, query="select * from hpopt.trials order by trial"):
         with self.database.begin() as connection:
@@ -195,6 +193,37 @@ def test_a_trial_that_was_reaped_while_it_was_asked_for_runs_once(fleet):
     assert fleet.start()[1].params["learning_rate"] == 0.02
     assert fleet.start()[1].params["learning_rate"] != 0.02
     assert [row["trial"] for row in fleet.rows()] == [1, 2]
+
+
+def test_a_patient_worker_is_not_taken_for_dead_by_a_hasty_one(fleet, database, study):
+    """A second machine may join with another heartbeat; each is judged by its own."""
+    attempt, _ = fleet.start()
+    with database.begin() as connection:
+        connection.execute(sa.text("update hpopt.attempt set heartbeat_at = now() - interval '40 seconds'"))
+    hasty = attempts.register_worker(database, study, host="there", pid=2, device="cpu", stale_after_s=5)
+    assert fleet.reap() == 0
+    assert attempts.beat(database, attempt, hasty)
+
+
+def test_a_trial_whose_end_optuna_was_never_told_is_failed(fleet):
+    attempt, trial = fleet.start()
+    attempts.drop(fleet.database, attempt, "the database went away")
+    fleet.reap()
+    assert fleet.optuna.trials[trial.number].state is TrialState.FAIL
+
+
+def test_a_retry_keeps_the_rungs_that_it_passed(database):
+    """Optuna would take the first value after the resume for that of every rung before it."""
+    text = 'name = "rungs"\n[budget]\ntrials = 2\n[search_space]\nmomentum = { low = 0.8, high = 0.99 }\n'
+    fleet = Fleet(database, studies.create_study(database, text + "[fixed]\nmax_steps = 90\n", "rungs.toml"))
+    attempt, trial = fleet.start()
+    trial.report(5.0, 10)
+    trial.should_prune()
+    fleet.let_it_go_silent(attempt)
+    fleet.reap()
+    _, retry = fleet.start()
+    passed = database.optuna.get_trial_system_attrs(attempts.id_of(retry))
+    assert passed["completed_rung_0"] == 5.0
 
 
 def test_a_repeated_finish_is_no_fence(fleet):

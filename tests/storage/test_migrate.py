@@ -50,9 +50,33 @@ def test_models_and_migrations_are_equal(database):
         assert compare_metadata(context, tables.metadata) == []
 
 
-def test_upgrade_twice_changes_nothing(database, study):
-    migrate.upgrade(database)
-    assert studies.study_names(database) == ["tiny"]
+def test_upgrade_of_what_is_current_changes_nothing(database, study):
+    """Others may have granted on our views, or built views on them."""
+    with database.begin() as connection:
+        connection.execute(sa.text("create view public.theirs as select * from hpopt.best_params"))
+        connection.execute(sa.text("create role guest"))
+        connection.execute(sa.text("grant select on hpopt.best_params to guest"))
+    try:
+        migrate.upgrade(database)
+        assert _names(database, "select has_table_privilege('guest', 'hpopt.best_params', 'select')::text") == {"true"}
+    finally:
+        with database.begin() as connection:
+            connection.execute(sa.text("drop owned by guest"))
+            connection.execute(sa.text("drop role guest"))
+
+
+def test_a_worker_role_can_create_a_study_in_a_current_database(database, database_url, study_file):
+    with database.begin() as connection:
+        connection.execute(sa.text("create role plain login password 'x' in role hpopt_worker"))
+    try:
+        url = sa.make_url(database_url).set(username="plain", password="x")
+        plain = Database(url.render_as_string(hide_password=False))
+        migrate.upgrade(plain)
+        assert studies.create_study(plain, study_file, "tiny.toml").name == "tiny"
+        plain.close()
+    finally:
+        with database.begin() as connection:
+            connection.execute(sa.text("drop role plain"))
 
 
 def test_downgrade_drops_ours_and_leaves_optunas(database, study):

@@ -42,17 +42,18 @@ def run(
     home: HomeOption = HOME,
 ) -> None:
     """Do everything on this machine: database, study, workers, progress, answer."""
-    from hpopt.launch.local import LocalWorkers, count_gpus
+    from hpopt.launch.local import LocalWorkers, count_cores, list_gpus
     from hpopt.report.terminal import answer
     from hpopt.storage import queries
     from hpopt.storage.opening import open_database
     from hpopt.watch import watch
 
     text = _read(file)
+    _check_patience(heartbeat_every, stale_after)
     stop = _stop_on_signals()
     with open_database(storage, home, make=True) as database:
         study = _create(database, text, str(file))
-        n_workers = workers or count_gpus() or max(1, (os.cpu_count() or 1) // 2)
+        n_workers = workers or len(list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))) or max(1, count_cores() // 2)
         environment = {**os.environ, "HPOPT_STORAGE": database.url, "HPOPT_HOME": str(home.absolute())}
         patience = ["--heartbeat-every", str(heartbeat_every), "--stale-after", str(stale_after)]
         command = ["worker", study.name, *patience]
@@ -101,6 +102,7 @@ def worker(
     from hpopt.storage.opening import open_database
     from hpopt.worker import Settings, find_device, work
 
+    _check_patience(heartbeat_every, stale_after)
     stop = _stop_on_signals()
     if stop_with_parent:
         threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
@@ -130,14 +132,15 @@ def status(
     from hpopt.report.text import progress_as_json
     from hpopt.storage import queries, studies
     from hpopt.storage.opening import open_database
-    from hpopt.watch import seconds_left, watch
+    from hpopt.watch import seconds_left
 
-    stop = _stop_on_signals()
+    if follow and study is None:
+        raise InputError("--watch: name the study to follow")
     with open_database(storage, home) as database:
         names = studies.study_names(database) if study is None else [study]
         found = [_load(database, name) for name in names]
-        if follow and found:
-            watch(database, found[0], err, stop, lambda: queries.progress(database, found[0]).over is None)
+        if follow:
+            _follow(database, found[0])
         shown = [queries.progress(database, each) for each in found]
         if as_json:
             print(progress_as_json(shown[0]) if study else f"[{', '.join(map(progress_as_json, shown))}]")  # noqa: T201 - rich would wrap it.
@@ -146,6 +149,20 @@ def status(
             out.print(standing(shown[0], queries.ended_trials(database, found[0]), left))
         else:
             out.print(overview(shown))
+
+
+def _follow(database: "Database", study: "Study") -> None:
+    from hpopt.errors import DatabaseError
+    from hpopt.storage import books
+    from hpopt.watch import watch
+
+    def is_running() -> bool:
+        try:
+            return books.finished(study, books.read_books(database, study)) is None
+        except DatabaseError:
+            return True
+
+    watch(database, study, err, _stop_on_signals(), is_running)
 
 
 def best(
@@ -218,6 +235,11 @@ def params(
         out.print(entry_page(HYPERPARAMETERS[name]))
     else:
         raise InputError(f"no hyperparameter '{name}'{did_you_mean(name, HYPERPARAMETERS)}")
+
+
+def _check_patience(heartbeat_every: float, stale_after: float) -> None:
+    if stale_after < 2 * heartbeat_every:
+        raise InputError(f"--stale-after: {stale_after:g} s is below two heartbeats of {heartbeat_every:g} s")
 
 
 def _read(file: Path) -> str:

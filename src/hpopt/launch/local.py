@@ -14,6 +14,8 @@ from hpopt.errors import HpoptError
 
 # A worker answers SIGTERM within 10 s; a little more lets the database answer too.
 _GRACE_S = 15.0
+# On a sick node the driver's program hangs.
+_DRIVER_TIMEOUT_S = 10
 # Workers that die young this many times in a row have a reason that another start does not mend.
 _MAX_RESTARTS = 5
 _GOOD_LIFE_S = 60.0
@@ -24,8 +26,23 @@ def count_gpus() -> int:
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0
-    listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    try:
+        listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=_DRIVER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def list_gpus(visible: str | None) -> list[str]:
+    """List the GPUs that workers may use: those of CUDA_VISIBLE_DEVICES where it is set, else all."""
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    return [str(number) for number in range(count_gpus())]
+
+
+def count_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalWorkers:
@@ -36,7 +53,7 @@ class LocalWorkers:
         self._command = command
         self._environment = dict(environment)
         self._logs = logs
-        self._n_gpus = count_gpus()
+        self._gpus = list_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
         self._n_workers = n_workers
         self._n_restarts = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -99,10 +116,9 @@ class LocalWorkers:
 
     def _share(self, place: int) -> dict[str, str]:
         """Give a worker its GPU, or its part of the processor's cores."""
-        if self._n_gpus:
-            return {"CUDA_VISIBLE_DEVICES": str(place % self._n_gpus)}
-        n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return {"OMP_NUM_THREADS": str(max(1, n_cores // self._n_workers))}
+        if self._gpus:
+            return {"CUDA_VISIBLE_DEVICES": self._gpus[place % len(self._gpus)]}
+        return {"OMP_NUM_THREADS": str(max(1, count_cores() // self._n_workers))}
 
     def _log(self, place: int, mode: str) -> IO[bytes]:
         return (self._logs / f"worker-{place}.log").open(mode)

@@ -1,4 +1,4 @@
-"""Owns what a study looks like on a terminal, and as text for programs. Leaves printing to cli.py and watch.py."""
+"""Owns what a study looks like on a terminal, and as text for programs. Leaves printing to cli/ and watch.py."""
 
 import json
 from typing import Any

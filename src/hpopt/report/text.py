@@ -1,6 +1,7 @@
 """Owns the forms in which programs take what hpopt knows: JSON, TOML, YAML, environment, arguments."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -43,11 +44,15 @@ def _yaml(params: Mapping[str, Scalar]) -> str:
 
 
 def _env(params: Mapping[str, Scalar]) -> str:
-    return "\n".join(f"{name.upper()}={value}" for name, value in params.items())
+    return "\n".join(f"{name.upper()}={_shell(value)}" for name, value in params.items())
 
 
 def _args(params: Mapping[str, Scalar]) -> str:
-    return " ".join(f"--{name} {value}" for name, value in params.items())
+    return " ".join(f"--{name} {_shell(value)}" for name, value in params.items())
+
+
+def _shell(value: Scalar) -> str:
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
 # The forms in which a program takes the best parameters.

@@ -1,4 +1,4 @@
-"""Owns attempts: reserving, fencing, ending and reaping the goes of workers at trials. Leaves training to objective.py
+"""Owns attempts: reserving, fencing and ending the goes of workers at trials. Leaves training to objective.py
 and the dead to reaping.py.
 
 An attempt is reserved under a lock on its study's row, so that the fleet never starts more than the budget allows. Its
@@ -53,9 +53,18 @@ class Attempt:
     previous_trial_id: int | None = None
 
 
-def register_worker(database: Database, study: Study, *, host: str, pid: int, device: str) -> int:
-    """Write down that a worker is here; gives its id."""
-    row = {"study_id": study.study_id, "host": host, "pid": pid, "device": device, "hpopt_version": __version__}
+def register_worker(
+    database: Database, study: Study, *, host: str, pid: int, device: str, stale_after_s: float = 60.0
+) -> int:
+    """Write down that a worker is here, and how long it may be silent; gives its id."""
+    row = {
+        "study_id": study.study_id,
+        "host": host,
+        "pid": pid,
+        "device": device,
+        "hpopt_version": __version__,
+        "stale_after_s": stale_after_s,
+    }
     with database.begin() as connection:
         added = connection.execute(sa.insert(tables.worker).values(row).returning(tables.worker.c.worker_id))
         return int(added.scalar_one())
@@ -222,14 +231,15 @@ def _ask_again(database: Database, optuna_study: optuna.Study, attempt: Attempt)
     before = database.optuna.get_trial(last) if last is not None else None
     if before is None:
         return optuna_study.ask()
-    # Its worker may have died before it sampled what somebody had asked for.
-    asked_for = {key: value for key, value in before.system_attrs.items() if key == "fixed_params"}
+    # Its worker may have died before it sampled what somebody had asked for; and rungs that it passed stay passed.
+    kept = ("fixed_params", "completed_rung_")
+    marks = {key: value for key, value in before.system_attrs.items() if key.startswith(kept)}
     template = create_trial(
         state=TrialState.RUNNING,
         params=before.params,
         distributions=before.distributions,
         user_attrs=before.user_attrs,
-        system_attrs=asked_for,
+        system_attrs=marks,
     )
     return Trial(optuna_study, database.optuna.create_new_trial(optuna_study._study_id, template))  # noqa: SLF001 - Optuna has no public way to the id.
 

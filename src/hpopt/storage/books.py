@@ -23,6 +23,14 @@ def read_books(database: Database, study: Study) -> Books:
         return count_books(connection, study.study_id)
 
 
+def limit_reached(database: Database, study: Study) -> str | None:
+    """Say which limit in hours or which target the study has reached; asks only where the budget has one."""
+    budget = study.file.budget
+    if budget.gpu_hours is None and budget.wall_hours is None and budget.target is None:
+        return None
+    return spent(study, read_books(database, study))
+
+
 def spent(study: Study, books: Books) -> str | None:
     """Say which limit in hours or which target the study has reached, or None."""
     budget = study.file.budget
@@ -56,7 +64,8 @@ def planned_trials(study: Study) -> int | None:
     """Give the number of trials after which the study ends, or None if only hours or a target end it."""
     limits = [study.file.budget.trials]
     if study.file.sampler.name == "grid":
-        limits.append(len(strategy.grid_points(study.file.search_space)) + len(study.file.enqueue))
+        points = [*study.file.enqueue, *strategy.grid_points(study.file.search_space)]
+        limits.append(len({tuple(sorted(point.items())) for point in points}))
     return min((limit for limit in limits if limit is not None), default=None)
 
 

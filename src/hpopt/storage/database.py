@@ -8,12 +8,14 @@ import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from hpopt.errors import DatabaseError
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
+# The SQLSTATE of read_only_sql_transaction.
+READ_ONLY = "25006"
 
 # One connection does the work, a second lets the heartbeat through while the first is in use.
 _ENGINE_OPTIONS = {
@@ -73,7 +75,9 @@ class Database:
         """Turn what our library and Optuna's raise when the database does not answer into DatabaseError."""
         try:
             yield
-        except (OperationalError, InterfaceError, StorageInternalError) as error:
+        except (DBAPIError, StorageInternalError) as error:
+            if isinstance(error, DBAPIError) and not _is_out_of_reach(error):
+                raise
             raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
 
 
@@ -91,6 +95,12 @@ def parse_url(url: str) -> sa.URL:
             f"storage '{backend}' is not supported; hpopt keeps its studies in Postgres (postgresql://...)"
         )
     return parsed.set(drivername=DRIVER)
+
+
+def _is_out_of_reach(error: DBAPIError) -> bool:
+    # After a failover the old primary still answers, but takes no writes.
+    is_read_only = getattr(error.orig, "pgcode", None) == READ_ONLY
+    return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated or is_read_only
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """Owns bringing a database to the version of this hpopt. Leaves the tables to tables.py and the steps to alembic/."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -15,13 +17,21 @@ from hpopt.storage.database import Database
 _PACKAGE = Path(__file__).parent.parent
 # "hpopt" in ASCII: the advisory lock that keeps two upgrades apart.
 _UPGRADE_LOCK = 0x68706F7074
+_SCHEMA_COMMENT = f"select obj_description('{tables.SCHEMA}'::regnamespace, 'pg_namespace')"
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Make Optuna's tables, then ours and the views over both; does nothing where all is current."""
+    """Make Optuna's tables, then ours and the views over both; changes nothing where all is current.
+
+    Who may not change tables can thus use a current database, and grants and views of others on ours stay.
+    """
+    if revision == "head" and _is_current(database):
+        return
     _prepare_schema(database)
-    with database.begin() as connection:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+    with _upgrading(database) as connection:
+        schema = connection.scalar(sa.text("select current_schema()"))
+        if schema != "public":
+            raise DatabaseError(f"{database.address}: the search path begins with {schema}; Optuna needs public")
         # Optuna creates its tables over a connection of its own, within the lock, before ours refer to them.
         _ = database.optuna
         command.upgrade(_config(connection), revision)
@@ -29,17 +39,13 @@ def upgrade(database: Database, revision: str = "head") -> None:
 
 def downgrade(database: Database, revision: str) -> None:
     """Go back to an older revision of our tables, or to `base`, which drops them with their rows."""
-    with database.begin() as connection:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+    with _upgrading(database) as connection:
         command.downgrade(_config(connection), revision)
 
 
 def require_current(database: Database) -> None:
     """Raise DatabaseError unless our tables are at the revision of this hpopt."""
-    with database.begin() as connection:
-        context = MigrationContext.configure(connection, opts={"version_table_schema": tables.SCHEMA})
-        current = context.get_current_revision()
-    head = ScriptDirectory.from_config(_config()).get_current_head()
+    current, head = _revisions(database)
     if current is None:
         raise DatabaseError(f"{database.address}: no hpopt tables here; run `hpopt db upgrade`")
     if current != head:
@@ -48,14 +54,39 @@ def require_current(database: Database) -> None:
         )
 
 
-def _prepare_schema(database: Database) -> None:
+def _is_current(database: Database) -> bool:
+    current, head = _revisions(database)
+    if current != head:
+        return False
     with database.begin() as connection:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+        return bool(connection.scalar(sa.text(_SCHEMA_COMMENT)) == tables.views_version())
+
+
+def _revisions(database: Database) -> tuple[str | None, str | None]:
+    with database.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table_schema": tables.SCHEMA})
+        current = context.get_current_revision()
+    return current, ScriptDirectory.from_config(_config()).get_current_head()
+
+
+@contextmanager
+def _upgrading(database: Database) -> Iterator[sa.Connection]:
+    """Open a transaction that only one upgrade at a time can be in."""
+    try:
+        with database.begin() as connection:
+            connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            yield connection
+    except sa.exc.ProgrammingError as error:
+        raise DatabaseError(f"{database.address}: cannot upgrade: {str(error.orig).splitlines()[0]}") from error
+
+
+def _prepare_schema(database: Database) -> None:
+    with _upgrading(database) as connection:
         connection.execute(sa.text(f"create schema if not exists {tables.SCHEMA}"))
         schema = connection.scalar(sa.text("select current_schema()"))
         # The default search path begins with the user's own name: for a user called hpopt that is our schema.
         if schema == tables.SCHEMA:
-            name = connection.dialect.identifier_preparer.quote(database.engine.url.database or "")
+            name = connection.scalar(sa.text("select quote_ident(current_database())"))
             connection.execute(sa.text(f"alter role current_user in database {name} set search_path = public"))
         elif schema != "public":
             raise DatabaseError(

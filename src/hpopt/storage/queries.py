@@ -85,12 +85,14 @@ def read_table(database: Database, study: Study) -> StudyTable:
 
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
     """Run a query that changes nothing; gives the names of its columns and its rows. Raises InputError for others."""
+    if ";" in query.rstrip("; \n"):
+        raise InputError("one query at a time, without a semicolon")
     with database.begin() as connection:
         connection.execute(sa.text("set transaction read only"))
         try:
             result = connection.exec_driver_sql(query.replace("%", "%%"))
             return list(result.keys()), [list(row) for row in result]
-        except (sa.exc.ProgrammingError, sa.exc.InternalError, sa.exc.DataError, sa.exc.ResourceClosedError) as error:
+        except (sa.exc.DBAPIError, sa.exc.ResourceClosedError) as error:
             raise InputError(str(getattr(error, "orig", error)).split("\n")[0]) from error
 
 

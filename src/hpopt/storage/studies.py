@@ -2,6 +2,7 @@
 
 import getpass
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -115,7 +116,8 @@ def open_optuna(database: Database, study: Study) -> optuna.Study:
     )
     rungs = plan.place_rungs(file)
     pruner = strategy.build_pruner(file.pruner.name, rungs=rungs, reduction_factor=file.pruner.reduction_factor)
-    return optuna.load_study(study_name=study.name, storage=database.optuna, sampler=sampler, pruner=pruner)
+    with database.errors():
+        return optuna.load_study(study_name=study.name, storage=database.optuna, sampler=sampler, pruner=pruner)
 
 
 def require_data(database: Database, study: Study, fingerprint: str | None) -> None:
@@ -136,29 +138,37 @@ def require_data(database: Database, study: Study, fingerprint: str | None) -> N
 
 def _create(database: Database, file: StudyFile, text: str, parent: str | None, role: str) -> Study:
     parent_id = None if parent is None else load_study(database, parent).study_id
-    study = optuna.create_study(
-        storage=database.optuna, study_name=file.name, direction=file.direction, load_if_exists=True
-    )
-    if study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
-        raise InputError(f"a study '{file.name}' that hpopt did not make is in {database.address}; choose another name")
-    with warnings.catch_warnings():
-        # Its interface may change, says Optuna; without it the dashboard calls the metric "Objective 0".
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names([file.metric])
-    _enqueue(study, file)
+    with database.errors():
+        study = _make_optuna_study(database, file)
     row = {
         "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
         "parent_id": parent_id,
         "role": role,
         "file": text,
         "file_sha256": _sha256(text),
-        "created_by": f"{getpass.getuser()}@{platform.node()}",
+        "created_by": f"{_user()}@{platform.node()}",
         "git_commit": _git_commit(),
         "versions": _versions(),
     }
     with database.begin() as connection:
         connection.execute(insert(tables.study).values(row).on_conflict_do_nothing())
     return load_study(database, file.name)
+
+
+def _make_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
+    study = optuna.create_study(
+        storage=database.optuna, study_name=file.name, direction=file.direction, load_if_exists=True
+    )
+    # Another go at creating it may have died half way; then nothing has run.
+    has_run = any(trial.state is not optuna.trial.TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+    if has_run or study.direction.name.lower() != file.direction:
+        raise InputError(f"a study '{file.name}' that hpopt did not make is in {database.address}; choose another name")
+    with warnings.catch_warnings():
+        # Its interface may change, says Optuna; without it the dashboard calls the metric "Objective 0".
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([file.metric])
+    _enqueue(study, file)
+    return study
 
 
 def _enqueue(study: optuna.Study, file: StudyFile) -> None:
@@ -174,6 +184,14 @@ def _known_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict
     if defaults is not None and file.sampler.name != "grid":
         known.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))
     return known
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # In a container the user may have no name.
+        return str(os.getuid())
 
 
 def _sha256(text: str) -> str:

@@ -7,6 +7,7 @@ resumed run repeats an uninterrupted one to the bit on the CPU, and torch's glob
 import logging
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -240,5 +241,6 @@ def _compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 def _peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
