@@ -20,8 +20,8 @@ _ORPHAN_AFTER_S = 60.0
 def reap(database: Database, study: Study, optuna_study: optuna.Study) -> int:
     """End the attempts that were silent for longer than their workers said, and the trials that nobody holds.
 
-    Gives their number.     Any worker may do it at any time: each step is done once however often it is tried, and a crash between two steps
-    leaves the second to the next worker.
+    Gives their number. Any worker may do it at any time: each step is done once however often it is tried, and a crash
+    between two steps leaves the second to the next worker.
     """
     with database.begin() as connection:
         about = {"study_id": study.study_id, "orphan_after_s": _ORPHAN_AFTER_S}
