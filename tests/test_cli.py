@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from hpopt import __version__
+
 STUDY = """
 name = "answer"
 [budget]
@@ -155,6 +157,10 @@ def test_sql_takes_one_query(database_url, study_file):
     hpopt("create", study_file, HPOPT_STORAGE=database_url)
     line = refused("db", "sql", "commit; delete from hpopt.study", HPOPT_STORAGE=database_url)
     assert "one query at a time" in line
+
+
+def test_the_version_is_told():
+    assert hpopt("--version").stdout == f"{__version__}\n"
 
 
 def test_params_explains_one_and_lists_all():

@@ -3,6 +3,7 @@
 The torch wing is imported here alone, and only when a trial is about to run.
 """
 
+import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from hpopt.errors import Diverged, Interrupted
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.run import Evaluation, Run
+
+_logger = logging.getLogger(__name__)
 
 TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]
 
@@ -156,6 +159,8 @@ def _complete(value: float | None) -> Outcome:
 
 
 def _failed(error: Exception) -> Outcome:
+    # The trial gets one line; whoever wrote the objective finds the rest in the worker's log.
+    _logger.error("the objective failed", exc_info=error)
     return Outcome(kind="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
 
 

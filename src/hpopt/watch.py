@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.errors import DatabaseError
-from hpopt.report.terminal import show_ended, show_seconds, standing
+from hpopt.report.terminal import show_ended, show_metric, show_seconds, standing
 from hpopt.storage import queries
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
@@ -80,6 +80,6 @@ def _plain(database: Database, study: Study, console: Console, stop: threading.E
 
 def _line(trial: EndedTrial, n_ended: int, progress: Progress, left_s: float | None) -> str:
     of = f"/{progress.planned_trials}" if progress.planned_trials else ""
-    best = "" if progress.best is None else f"  best {progress.best.value:.4f}"
+    best = "" if progress.best is None else f"  best {show_metric(progress.best.value)}"
     left = "" if left_s is None or progress.over else f"  about {show_seconds(left_s)} left"
     return f"[{n_ended}{of}] {show_ended(trial, progress.metric)}{best}{left}"

@@ -2,10 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from hpopt import __version__
 from hpopt.cli import database, verbs
 from hpopt.errors import HpoptError
 
@@ -23,6 +24,20 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(database.app, name="db")
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's signature.
+    if wanted:
+        print(__version__)  # noqa: T201 - rich is for tables.
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 # A file or a pipe has no width that a table should be cut to.
-out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True, highlight=False, markup=False)
 
 StorageOption = Annotated[

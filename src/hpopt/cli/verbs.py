@@ -24,9 +24,10 @@ from hpopt.cli.options import (
     err,
     out,
 )
-from hpopt.errors import InputError, Interrupted, NoAnswerError, did_you_mean
+from hpopt.errors import DatabaseError, DatabaseLostError, InputError, Interrupted, NoAnswerError, did_you_mean
 
 if TYPE_CHECKING:
+    from hpopt.analysis.progress import Progress
     from hpopt.storage.database import Database
     from hpopt.storage.studies import Study
 
@@ -57,18 +58,26 @@ def run(
         environment = {**os.environ, "HPOPT_STORAGE": database.url, "HPOPT_HOME": str(home.absolute())}
         patience = ["--heartbeat-every", str(heartbeat_every), "--stale-after", str(stale_after)]
         command = ["worker", study.name, *patience]
+        logs = home / "logs" / study.name
         progress = queries.progress(database, study)
         if progress.over is None:
-            with LocalWorkers(command, n_workers, environment, home / "logs" / study.name) as fleet:
+            with LocalWorkers(command, n_workers, environment, logs) as fleet:
                 watch(database, study, err, stop, fleet.tend)
-            progress = queries.progress(database, study)
+            progress = _progress_now(database, study)
         out.print(answer(progress, study.file))
     if progress.over is not None and progress.best is None:
-        raise NoAnswerError(
-            f"study '{study.name}' is over without a completed trial; `hpopt status {study.name}` says why"
-        )
+        raise NoAnswerError(f"study '{study.name}' ended without a completed trial; the workers' logs are in {logs}")
     if progress.over is None:
         raise Interrupted(f"stopped with {progress.books.n_ended} trials done; the same command goes on from here")
+
+
+def _progress_now(database: "Database", study: "Study") -> "Progress":
+    from hpopt.storage import queries
+
+    try:
+        return queries.progress(database, study)
+    except DatabaseError as error:
+        raise DatabaseLostError(f"lost the database: {error}; the same command goes on from here") from error
 
 
 def create(file: FileArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
@@ -152,7 +161,6 @@ def status(
 
 
 def _follow(database: "Database", study: "Study") -> None:
-    from hpopt.errors import DatabaseError
     from hpopt.storage import books
     from hpopt.watch import watch
 
@@ -172,6 +180,7 @@ def best(
     home: HomeOption = HOME,
 ) -> None:
     """Print the best parameters; exit code 3 while there is no answer."""
+    from hpopt.hyperparameters import not_one_of
     from hpopt.report.terminal import answer
     from hpopt.report.text import PARAMS_AS, best_as_json
     from hpopt.storage import queries
@@ -179,7 +188,7 @@ def best(
 
     forms = ("table", "json", *PARAMS_AS)
     if form not in forms:
-        raise InputError(f"--format: '{form}' is not one of {', '.join(forms)}{did_you_mean(form, forms)}")
+        raise InputError(f"--format: {not_one_of(form, forms)}")
     with open_database(storage, home) as database:
         found = _load(database, study)
         answered = queries.best(database, found)

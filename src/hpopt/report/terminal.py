@@ -19,6 +19,7 @@ from hpopt.study.file import StudyFile
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
 _SILENT_AFTER_S = 60.0
 _PROSE_WIDTH = 88
+_SMALL = 0.01
 
 
 def show_number(value: Scalar | None) -> str:
@@ -26,6 +27,11 @@ def show_number(value: Scalar | None) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return "-" if value is None else str(value)
     return f"{value:.4g}"
+
+
+def show_metric(value: float) -> str:
+    """Give a metric with four decimals, or with four significant digits where it is small."""
+    return f"{value:.4f}" if abs(value) >= _SMALL or value == 0 else f"{value:.4g}"
 
 
 def show_seconds(seconds: float) -> str:
@@ -55,7 +61,7 @@ def show_cost(progress: Progress) -> str:
 
 def show_ended(trial: EndedTrial, metric: str) -> str:
     """Give in one line how a trial ended."""
-    value = "" if trial.value is None else f"  {metric} {trial.value:.4f}"
+    value = "" if trial.value is None else f"  {metric} {show_metric(trial.value)}"
     reason = f"  ({trial.reason})" if trial.reason else ""
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {show_seconds(trial.device_seconds)}{reason}"
 
@@ -75,7 +81,7 @@ def answer(progress: Progress, file: StudyFile) -> RenderableType:
         searched = show_parameter(file.search_space[name])
         table.add_row(name, Text(show_number(value), style="bold"), show_number(usual.get(name)), searched)
     head = Text.assemble(
-        f"{progress.name}: best {progress.metric} ", (f"{best.value:.4f}", "bold"), f" in trial {best.trial}"
+        f"{progress.name}: best {progress.metric} ", (f"{show_metric(best.value)}", "bold"), f" in trial {best.trial}"
     )
     if best.n_seeds == 1:
         head.append(" (one run, not confirmed by replicates)")
@@ -83,7 +89,7 @@ def answer(progress: Progress, file: StudyFile) -> RenderableType:
         head.append(f" ({show_number(best.value_low)} to {show_number(best.value_high)} over {best.n_seeds} seeds)")
     lines = [Text(f"cost: {show_cost(progress)}")]
     if progress.default_value is not None:
-        lines.insert(0, Text(f"the defaults reach {progress.metric} {progress.default_value:.4f}"))
+        lines.insert(0, Text(f"the defaults reach {progress.metric} {show_metric(progress.default_value)}"))
     return Group(head, table, *lines)
 
 
@@ -112,7 +118,7 @@ def overview(studies: list[Progress]) -> RenderableType:
     ):
         table.add_column(title, justify="right" if justify == "right" else "left")
     for study in studies:
-        best = "-" if study.best is None else f"{study.metric} {study.best.value:.4f}"
+        best = "-" if study.best is None else f"{study.metric} {show_metric(study.best.value)}"
         state = study.over or ("running" if study.workers else "waiting for workers")
         trials = f"{study.books.n_ended}" + (f"/{study.planned_trials}" if study.planned_trials else "")
         table.add_row(
@@ -230,7 +236,7 @@ def _best_line(progress: Progress) -> Text:
     params = "  ".join(f"{name}={show_number(value)}" for name, value in progress.best.params.items())
     return Text.assemble(
         f"best {progress.metric} ",
-        (f"{progress.best.value:.4f}", "bold green"),
+        (f"{show_metric(progress.best.value)}", "bold green"),
         f" in trial {progress.best.trial}: {params}",
     )
 
@@ -250,7 +256,7 @@ def _worker_cells(worker: WorkerRow) -> list[str]:
         return [name, worker.device, "silent", "", "", "", show_seconds(worker.silent_seconds)]
     if worker.trial is None:
         return [name, worker.device, "-", "", "", "", ""]
-    value = "" if worker.value is None else f"{worker.value:.4f}"
+    value = "" if worker.value is None else f"{show_metric(worker.value)}"
     speed = "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f}"
     retry = f" (go {worker.go})" if (worker.go or 1) > 1 else ""
     return [
