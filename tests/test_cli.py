@@ -175,3 +175,15 @@ def test_the_password_is_nowhere_in_what_a_command_prints(database_url, study_fi
     for arguments in (["status"], ["best", "answer"], ["db", "upgrade"], ["db", "sql", "select nonsense"]):
         done = hpopt(*arguments, HPOPT_STORAGE=database_url)
         assert password not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", ["check", "create", "run"])
+def test_a_study_of_text_that_is_not_here_is_refused_before_a_database_is_made(verb, study_file, tmp_path):
+    """What, where, the value and the nearest, within a second."""
+    study_file.write_text(f'{STUDY}\n[fixed]\ndataset = "{tmp_path}/answer.txt"\n')
+    line = refused(verb, study_file, HPOPT_HOME=str(tmp_path / "home"))
+    assert line.startswith(
+        f"hpopt: {study_file}: fixed.dataset: '{tmp_path}/answer.txt' is no file or folder here;"
+        f" did you mean '{study_file}'?; known: 'python-stdlib'"
+    )
+    assert not (tmp_path / "home").exists()

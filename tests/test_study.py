@@ -523,3 +523,50 @@ def test_a_study_file_is_checked_without_torch_optuna_or_a_database():
     code = "import sys, hpopt.study.reading; print({'torch', 'optuna', 'sqlalchemy', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+SOURCES = "; known: 'python-stdlib', a folder of text files"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            '[fixed]\ndataset = "book"',
+            f"fixed.dataset: 'book' is no file or folder here; did you mean 'books'?{SOURCES}",
+        ),
+        (
+            'dataset = { choices = ["python-stdlib", "books", "text"] }',
+            f"search_space.dataset: 'text' is no file or folder here{SOURCES}",
+        ),
+        ('[fixed]\ntokenizer = "byte"', "fixed.tokenizer: 'byte' is no file or folder here; did you mean 'bytes'?"),
+        (
+            '[fixed]\ndataset = "owner/name"',
+            "fixed.dataset: 'owner/name' is no path here, and of a Hugging Face dataset only a part is read:",
+        ),
+    ],
+)
+def test_data_that_is_not_here_is_refused_when_a_file_is_read(tmp_path, monkeypatch, sections, message):
+    """A path that was mistyped is refused while its author looks on, not by each worker of a fleet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "s.toml").write_text(STUDY + sections)
+    with pytest.raises(StudyFileError) as refusal:
+        read_study_file(Path("s.toml"))
+    assert str(refusal.value).startswith(f"s.toml: {message}")
+
+
+def test_how_far_a_hub_dataset_is_read_is_not_searched(tmp_path):
+    """Each trial would be measured on another text, and the easiest would win; max_documents gives all the same."""
+    searched = "max_train_tokens = { low = 1000, high = 9000, type = 'int' }\n[fixed]\ndataset = 'owner/name'\n"
+    (tmp_path / "s.toml").write_text(STUDY + searched)
+    with pytest.raises(StudyFileError, match=r"search_space\.max_train_tokens: it bounds how far .* set max_documents"):
+        read_study_file(tmp_path / "s.toml")
+    (tmp_path / "s.toml").write_text(STUDY + searched + "max_documents = 1000")
+    assert read_study_file(tmp_path / "s.toml").fixed["max_documents"] == 1000
+
+
+def test_a_study_is_looked_at_without_its_data():
+    """`hpopt status` and `best` answer on a laptop; the corpus lies on the cluster."""
+    study = parse_study_file(STUDY + '[fixed]\ndataset = "/on/the/cluster"', "study 's'")
+    assert study.config({"learning_rate": 0.1}).dataset == "/on/the/cluster"

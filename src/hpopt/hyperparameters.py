@@ -438,14 +438,59 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
     # Data
     Hyperparameter(
         name="dataset",
-        meaning="the text to train on: a name that hpopt knows, or a path",
+        meaning="the text to train on: python-stdlib, a folder, a .txt, .jsonl or .parquet file, or a Hugging Face"
+        " dataset (owner/name, or owner/name@revision)",
         default="python-stdlib",
         changing="Gives another problem with another loss scale: values are comparable within one dataset only, and"
         " good learning rates carry over roughly at best.",
     ),
     Hyperparameter(
+        name="dataset_config",
+        meaning="which configuration of a Hugging Face dataset; default takes the dataset's own",
+        default="default",
+        changing="Gives another text under the same name, often of another kind or language, so it is another problem"
+        " as with dataset.",
+    ),
+    Hyperparameter(
+        name="text_field",
+        meaning="the field that holds the text in the rows of a .jsonl or .parquet file or a Hugging Face dataset",
+        default="text",
+        changing="Reads another column of the same rows: a title or a prompt is shorter and easier to predict than a"
+        " body, so losses do not compare.",
+    ),
+    Hyperparameter(
+        name="max_documents",
+        meaning="documents to read, from the first on, before near-copies are dropped; 0 reads all",
+        default=0,
+        unit="documents",
+        low=0,
+        usual_low=1000,
+        usual_high=10_000_000,
+        log=True,
+        raising="Gives more text to train on, a larger validation split with it, and longer preparation; the validation"
+        " text is another one, so losses of different values do not compare.",
+        lowering="Prepares sooner, from a start of the source that may not be typical of it; the splits shrink in"
+        " proportion, and a small validation split ranks trials by chance.",
+    ),
+    Hyperparameter(
+        name="split",
+        meaning="how text is held out: whole documents, or windows that overlap those trained on (a mistake to study)",
+        default="documents",
+        choices=("documents", "overlapping_windows"),
+        changing="documents measures what carries over to new text; overlapping_windows puts nearly every validation"
+        " token into training, so that the lowest loss goes to the setting that memorizes best.",
+    ),
+    Hyperparameter(
+        name="tokenizer",
+        meaning="what cuts text into tokens: bpe (trained on the training documents), bytes, a folder with a tokenizer,"
+        " or a Hugging Face name (owner/name, or owner/name@revision)",
+        default="bpe",
+        changing="Changes how many bytes a token stands for, and with it the loss per token and the text that fits"
+        " into a sequence; compare val_bits_per_byte, which does not depend on it.",
+    ),
+    Hyperparameter(
         name="vocab_size",
-        meaning="number of tokens in the vocabulary: 256 bytes, the end of a document, and merges",
+        meaning="size of the vocabulary, and of the embedding: bpe learns that many tokens, others must fit into it",
         default=4096,
         unit="tokens",
         low=257,

@@ -14,6 +14,7 @@ from typing import Any
 from hpopt.errors import Diverged, Interrupted
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
+from hpopt.training.config import PREPARED_BY
 from hpopt.training.run import Evaluation, Run
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
 
     None where the objective keeps its own, or where each trial has another.
     """
-    if file.objective != "pretrain" or {"dataset", "vocab_size"} & file.search_space.keys():
+    if file.objective != "pretrain" or set(PREPARED_BY) & file.search_space.keys():
         return None
     from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - torch is imported by those who train.
 

@@ -1,9 +1,6 @@
-import json
-
 import pytest
 
-from hpopt.errors import ConfigError
-from hpopt.training.corpus import STDLIB, drop_near_copies, read_documents, source_files, split_documents, split_of
+from hpopt.training.corpus import drop_near_copies, enough_for, split_documents, split_of
 
 WORDS = [f"word{number}" for number in range(400)]
 DOCUMENTS = [f"text {number} " + " ".join(WORDS[number : number + 20]) for number in range(300)]
@@ -51,34 +48,10 @@ def test_documents_that_share_a_licence_are_kept():
     assert drop_near_copies(iter(documents)) == (documents, 0)
 
 
-def test_standard_library_comes_without_tests_and_tables():
-    """Tests differ between Python builds, and generated tables made a clean split overlap by 4.7%."""
-    names = [file.as_posix() for file in source_files(STDLIB)]
-    assert any(name.endswith("/asyncio/tasks.py") for name in names)
-    assert not any(part in name for name in names for part in ("/test/", "/encodings/", "/site-packages/"))
-
-
-def test_files_of_a_folder_are_documents(tmp_path):
-    (tmp_path / "b.txt").write_text("second")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "z.md").write_text("first")
-    (tmp_path / "picture.png").write_bytes(b"\xff\xd8")
-    (tmp_path / "c.txt").write_bytes(b"\xff not utf-8")
-    assert list(read_documents(str(tmp_path))) == ["first", "second"]
-
-
-def test_json_lines_text_and_parquet_files_hold_a_document_a_row(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    rows = ["one", "two\nlines"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    (tmp_path / "rows.txt").write_text("<|endoftext|>".join(rows))
-    parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "rows.parquet")
-    for name in ("rows.jsonl", "rows.txt", "rows.parquet"):
-        assert list(read_documents(str(tmp_path / name))) == rows
-
-
-def test_unknown_dataset_is_refused_with_what_is_known():
-    with pytest.raises(ConfigError, match="'pyhton-stdlib' is unknown; known: 'python-stdlib', a folder") as refused:
-        source_files("pyhton-stdlib")
-    assert refused.value.key == "dataset"
+def test_a_stream_is_read_until_training_has_text_enough():
+    """Eight bytes a token, of the training documents alone: held-out text would leave a run short of tokens."""
+    read = list(enough_for(iter(DOCUMENTS), n_tokens=3000))
+    n_bytes = [len(text) for text in read if split_of(text) == "train"]
+    assert sum(n_bytes[:-1]) < 24_000 <= sum(n_bytes)
+    assert read == DOCUMENTS[: len(read)]
+    assert split_of(read[-1]) == "train"

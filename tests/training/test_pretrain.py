@@ -169,6 +169,9 @@ CHANGES = {
     "batch_size": 5,
     "gradient_accumulation_steps": 2,
     "sequence_length": 12,
+    "max_documents": 100,
+    "split": "overlapping_windows",
+    "tokenizer": "bytes",
     "max_train_tokens": 200,
     "vocab_size": 310,
     "d_model": 36,
@@ -184,8 +187,9 @@ CHANGES = {
 
 
 def test_every_field_that_training_takes_is_among_the_changes():
-    """A new hyperparameter must come with its test; the three left out say which text is measured."""
-    assert {field.name for field in fields(PretrainConfig)} - CHANGES.keys() == {"dataset", "eval_steps", "eval_tokens"}
+    """A new hyperparameter must come with its test; those left out say which text is read and measured."""
+    text = {"dataset", "dataset_config", "text_field", "eval_steps", "eval_tokens"}
+    assert {field.name for field in fields(PretrainConfig)} - CHANGES.keys() == text
 
 
 @pytest.fixture(scope="module")

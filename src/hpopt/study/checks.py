@@ -12,6 +12,9 @@ from hpopt.hyperparameters import HYPERPARAMETERS, Scalar, not_one_of
 from hpopt.search_space import Categorical, Float, Int, Range
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
+from hpopt.training import sources
+from hpopt.training.config import PREPARED_BY, PretrainConfig
+from hpopt.training.hub import is_hub_name
 
 # A whole range is tried against the config up to this many values; of a longer one, the two lowest and the highest.
 MAX_PROBES = 16
@@ -33,6 +36,41 @@ def check_study(study: StudyFile) -> None:
     _check_enqueued(study)
     _check_strategy(study)
     _check_combinations(study)
+
+
+def check_sources(study: StudyFile) -> None:
+    """Refuse data that is not here, before anything is spent on it; raises ConfigError naming the key.
+
+    For a file that somebody hands in. A study in a database may be looked at from a machine without its data.
+    """
+    if config_class(study.objective) is not PretrainConfig:
+        return
+    lows = {name: searched.extremes()[0] for name, searched in study.search_space.items()}
+    choices = {
+        name: searched.choices
+        for name, searched in study.search_space.items()
+        if name in PREPARED_BY and isinstance(searched, Categorical)
+    }
+    _check_stream(study)
+    for chosen in product(*choices.values()):
+        params = {**lows, **dict(zip(choices, chosen, strict=True))}
+        try:
+            sources.check_sources(study.config(params))
+        except ConfigError as error:
+            raise _blame(study, params, error) from error
+
+
+def _check_stream(study: StudyFile) -> None:
+    """Refuse to search how far a dataset of the hub is read: trials would be measured on different text."""
+    name = "max_train_tokens"
+    if name in study.search_space and is_hub_name(str(study.fixed.get("dataset", ""))):
+        if study.fixed.get("max_documents") or "max_documents" in study.search_space:
+            return
+        raise ConfigError(
+            f"search_space.{name}",
+            "it bounds how far a Hugging Face dataset is read, so that each trial would have another validation text;"
+            " set max_documents",
+        )
 
 
 def _check_values(study: StudyFile) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hpopt.errors import ConfigError, StudyFileError, did_you_mean
-from hpopt.study.checks import check_study
+from hpopt.study.checks import check_sources, check_study
 from hpopt.study.file import StudyFile
 from hpopt.study.messages import translate
 
@@ -23,7 +23,12 @@ def read_study_file(path: Path) -> StudyFile:
         raise StudyFileError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise StudyFileError(f"{path}: not UTF-8 (at byte {error.start})") from error
-    return parse_study_file(text, str(path))
+    study = parse_study_file(text, str(path))
+    try:
+        check_sources(study)
+    except ConfigError as error:
+        raise StudyFileError(f"{path}: {error}") from error
+    return study
 
 
 def parse_study_file(text: str, source: str) -> StudyFile:

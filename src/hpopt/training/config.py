@@ -24,6 +24,9 @@ PRETRAIN_METRICS = (
     "peak_memory_gib",
 )
 
+# What decides which data is prepared; the rest only chooses how much of it is trained on, and how it is cut.
+PREPARED_BY = ("dataset", "dataset_config", "text_field", "max_documents", "tokenizer", "vocab_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -59,6 +62,11 @@ class PretrainConfig:
     sequence_length: int = default_of("sequence_length")
     # Data
     dataset: str = default_of("dataset")
+    dataset_config: str = default_of("dataset_config")
+    text_field: str = default_of("text_field")
+    max_documents: int = default_of("max_documents")
+    split: str = default_of("split")
+    tokenizer: str = default_of("tokenizer")
     vocab_size: int = default_of("vocab_size")
     max_train_tokens: int = default_of("max_train_tokens")
     # Evaluation

@@ -1,28 +1,21 @@
-"""Owns documents: where they come from, which are near-copies, and the split of each. Leaves tokens to data.py."""
+"""Owns documents: how many are enough, which are near-copies, and the split of each.
+
+Leaves where they come from to sources.py, and tokens to data.py.
+"""
 
 import hashlib
-import json
 import re
-import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from hpopt.errors import ConfigError
-
-STDLIB = "python-stdlib"
-END_OF_TEXT = "<|endoftext|>"
 SPLITS = ("train", "validation", "test")
 
 _HELD_OUT_SHARE = {"validation": 0.05, "test": 0.05}
-# Tests more than double the text but repeat themselves, and many Python builds come without them; encodings
-# and pydoc_data are generated tables.
-_STDLIB_LEFT_OUT = {"site-packages", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data"}
-_FOLDER_SUFFIXES = {".txt", ".md", ".py"}
-_FILE_SUFFIXES = {".txt", ".jsonl", ".parquet"}
+# A token of any usual vocabulary stands for fewer bytes, on average.
+_BYTES_PER_TOKEN = 8
 _SHINGLE_WORDS = 10
 # A document is a near-copy when more than this share of its shingles is in documents already kept.
 _NEAR_COPY_SHARE = 0.5
@@ -30,54 +23,18 @@ _NEAR_COPY_SHARE = 0.5
 _MULTIPLIER = np.uint64(6364136223846793005)
 
 
-def source_files(dataset: str) -> list[Path]:
-    """List the files of a dataset, sorted by relative path.
+def enough_for(documents: Iterator[str], n_tokens: int) -> Iterator[str]:
+    """Pass documents on until those of the training split hold 8 bytes of text for each of n_tokens.
 
-    `dataset` is "python-stdlib" (the .py files of this Python's standard library, without tests and generated
-    tables), a folder of .txt, .md and .py files (one document each), or a .txt, .jsonl or .parquet file.
-    Raises ConfigError for anything else.
+    What is left out of a stream that has no end follows from its order alone.
     """
-    path = Path(sysconfig.get_path("stdlib") if dataset == STDLIB else dataset)
-    if path.is_dir():
-        suffixes, left_out = ({".py"}, _STDLIB_LEFT_OUT) if dataset == STDLIB else (_FOLDER_SUFFIXES, set())
-        relative = sorted(file.relative_to(path) for file in path.rglob("*") if file.suffix in suffixes)
-        return [path / file for file in relative if not left_out & set(file.parts)]
-    if path.suffix in _FILE_SUFFIXES and path.is_file():
-        return [path]
-    raise ConfigError(
-        "dataset",
-        f"{dataset!r} is unknown; known: '{STDLIB}', a folder of text files, a .txt, .jsonl or .parquet file",
-    )
-
-
-def read_documents(dataset: str) -> Iterator[str]:
-    """Read the documents of a dataset in a fixed order; files that are not UTF-8 are left out.
-
-    A file of a folder is one document. In a .txt file documents are separated by <|endoftext|>, in .jsonl and
-    .parquet each row's "text" is one.
-    """
-    is_single = Path(dataset).is_file() and dataset != STDLIB
-    for file in source_files(dataset):
-        if file.suffix == ".parquet":
-            yield from _read_parquet(file)
-            continue
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        if file.suffix == ".jsonl":
-            yield from (json.loads(line)["text"] for line in text.splitlines() if line.strip())
-        elif is_single:
-            yield from text.split(END_OF_TEXT)
-        else:
-            yield text
-
-
-def _read_parquet(file: Path) -> Iterator[str]:
-    from pyarrow import parquet  # type: ignore[import-untyped] # noqa: PLC0415 - only this format needs it.
-
-    for batch in parquet.ParquetFile(file).iter_batches(columns=["text"]):
-        yield from batch.column("text").to_pylist()
+    n_bytes = 0
+    for text in documents:
+        yield text
+        if split_of(text) == "train":
+            n_bytes += len(text.encode())
+        if n_bytes >= _BYTES_PER_TOKEN * n_tokens:
+            return
 
 
 def drop_near_copies(documents: Iterator[str]) -> tuple[list[str], int]:

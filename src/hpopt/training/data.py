@@ -1,4 +1,4 @@
-"""Owns tokens: the tokenizer, the files in the cache, windows, batches and overlap. Leaves documents to corpus.py.
+"""Owns tokens as a run reads them: the cache, windows and batches. Leaves making them to preparation.py.
 
 Free of torch. Legend: B sequences, S positions, V vocabulary.
 """
@@ -6,38 +6,45 @@ Free of torch. Legend: B sequences, S positions, V vocabulary.
 import fcntl
 import hashlib
 import json
-import shutil
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hpopt.errors import ConfigError, Interrupted
-from hpopt.training import corpus
-from hpopt.training.config import PretrainConfig
+from hpopt.training import corpus, sources
+from hpopt.training.config import PREPARED_BY, PretrainConfig
+from hpopt.training.hub import is_hub_name
+from hpopt.training.leakage import Tokens, covered, overlap, window_of
+from hpopt.training.preparation import TOKENS_FILE, cut, prepare_into, tokens_to_read
 from hpopt.training.run import never
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Starts = range | npt.NDArray[np.int64]
 
 # Raised whenever prepared data would come out differently; part of the cache's key.
-_RECIPE = 1
-_OVERLAP_WINDOW = 32
-_OVERLAP_CHUNK = 2**24
-_ENCODE_DOCUMENTS = 256
+_RECIPE = 2
 _LOCK_POLL_S = 0.1
+# A tenth each of the overlapping windows, drawn with this seed, is validation and test.
+_OVERLAPPING_HELD_OUT = 10
+_OVERLAPPING_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Prepared data: token files (memory maps), the bytes of text that each token stands for, and meta.json."""
+    """Prepared data: tokens (memory maps), where windows start, the bytes of each token, and meta.json.
+
+    A split that `starts` leaves out is cut into windows that follow each other. `meta` holds the train_val_overlap
+    of what the config trains on.
+    """
 
     tokens: Mapping[str, Tokens]
+    starts: Mapping[str, Starts] = field(default_factory=dict)
     token_bytes_V: npt.NDArray[np.int64]
     meta: dict[str, Any]
 
@@ -51,22 +58,33 @@ def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool]
     """Open the prepared data of this config, preparing it first when nobody has.
 
     Any number of processes may call this at once, and be killed: one of them prepares while the others wait, in a
-    temporary folder that is renamed when it is complete. Raises ConfigError for a dataset that is unknown or
-    too small, Interrupted when should_stop says so.
+    temporary folder that is renamed when it is complete. What was prepared from the hub is opened without it; a name
+    of the hub stands for what it held then, and the fingerprint tells if that was something else elsewhere (name a
+    commit, owner/name@commit, to have the same everywhere). Raises ConfigError for a dataset or tokenizer that is
+    unknown or does not fit, Interrupted when should_stop says so.
     """
+    sources.check_sources(config)
     folder = cache / _cache_key(config)
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{folder.name}.lock", should_stop):
             if not folder.exists():
-                _prepare_into(folder, config)
+                prepare_into(folder, config)
     return _open(folder, config)
 
 
 def _cache_key(config: PretrainConfig) -> str:
-    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in corpus.source_files(config.dataset)]
-    recipe = json.dumps([_RECIPE, config.dataset, config.vocab_size, files])
+    is_on_hub = is_hub_name(config.dataset)
+    text = tokens_to_read(config) if is_on_hub else _stamps(sources.source_files(config.dataset))
+    is_own = config.tokenizer in sources.OWN_TOKENIZERS
+    tokenizer = [] if is_own else sorted(file for file in Path(config.tokenizer).glob("*") if file.is_file())
+    chosen = [getattr(config, name) for name in PREPARED_BY]
+    recipe = json.dumps([_RECIPE, chosen, text, _stamps(tokenizer)])
     return f"{Path(config.dataset).stem}-{config.vocab_size}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
+
+
+def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @contextmanager
@@ -84,133 +102,111 @@ def _lock(path: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
-def _prepare_into(folder: Path, config: PretrainConfig) -> None:
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    # Only the holder of the lock is here, so what lies there was left by a process that died.
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    documents, n_dropped = corpus.drop_near_copies(corpus.read_documents(config.dataset))
-    splits = corpus.split_documents(documents)
-    tokenizer = _train_tokenizer(splits["train"], config.vocab_size)
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    np.save(temporary / "token_bytes.npy", _token_bytes(tokenizer, config.vocab_size))
-    dtype = np.dtype(np.uint16 if config.vocab_size <= 2**16 else np.uint32)
-    tokens = {
-        split: _write_tokens(temporary / f"{split}.bin", tokenizer, texts, dtype) for split, texts in splits.items()
-    }
-    meta = {
-        "fingerprint": _fingerprint(splits, tokenizer),
-        "dtype": dtype.name,
-        "vocab_size": tokenizer.get_vocab_size(),
-        "n_documents": {split: len(texts) for split, texts in splits.items()},
-        "n_dropped": n_dropped,
-        "n_bytes": {split: sum(len(text.encode()) for text in texts) for split, texts in splits.items()},
-        "n_tokens": {split: len(values) for split, values in tokens.items()},
-        "train_val_overlap": overlap(tokens["train"], tokens["validation"]),
-    }
-    (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-    temporary.rename(folder)
-
-
-def _train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer; every text can be encoded, because all 256 bytes are tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[corpus.END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _token_bytes(tokenizer: Tokenizer, vocab_size: int) -> npt.NDArray[np.int64]:
-    """Count the bytes of each token: byte-level BPE writes each byte as one character; end-of-text stands for none."""
-    token_bytes_V = np.zeros(vocab_size, dtype=np.int64)
-    for token, number in tokenizer.get_vocab().items():
-        token_bytes_V[number] = 0 if token == corpus.END_OF_TEXT else len(token)
-    return token_bytes_V
-
-
-def _write_tokens(path: Path, tokenizer: Tokenizer, texts: list[str], dtype: np.dtype[Any]) -> Tokens:
-    end = tokenizer.token_to_id(corpus.END_OF_TEXT)
-    with path.open("wb") as file:
-        for start in range(0, len(texts), _ENCODE_DOCUMENTS):
-            for encoding in tokenizer.encode_batch_fast(texts[start : start + _ENCODE_DOCUMENTS]):
-                np.array([*encoding.ids, end], dtype=dtype).tofile(file)
-    return np.fromfile(path, dtype=dtype)
-
-
-def _fingerprint(splits: dict[str, list[str]], tokenizer: Tokenizer) -> str:
-    hashes = {split: [corpus.text_hash(text) for text in texts] for split, texts in splits.items()}
-    return hashlib.sha256(json.dumps([hashes, tokenizer.to_str()], sort_keys=True).encode()).hexdigest()
-
-
 def _open(folder: Path, config: PretrainConfig) -> Data:
     meta = json.loads((folder / "meta.json").read_text())
-    for split, n_tokens in meta["n_tokens"].items():
-        if n_tokens <= config.sequence_length:
-            raise ConfigError(
-                "dataset",
-                f"{config.dataset!r} has {n_tokens} {split} tokens, below one window of {config.sequence_length + 1}",
-            )
-    tokens: dict[str, Tokens] = {
-        split: np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r") for split in corpus.SPLITS
+    _refuse_too_few(config, meta["n_tokens"])
+    stream: Tokens = np.memmap(folder / TOKENS_FILE, dtype=meta["dtype"], mode="r")
+    if config.split == "documents":
+        tokens, starts = cut(stream, meta["n_tokens"]), dict[str, Starts]()
+        tokens["train"] = tokens["train"][: config.max_train_tokens or None]
+    else:
+        stream = stream[: config.max_train_tokens or None]
+        tokens, starts = dict.fromkeys(corpus.SPLITS, stream), overlapping_windows(len(stream), config.sequence_length)
+    window = window_of(meta["n_tokens"]["validation"], meta["n_bytes"]["validation"])
+    meta["train_val_overlap"] = _overlap_once(folder, config, window, tokens, starts)
+    return Data(tokens=tokens, starts=starts, token_bytes_V=np.load(folder / "token_bytes.npy"), meta=meta)
+
+
+def _refuse_too_few(config: PretrainConfig, n_tokens: Mapping[str, int]) -> None:
+    """Raise ConfigError where a split has less than one window: no window would end in a division by zero."""
+    length = config.sequence_length + 1
+    for split, n in n_tokens.items():
+        if n < length:
+            raise ConfigError("dataset", f"{config.dataset!r} has {n} {split} tokens, below one window of {length}")
+    # Each split has at least one of the overlapping windows, of which there is one a position.
+    least = length if config.split == "documents" else length + _OVERLAPPING_HELD_OUT - 1
+    if 0 < config.max_train_tokens < least:
+        what = "one window" if config.split == "documents" else "ten overlapping windows"
+        raise ConfigError("max_train_tokens", f"{config.max_train_tokens} is below {what} of {length} tokens")
+
+
+def overlapping_windows(n_tokens: int, sequence_length: int) -> dict[str, Starts]:
+    """Deal the windows at every position out at random: a tenth validation, a tenth test, the rest training.
+
+    The same whatever the seed of a run. It repeats a mistake, to be measured: each token of validation is in training.
+    """
+    starts = np.random.default_rng(_OVERLAPPING_SEED).permutation(n_tokens - sequence_length)
+    n_held_out = len(starts) // _OVERLAPPING_HELD_OUT
+    validation, test, train = np.split(starts, [n_held_out, 2 * n_held_out])
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _overlap_once(
+    folder: Path, config: PretrainConfig, window: int, tokens: Mapping[str, Tokens], starts: Mapping[str, Starts]
+) -> float:
+    """Give the share of the validation text that is in what this config trains on, measured once and kept."""
+    of = f"{config.split}-{len(tokens['train'])}" + (f"-{config.sequence_length}" if starts else "")
+    file = folder / f"overlap-{of}.json"
+    if file.exists():
+        return float(json.loads(file.read_text()))
+    parts = {
+        split: covered(len(tokens[split]), np.asarray(starts[split]), config.sequence_length + 1) for split in starts
     }
-    if config.max_train_tokens:
-        tokens["train"] = tokens["train"][: config.max_train_tokens]
-    if len(tokens["train"]) <= config.sequence_length:
-        raise ConfigError(
-            "max_train_tokens", f"{config.max_train_tokens} is below one window of {config.sequence_length + 1} tokens"
-        )
-    return Data(tokens=tokens, token_bytes_V=np.load(folder / "token_bytes.npy"), meta=meta)
-
-
-def overlap(train: Tokens, validation: Tokens) -> float:
-    """Give the share of the validation windows of 32 tokens, one a position, that occur in training."""
-    wanted = corpus.rolling_hash(validation.astype(np.uint64), _OVERLAP_WINDOW)
-    distinct, counts = np.unique(wanted, return_counts=True)
-    is_found = np.zeros(len(distinct), dtype=bool)
-    for start in range(0, len(train) if len(distinct) else 0, _OVERLAP_CHUNK):
-        chunk = train[start : start + _OVERLAP_CHUNK + _OVERLAP_WINDOW - 1].astype(np.uint64)
-        hashes = corpus.rolling_hash(chunk, _OVERLAP_WINDOW)
-        places = np.searchsorted(distinct, hashes).clip(max=len(distinct) - 1)
-        is_found[places[distinct[places] == hashes]] = True
-    return float(counts[is_found].sum() / max(1, counts.sum()))
+    share = overlap(
+        tokens["train"],
+        tokens["validation"],
+        window,
+        train_part=parts.get("train"),
+        validation_part=parts.get("validation"),
+    )
+    # A cache may be shared and closed to this user; then it is measured anew each time.
+    with suppress(OSError):
+        temporary = file.with_name(f"{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(share))
+        temporary.rename(file)
+    return share
 
 
 class Batches:
-    """An endless sequence of windows of S + 1 tokens, no two overlapping, in a new random order each epoch.
+    """An endless sequence of windows of S + 1 tokens, in a new random order each epoch.
 
-    Which window stands at a position follows from the seed alone, so a position is all there is to restore.
+    They begin at `starts`; without, no two overlap. Which window stands at a position follows from the seed alone, so
+    a position is all there is to restore.
     """
 
-    def __init__(self, tokens: Tokens, sequence_length: int, seed: int) -> None:
+    def __init__(self, tokens: Tokens, sequence_length: int, seed: int, starts: Starts | None = None) -> None:
         self._tokens = tokens
         self._length = sequence_length + 1
+        self._starts = _one_after_another(len(tokens), self._length) if starts is None else starts
         self._seed = seed
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
-        self.n_windows = len(tokens) // self._length
+        self.n_windows = len(self._starts)
 
     def at(self, position: int, n_sequences: int) -> npt.NDArray[np.int64]:
         """Read the n_sequences windows from a position on: an array (B, S + 1)."""
-        windows = [self._window(position + i) * self._length for i in range(n_sequences)]
-        return np.stack([self._tokens[start : start + self._length] for start in windows]).astype(np.int64)
+        return _read(self._tokens, [self._start(position + i) for i in range(n_sequences)], self._length)
 
-    def _window(self, position: int) -> int:
+    def _start(self, position: int) -> int:
         epoch, place = divmod(position, self.n_windows)
         if epoch != self._epoch:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self.n_windows)
             self._epoch = epoch
-        return int(self._order[place])
+        return int(self._starts[self._order[place]])
 
 
-def first_windows(tokens: Tokens, sequence_length: int, n_tokens: int) -> npt.NDArray[np.int64]:
-    """Cut the first windows (at least one), which predict up to n_tokens tokens: (B, S + 1), none overlapping."""
+def first_windows(
+    tokens: Tokens, sequence_length: int, n_tokens: int, starts: Starts | None = None
+) -> npt.NDArray[np.int64]:
+    """Read the first windows (at least one), which predict up to n_tokens tokens: (B, S + 1), as in Batches."""
     length = sequence_length + 1
-    n_windows = min(max(1, n_tokens // sequence_length), len(tokens) // length)
-    return tokens[: n_windows * length].reshape(n_windows, length).astype(np.int64)
+    starts = _one_after_another(len(tokens), length) if starts is None else starts
+    return _read(tokens, starts[: max(1, n_tokens // sequence_length)], length)
+
+
+def _one_after_another(n_tokens: int, length: int) -> range:
+    return range(0, n_tokens - length + 1, length)
+
+
+def _read(tokens: Tokens, starts: Iterable[int], length: int) -> npt.NDArray[np.int64]:
+    return np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)

@@ -21,6 +21,7 @@ from hpopt.training.checkpoint import load_checkpoint, save_checkpoint
 from hpopt.training.config import PretrainConfig
 from hpopt.training.data import Batches, first_windows, prepare
 from hpopt.training.evaluate import evaluate
+from hpopt.training.leakage import warn_of_leak
 from hpopt.training.loss import cross_entropy
 from hpopt.training.model import Noise, Transformer
 from hpopt.training.optim import all_groups, make_optimizers
@@ -44,7 +45,8 @@ class Training:
         generator = torch.Generator().manual_seed(seed_of(config.seed, _INIT))
         self.model = Transformer(config, generator, _compute_dtype(config.precision, self.device)).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
-        self.batches = Batches(self.data.tokens["train"], config.sequence_length, seed_of(config.seed, _ORDER))
+        train, starts = self.data.tokens["train"], self.data.starts.get("train")
+        self.batches = Batches(train, config.sequence_length, seed_of(config.seed, _ORDER), starts)
         self.progress = Progress()
         self.n_sequences = config.batch_size * config.gradient_accumulation_steps
         self.micro_batch = config.batch_size
@@ -170,7 +172,8 @@ class Training:
     def measure(self, split: str) -> dict[str, float]:
         """Give the figures of evaluate.evaluate on a fixed part, eval_tokens long, of a split."""
         config = self.config
-        windows_BS = first_windows(self.data.tokens[split], config.sequence_length, config.eval_tokens)
+        tokens, starts = self.data.tokens[split], self.data.starts.get(split)
+        windows_BS = first_windows(tokens, config.sequence_length, config.eval_tokens, starts)
         return evaluate(
             self.model,
             windows_BS,
@@ -200,6 +203,7 @@ def pretrain(config: PretrainConfig, run: Run) -> Iterator[Evaluation]:
     a loss is not finite or the training loss is 3 nats above its start for 10 steps; ConfigError for unusable data.
     """
     training = Training(config, run)
+    warn_of_leak(training.data.meta["train_val_overlap"])
     training.restore()
     progress = training.progress
     while True:
