@@ -347,7 +347,8 @@ def test_a_worker_that_is_terminated_asks_to_be_run_again(place):
 def test_a_worker_that_fails_at_once_ends_the_run_with_its_last_words(place):
     place.write_study()
     study = place.folder / "small.toml"
-    study.write_text(study.read_text().replace(str(place.folder / "documents"), "/nonexistent"))
+    (place.folder / "empty").mkdir()
+    study.write_text(study.read_text().replace(str(place.folder / "documents"), str(place.folder / "empty")))
     done = place.hpopt("run", "small.toml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("hpopt: a worker failed (exit code 2): hpopt: dataset: ")

@@ -29,7 +29,7 @@ class Hyperparameter:
 
     `low` and `high` are the values beyond which it means nothing (inclusive unless `low_open` or `high_open`);
     `usual_low` and `usual_high` are where a search looks first, on a logarithmic scale if `log`.
-    It does nothing where another hyperparameter has the value of `unused_if`.
+    It does nothing where another hyperparameter has the value of `unused_if`, or another than that of `unused_unless`.
     What has an order says what `raising` and `lowering` it does; what has none says what `changing` it does.
     """
 
@@ -46,6 +46,7 @@ class Hyperparameter:
     usual_high: float | None = None
     log: bool = False
     unused_if: tuple[str, Scalar] | None = None
+    unused_unless: tuple[str, Scalar] | None = None
     raising: str = ""
     lowering: str = ""
     changing: str = ""
@@ -355,6 +356,22 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         " rather than carry it over from a short run.",
         lowering="Is cheaper and favors high learning rates; rankings found at very few steps may not hold for"
         " the full run.",
+        unused_unless=("max_tokens", 0),
+    ),
+    Hyperparameter(
+        name="max_tokens",
+        meaning="length of the run and of the learning rate schedule in tokens, rounded down to whole steps; 0 leaves"
+        " it to max_steps",
+        default=0,
+        unit="tokens",
+        low=0,
+        usual_low=1_000_000,
+        usual_high=10_000_000_000,
+        log=True,
+        raising="Trains longer for time in proportion. At a fixed number of tokens, batch sizes are compared at the"
+        " same cost; at a fixed number of steps the larger batch sees more text.",
+        lowering="Is cheaper and favors small batches, which take more steps for the same tokens, and high learning"
+        " rates.",
     ),
     Hyperparameter(
         name="lr_scheduler_type",
@@ -549,6 +566,13 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         choices=("auto", "fp32", "bf16"),
         changing="bf16 halves the memory of activations and is several times faster on recent GPUs, for a loss that is"
         " usually the same within the noise of a seed; fp32 is the reference to check that against.",
+    ),
+    Hyperparameter(
+        name="compile",
+        meaning="compile the model's forward and backward pass with torch.compile",
+        default=False,
+        changing="Costs a minute at the first trial of each shape in a worker and a C++ compiler or Triton, and gives"
+        " the same training up to rounding; worth it on a GPU where trials are longer than that.",
     ),
     Hyperparameter(
         name="seed",

@@ -8,7 +8,7 @@ from typing import Any
 
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import config_class
-from hpopt.training.config import PretrainConfig, count_parameters
+from hpopt.training.config import PretrainConfig, flops_per_token
 
 
 def defaults(file: StudyFile) -> dict[str, Any]:
@@ -23,7 +23,10 @@ def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective
 
 
 def count_steps(file: StudyFile) -> int | None:
-    """Give the optimizer steps of a full trial, or None where the objective has no one number of them."""
+    """Give the optimizer steps of a full trial, or None where they are not the same for all trials."""
+    if file.objective == "pretrain" and value_of(file, "max_tokens") != 0:
+        low, high = (_config(file, which).n_steps for which in (0, -1))
+        return low if low == high else None
     n_steps = value_of(file, "max_steps")
     return n_steps if isinstance(n_steps, int) else None
 
@@ -43,14 +46,15 @@ def place_rungs(file: StudyFile) -> list[int]:
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
-    """Give the tokens of a full trial and its floating-point operations, or None for objectives that are not ours.
-
-    Operations are 6 for each token and parameter that the token uses. Source: Kaplan et al. 2020, section 2.1.
-    """
+    """Give the tokens of a full trial and its floating-point operations, or None for objectives that are not ours."""
     if file.objective != "pretrain":
         return None
-    config: PretrainConfig = file.config(
-        {name: parameter.extremes()[-1] for name, parameter in file.search_space.items()}
-    )
-    tokens = config.tokens
-    return tokens, 6.0 * count_parameters(config)[1] * tokens
+    config = _config(file, -1)
+    return config.tokens, flops_per_token(config) * config.tokens
+
+
+def _config(file: StudyFile, which: int) -> PretrainConfig:
+    """Build the config of the first (0) or last (-1) value of each range."""
+    params = {name: parameter.extremes()[which] for name, parameter in file.search_space.items()}
+    config: PretrainConfig = file.config(params)
+    return config

@@ -77,6 +77,7 @@ def config_of(dataset: Path) -> Callable[..., PretrainConfig]:
             "eval_tokens": 256,
             "learning_rate": 0.02,
             "adamw_learning_rate": 0.01,
+            "precision": "fp32",
         }
         return PretrainConfig(**{**tiny, **changes})  # type: ignore[arg-type]
 

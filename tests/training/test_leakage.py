@@ -7,8 +7,8 @@ from hpopt.training import leakage
 from hpopt.training.data import first_windows
 from hpopt.training.evaluate import evaluate
 from hpopt.training.leakage import LEAK_ABOVE, covered, overlap, warn_of_leak, window_of
-from hpopt.training.pretrain import Training
 from hpopt.training.run import Run
+from hpopt.training.trainer import Training
 
 
 def random_tokens(seed, n_tokens):

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from hpopt.training.config import count_parameters
 from hpopt.training.loss import cross_entropy
-from hpopt.training.model import Noise, Transformer, rotary_table, rotate
+from hpopt.training.model import Transformer, _compile, compiled, drop
 
 
 def model_of(config, seed=0, dtype=torch.float32):
@@ -57,47 +58,6 @@ def test_no_position_sees_the_ones_after_it(config_of):
     assert not torch.allclose(before[9:], after[9:])
 
 
-def test_attention_depends_on_distance_alone():
-    """Rotary positions: shifting query and key together leaves their product as it is."""
-    rotary = rotary_table(32, 8)
-    q_P, k_P = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    q_SP, k_SP = (rotate(x_P.expand(32, 8), rotary) for x_P in (q_P, k_P))
-    torch.testing.assert_close(q_SP[5] @ k_SP[2], q_SP[25] @ k_SP[22], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(q_SP[5] @ k_SP[2], q_SP[5] @ k_SP[4], rtol=1e-2, atol=1e-2)
-
-
-def plain_attention(module, x_SD):
-    """Attend one head and one position at a time; pairs of features are complex numbers that rotary positions turn."""
-    n_positions, width = x_SD.shape
-    half = width // module.n_heads // 2
-    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-    q_SD, k_SD, v_SD = (x_SD @ weight_DD.T for weight_DD in module.qkv_3DD)
-    heads = []
-    for head in range(module.n_heads):
-        columns = slice(head * 2 * half, (head + 1) * 2 * half)
-        turned = []
-        for y_SD in (q_SD, k_SD):
-            y_SP = y_SD[:, columns]
-            angle_SP = torch.arange(n_positions, dtype=torch.float64)[:, None] * frequency
-            turned.append(
-                torch.complex(y_SP[:, :half], y_SP[:, half:]) * torch.polar(torch.ones_like(angle_SP), angle_SP)
-            )
-        rows = []
-        for s in range(n_positions):
-            score = (turned[0][s] * turned[1][: s + 1].conj()).sum(-1).real / (2 * half) ** 0.5
-            rows.append(score.softmax(0) @ v_SD[: s + 1, columns])
-        heads.append(torch.stack(rows))
-    return torch.cat(heads, dim=1) @ module.output_DD.T
-
-
-def test_attention_equals_a_plain_computation_position_by_position(config_of):
-    """A head cut the wrong way or a key that is not rotated still trains, only worse."""
-    attention = model_of(config_of()).double().blocks[0].attention
-    x_SD = torch.randn(7, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    fast = attention(x_SD[None], rotary_table(7, 16))[0]
-    torch.testing.assert_close(fast, plain_attention(attention, x_SD), rtol=1e-5, atol=1e-5)
-
-
 class Total(torch.nn.Module):
     """Cross-entropy plus balance loss of a model, so that functional_call can vary its parameters."""
 
@@ -134,9 +94,10 @@ def test_weights_follow_from_the_seed_alone(config_of):
     assert not torch.equal(first["embedding_VD"], other["embedding_VD"])
 
 
-def test_dropout_keeps_the_mean_and_drops_the_share():
+@pytest.mark.parametrize("probability", [0.2, torch.tensor(0.2)], ids=["eager", "compiled"])
+def test_dropout_keeps_the_mean_and_drops_the_share(probability):
     """Ones become 0 or 1 / (1 - p): a fifth of 100,000 is dropped within 5 standard deviations (630)."""
-    dropped = Noise(0.2, torch.Generator().manual_seed(0))(torch.ones(100_000))
+    dropped = drop(torch.ones(100_000), probability)
     assert abs((dropped == 0).sum().item() - 20_000) < 630
     torch.testing.assert_close(dropped[dropped > 0], torch.full((int((dropped > 0).sum()),), 1.25))
 
@@ -147,3 +108,50 @@ def test_bfloat16_stays_close_to_float32(config_of):
     token_BS = tokens(config)
     low, high = (loss_of(model_of(config, dtype=dtype), token_BS) for dtype in (torch.bfloat16, torch.float32))
     assert low.item() == pytest.approx(high.item(), rel=0.005)
+
+
+@pytest.fixture
+def _traced_only(monkeypatch):
+    """Trace as torch.compile does, and run the graphs as they are: no compiler is needed for that."""
+    torch._dynamo.reset()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compile_(function, backend="aot_eager", **kwargs))
+    _compile.cache_clear()
+    yield
+    _compile.cache_clear()
+    torch._dynamo.reset()
+
+
+def gradients(model, token_BS, forward):
+    x_TD, load = forward(model, token_BS[:, :-1])
+    loss = cross_entropy(x_TD, model.output_VD, token_BS[:, 1:].flatten()) + load.balance
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+
+@pytest.mark.usefixtures("_traced_only")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_model_is_as_close_to_the_truth_as_the_eager_one(config_of, dtype):
+    """What is written for the CPU and the plain formulas that a GPU compiles are the same function."""
+    config = config_of()
+    token_BS = tokens(config)
+    truth = gradients(model_of(config, dtype=torch.float64).double(), token_BS, Transformer.__call__)
+    eager = gradients(model_of(config, dtype=dtype), token_BS, Transformer.__call__)
+    traced = gradients(model_of(config, dtype=dtype), token_BS, compiled)
+    for a, b, exact in zip(traced, eager, truth, strict=True):
+        assert (a - exact).norm() <= 2 * (b - exact).norm() + 1e-5 * exact.norm()
+
+
+@pytest.mark.usefixtures("_traced_only")
+def test_compiled_model_is_used_by_all_trials_of_a_worker(config_of):
+    """Compiling takes longer than a small trial: another seed, learning rate or dropout must not begin again."""
+
+    def train(**changes):
+        config = config_of(**changes)
+        model = model_of(config, seed=config.seed, dtype=torch.bfloat16)
+        x_TD, _ = compiled(model, tokens(config)[:, :-1], config.dropout)
+        x_TD.float().sum().backward()
+        return counters["stats"]["unique_graphs"]
+
+    counters.clear()
+    assert train(dropout=0.1) == train(dropout=0.2, seed=1, learning_rate=0.5) == train(dropout=0.3, seed=2) == 1

@@ -9,8 +9,9 @@ import torch
 from hpopt.errors import Diverged, HpoptError, Interrupted
 from hpopt.hyperparameters import HYPERPARAMETERS
 from hpopt.training.config import PRETRAIN_METRICS, PretrainConfig
-from hpopt.training.pretrain import Training, held_out_test, pretrain
+from hpopt.training.pretrain import held_out_test, pretrain
 from hpopt.training.run import Run
+from hpopt.training.trainer import Training
 
 
 class StopAfter:
@@ -64,7 +65,11 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(train):
 def test_dropout_draws_anew_at_each_micro_step(config_of, cache, tmp_path):
     """One mask for the whole run would train a smaller network instead of many."""
     training = Training(config_of(dropout=0.5), Run(folder=tmp_path, cache=cache))
-    first, again, second = (training._noise(position)(torch.ones(64)) for position in (0, 0, 4))
+    masks = []
+    for position in (0, 0, 4):
+        with training._dropout_seeded(position):
+            masks.append(torch.rand(64))
+    first, again, second = masks
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 
@@ -181,15 +186,16 @@ CHANGES = {
     "n_experts": 3,
     "top_k": 1,
     "max_steps": 7,
+    "max_tokens": 7 * 4 * 16,
     "precision": "bf16",
     "seed": 1,
 }
 
 
 def test_every_field_that_training_takes_is_among_the_changes():
-    """A new hyperparameter must come with its test; those left out say which text is read and measured."""
+    """A new hyperparameter must come with its test; those left out say which text is read and measured, and how."""
     text = {"dataset", "dataset_config", "text_field", "eval_steps", "eval_tokens"}
-    assert {field.name for field in fields(PretrainConfig)} - CHANGES.keys() == text
+    assert {field.name for field in fields(PretrainConfig)} - CHANGES.keys() == {*text, "compile"}
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +221,18 @@ def test_hyperparameter_that_is_called_unused_has_no_effect(train, name):
     switch, off = HYPERPARAMETERS[name].unused_if
     switches = {switch: off, **({"top_k": 1} if switch == "n_experts" else {})}
     assert losses(train(**switches, **{name: CHANGES[name]})) == losses(train(**switches))
+
+
+def test_max_steps_has_no_effect_where_tokens_are_counted(train):
+    """A search over it is refused beforehand, so what the dictionary says must be true."""
+    tokens = {"max_tokens": CHANGES["max_tokens"]}
+    assert losses(train(**tokens, max_steps=CHANGES["max_steps"])) == losses(train(**tokens))
+
+
+def test_run_ends_with_the_last_whole_step_that_its_tokens_pay_for(train):
+    """Batch sizes are compared at the same cost; 300 tokens are 4 steps of 4 x 16, and a rest."""
+    last = train(max_tokens=300)[-1]
+    assert (last.step, last.n_steps, last.tokens) == (4, 4, 256)
 
 
 def test_accumulated_micro_batches_equal_one_batch(train):

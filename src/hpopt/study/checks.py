@@ -119,9 +119,9 @@ def _check_enqueued(study: StudyFile) -> None:
 
 
 def _check_strategy(study: StudyFile) -> None:
-    if study.pruner.name != "none" and "max_steps" in study.search_space:
+    for name in _decides_steps(study) & study.search_space.keys() if study.pruner.name != "none" else ():
         problem = f"{study.pruner.name} compares trials at points of one schedule"
-        raise ConfigError("search_space.max_steps", f'{problem}; fix max_steps, or set pruner.name = "none"')
+        raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')
     for name, searched in study.search_space.items():
         _check_used(study, name)
         if study.sampler.name == "grid" and isinstance(searched, Float) and searched.step is None:
@@ -129,15 +129,23 @@ def _check_strategy(study: StudyFile) -> None:
             raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
 
 
+def _decides_steps(study: StudyFile) -> set[str]:
+    """Name the parameters from which the number of optimizer steps follows."""
+    if study.objective in OBJECTIVES and (study.fixed.get("max_tokens") or "max_tokens" in study.search_space):
+        return {"max_tokens", "batch_size", "gradient_accumulation_steps", "sequence_length"}
+    return {"max_steps"}
+
+
 def _check_used(study: StudyFile, name: str) -> None:
     """Refuse to search what does nothing: importance would still rank it, by chance."""
     entry = HYPERPARAMETERS.get(name)
-    if study.objective not in OBJECTIVES or entry is None or entry.unused_if is None:
+    switch, value = (entry and (entry.unused_if or entry.unused_unless)) or ("", None)
+    if study.objective not in OBJECTIVES or entry is None or switch not in study.fixed:
         return
-    switch, off = entry.unused_if
-    if study.fixed.get(switch) == off:
+    if (study.fixed[switch] == value) == (entry.unused_if is not None):
         raise ConfigError(
-            f"search_space.{name}", f"does nothing with {switch} = {off!r}; drop it, or search {switch} too"
+            f"search_space.{name}",
+            f"does nothing with {switch} = {study.fixed[switch]!r}; drop it, or search {switch} too",
         )
 
 

@@ -21,6 +21,8 @@ PRETRAIN_METRICS = (
     "router_entropy",
     "train_val_overlap",
     "tokens_per_second",
+    "mfu",
+    "micro_batch_size",
     "peak_memory_gib",
 )
 
@@ -53,6 +55,7 @@ class PretrainConfig:
     max_grad_norm: float = default_of("max_grad_norm")
     # Schedule
     max_steps: int = default_of("max_steps")
+    max_tokens: int = default_of("max_tokens")
     lr_scheduler_type: str = default_of("lr_scheduler_type")
     warmup_ratio: float = default_of("warmup_ratio")
     min_lr_ratio: float = default_of("min_lr_ratio")
@@ -74,6 +77,7 @@ class PretrainConfig:
     eval_tokens: int = default_of("eval_tokens")
     # Run
     precision: str = default_of("precision")
+    compile: bool = default_of("compile")
     seed: int = default_of("seed")
 
     def __post_init__(self) -> None:
@@ -87,13 +91,26 @@ class PretrainConfig:
             )
         if self.top_k > self.n_experts:
             raise ConfigError("top_k", f"{self.top_k} is above n_experts {self.n_experts}")
-        if self.eval_steps > self.max_steps:
-            raise ConfigError("eval_steps", f"{self.eval_steps} is above max_steps {self.max_steps}")
+        if self.max_tokens and self.max_tokens < self.tokens_per_step:
+            raise ConfigError("max_tokens", f"{self.max_tokens} is below the {self.tokens_per_step} of one step")
+        if self.eval_steps > self.n_steps:
+            limit = f"the {self.n_steps} steps of max_tokens" if self.max_tokens else "max_steps"
+            raise ConfigError("eval_steps", f"{self.eval_steps} is above {limit} {self.max_tokens or self.max_steps}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step trains on."""
+        return self.batch_size * self.gradient_accumulation_steps * self.sequence_length
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the whole run: those that max_tokens pays for, or max_steps where it is 0."""
+        return self.max_tokens // self.tokens_per_step if self.max_tokens else self.max_steps
 
     @property
     def tokens(self) -> int:
         """Tokens that the whole run trains on."""
-        return self.max_steps * self.batch_size * self.gradient_accumulation_steps * self.sequence_length
+        return self.n_steps * self.tokens_per_step
 
 
 def count_parameters(config: PretrainConfig) -> tuple[int, int]:
@@ -102,3 +119,12 @@ def count_parameters(config: PretrainConfig) -> tuple[int, int]:
     block = 4 * config.d_model**2 + config.n_experts * config.d_model + 2 * config.d_model
     shared = config.vocab_size * config.d_model + config.d_model + config.n_layers * block
     return shared + config.n_layers * config.n_experts * expert, shared + config.n_layers * config.top_k * expert
+
+
+def flops_per_token(config: PretrainConfig) -> float:
+    """Count the floating-point operations of training on one token, forward and backward.
+
+    6 for each parameter that it uses, and 12 a layer, width and position for attention. Source: Chowdhery et al.
+    2022 (PaLM), appendix B.
+    """
+    return 6.0 * count_parameters(config)[1] + 12.0 * config.n_layers * config.d_model * config.sequence_length

@@ -54,7 +54,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             slope_CV.scatter_add_(1, target_C[:, None], slope_CV.new_full((len(target_C), 1), -1.0))
             slope_CV = slope_CV.to(x_TD.dtype)
             torch.mm(slope_CV, weight_VD, out=grad_x_TD[start : start + len(target_C)])
-            grad_weight_VD += slope_CV.t() @ x_CD
+            if grad_weight_VD.dtype == x_CD.dtype:
+                grad_weight_VD.addmm_(slope_CV.t(), x_CD)
+            else:
+                grad_weight_VD += slope_CV.t() @ x_CD
             start += len(target_C)
         ctx.save_for_backward(grad_x_TD.div_(n_tokens), grad_weight_VD.div_(n_tokens))
         return total / n_tokens

@@ -1,22 +1,23 @@
-"""Owns the language model: a decoder of attention and mixture-of-experts blocks. Leaves routing to moe.py.
+"""Owns the language model: a decoder of blocks, and its first weights. Leaves a block's parts to their own files.
 
-Legend: B sequences, S positions, T = B * S tokens, D width, H heads, P width of a head, E experts, F hidden,
+Legend: B sequences, S positions, T = B * S tokens, D width, R angles of a position, E experts, F hidden,
 V vocabulary, L layers.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from hpopt.training.attention import Attention
 from hpopt.training.config import PretrainConfig
 from hpopt.training.moe import Routing, moe
-
-# Su et al. 2021 (RoFormer), section 3.2.2.
-_ROTARY_BASE = 10_000.0
-_NORM_EPS = 1e-6
+from hpopt.training.norm import norm
+from hpopt.training.rotary import rotary_table
 
 
 class Load(NamedTuple):
@@ -25,41 +26,6 @@ class Load(NamedTuple):
     balance: Tensor
     count_LE: Tensor
     entropy: Tensor
-
-
-class Noise(NamedTuple):
-    """Dropout for one forward pass: the probability of a zero, and where the randomness comes from."""
-
-    probability: float
-    generator: Generator
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Zero elements of x, scale the others up (Srivastava et al. 2014); torch's own dropout takes no generator."""
-        keep = 1.0 - self.probability
-        return x * torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
-
-
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions; query, key and value are stacked in one (3, D, D) parameter."""
-
-    def __init__(self, width: int, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.qkv_3DD = nn.Parameter(torch.empty(3, width, width))
-        self.output_DD = nn.Parameter(torch.empty(width, width))
-
-    def forward(self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Mix each position with those before it; x_BSD to x_BSD."""
-        n_sequences, n_positions, width = x_BSD.shape
-        qkv = F.linear(x_BSD, self.qkv_3DD.to(x_BSD.dtype).view(3 * width, width))
-        q_BHSP, k_BHSP, v_BHSP = (
-            qkv.view(n_sequences, n_positions, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        mixed_BHSP = F.scaled_dot_product_attention(
-            rotate(q_BHSP, rotary), rotate(k_BHSP, rotary), v_BHSP, is_causal=True
-        )
-        mixed_BSD = mixed_BHSP.transpose(1, 2).reshape(n_sequences, n_positions, width)
-        return F.linear(mixed_BSD, self.output_DD.to(x_BSD.dtype))
 
 
 class Experts(nn.Module):
@@ -92,13 +58,13 @@ class Block(nn.Module):
         self.experts = Experts(config.d_model, config.d_ff, config.n_experts, config.top_k)
 
     def forward(
-        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], dtype: torch.dtype, noise: Noise | None
+        self, x_BSD: Tensor, rotary: tuple[Tensor, Tensor], dtype: torch.dtype, dropout: float | Tensor
     ) -> tuple[Tensor, Routing]:
         """Add what attention and experts say to the residual stream x_BSD, which stays in full precision."""
         answer_BSD = self.attention(norm(x_BSD, self.attention_gain_D).to(dtype), rotary)
-        x_BSD = x_BSD + (noise(answer_BSD) if noise else answer_BSD)
+        x_BSD = x_BSD + drop(answer_BSD, dropout)
         answer_BSD, routing = self.experts(norm(x_BSD, self.experts_gain_D), dtype)
-        return x_BSD + (noise(answer_BSD) if noise else answer_BSD), routing
+        return x_BSD + drop(answer_BSD, dropout), routing
 
 
 class Transformer(nn.Module):
@@ -107,8 +73,8 @@ class Transformer(nn.Module):
     `dtype` is what the large products are computed in; parameters and the residual stream keep the parameters' own.
     """
 
-    rotary_cos_SP: Tensor
-    rotary_sin_SP: Tensor
+    rotary_cos_SR: Tensor
+    rotary_sin_SR: Tensor
 
     def __init__(self, config: PretrainConfig, generator: Generator, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -116,9 +82,9 @@ class Transformer(nn.Module):
         self.embedding_VD = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_gain_D = nn.Parameter(torch.empty(config.d_model))
-        cos_SP, sin_SP = rotary_table(config.sequence_length, config.d_model // config.n_heads)
-        self.register_buffer("rotary_cos_SP", cos_SP, persistent=False)
-        self.register_buffer("rotary_sin_SP", sin_SP, persistent=False)
+        cos_SR, sin_SR = rotary_table(config.sequence_length, config.d_model // config.n_heads)
+        self.register_buffer("rotary_cos_SR", cos_SR, persistent=False)
+        self.register_buffer("rotary_sin_SR", sin_SR, persistent=False)
         self._initialize(config, generator)
 
     @torch.no_grad()
@@ -136,17 +102,18 @@ class Transformer(nn.Module):
                 std /= math.sqrt(2 * config.n_layers)
             parameter.normal_(0.0, std, generator=generator)
 
-    def forward(self, token_BS: Tensor, noise: Noise | None = None) -> tuple[Tensor, Load]:
-        """Give the last hidden states x_TD (in `dtype`, to be multiplied with output_VD) and the experts' load."""
+    def forward(self, token_BS: Tensor, dropout: float | Tensor = 0.0) -> tuple[Tensor, Load]:
+        """Give the last hidden states x_TD (in `dtype`, to be multiplied with output_VD) and the experts' load.
+
+        `dropout` is the probability of a zero, by torch's global generator (Srivastava et al. 2014).
+        """
         n_positions = token_BS.shape[1]
-        rotary = self.rotary_cos_SP[:n_positions], self.rotary_sin_SP[:n_positions]
+        rotary = self.rotary_cos_SR[:n_positions], self.rotary_sin_SR[:n_positions]
         # The norm makes the residual stream start at variance 1 whatever the scale of the embedding.
-        x_BSD = norm(F.embedding(token_BS, self.embedding_VD))
-        if noise:
-            x_BSD = noise(x_BSD)
+        x_BSD = drop(norm(F.embedding(token_BS, self.embedding_VD)), dropout)
         routings = []
         for block in self.blocks:
-            x_BSD, routing = block(x_BSD, rotary, self.dtype, noise)
+            x_BSD, routing = block(x_BSD, rotary, self.dtype, dropout)
             routings.append(routing)
         balances, counts, entropies = (torch.stack(column) for column in zip(*routings, strict=True))
         x_TD = norm(x_BSD, self.final_gain_D).flatten(0, 1).to(self.dtype)
@@ -158,20 +125,19 @@ class Transformer(nn.Module):
         return self.embedding_VD.to(self.dtype)
 
 
-def norm(x: Tensor, gain_D: Tensor | None = None) -> Tensor:
-    """Divide by the root mean square over the last dimension (Zhang and Sennrich 2019, eq. 4)."""
-    return F.rms_norm(x, x.shape[-1:], gain_D, _NORM_EPS)
+def drop(x: Tensor, dropout: float | Tensor) -> Tensor:
+    """Zero elements of x with probability `dropout`, and scale the others up (Srivastava et al. 2014)."""
+    if isinstance(dropout, Tensor):
+        # A compiled function would be compiled again for each number.
+        return x * (torch.rand_like(x) >= dropout) / (1 - dropout)
+    return F.dropout(x, dropout) if dropout else x
 
 
-def rotary_table(n_positions: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """Give cos_SP and sin_SP with P = head_width / 2 angles a position. Source: Su et al. 2021, eq. 15."""
-    frequency_P = _ROTARY_BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-    angle_SP = torch.outer(torch.arange(n_positions, dtype=torch.float64), frequency_P)
-    return angle_SP.cos().float(), angle_SP.sin().float()
+def compiled(model: Transformer, token_BS: Tensor, dropout: float = 0.0) -> tuple[Tensor, Load]:
+    """Run the forward pass of any Transformer, compiled: once for each shape, and for all trials of a worker."""
+    return _compile()(model, token_BS, torch.tensor(dropout, device=token_BS.device) if dropout else 0.0)
 
 
-def rotate(x_BHSP: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (i, i + P/2) of each head by the angle of their position (Su et al. 2021, eq. 34)."""
-    cos_SP, sin_SP = (table.to(x_BHSP.dtype) for table in rotary)
-    first, second = x_BHSP.chunk(2, dim=-1)
-    return torch.cat([first * cos_SP - second * sin_SP, second * cos_SP + first * sin_SP], dim=-1)
+@cache
+def _compile() -> Callable[[Transformer, Tensor, float | Tensor], tuple[Tensor, Load]]:
+    return torch.compile(lambda model, token_BS, dropout: model(token_BS, dropout), dynamic=False)
