@@ -78,7 +78,7 @@ from pathlib import Path
 from hpopt.training import data
 from hpopt.training.config import PretrainConfig
 
-def stick(folder, config):
+def stick(folder, config, should_stop):
     folder.with_name(f"{folder.name}.tmp").mkdir()
     print("stuck", flush=True)
     time.sleep(600)
@@ -101,6 +101,14 @@ def test_a_killed_preparation_leaves_nothing_in_the_way(config_of, tmp_path):
             worker.kill()
     assert prepare(config, tmp_path).meta["n_documents"]["train"] > 0
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_preparation_answers_a_request_to_stop(config_of, tmp_path):
+    """A stream of millions of documents takes minutes, and SIGTERM leaves ten seconds."""
+    asked = iter([False] * 20)
+    with pytest.raises(Interrupted, match="stopped while preparing the data"):
+        prepare(config_of(), tmp_path, should_stop=lambda: next(asked, True))
+    assert prepare(config_of(), tmp_path).meta["n_documents"]["train"] > 0
 
 
 def test_each_epoch_holds_every_window_once_in_another_order():

@@ -2,6 +2,7 @@ import logging
 import math
 import time
 from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 import torch
@@ -83,12 +84,11 @@ def test_training_leaves_the_global_generator_alone(train):
     assert torch.rand(1) == expected
 
 
-@pytest.mark.parametrize("n_questions", [0, 3, 4, 6, 8, 11])
-def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(
-    train, config_of, cache, tmp_path, n_questions
-):
+@pytest.mark.parametrize("stop", list(product([0, 3, 4, 6, 8, 11], ["fp32", "bf16"])))
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one_to_the_bit(train, config_of, cache, tmp_path, stop):
     """Stopped before the first step, within an accumulation, before, in and after an evaluation: nothing may show."""
-    changes = {"dropout": 0.1, "gradient_accumulation_steps": 2, "max_steps": 5}
+    n_questions, precision = stop
+    changes = {"dropout": 0.1, "gradient_accumulation_steps": 2, "max_steps": 5, "precision": precision}
     straight = train(**changes)
     run = Run(folder=tmp_path / "stopped", cache=cache, should_stop=StopAfter(n_questions))
     seen = []

@@ -69,7 +69,7 @@ def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool]
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{folder.name}.lock", should_stop):
             if not folder.exists():
-                prepare_into(folder, config)
+                prepare_into(folder, config, should_stop)
     return _open(folder, config)
 
 

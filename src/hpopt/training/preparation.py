@@ -6,13 +6,14 @@ Leaves reading it to data.py. Free of torch.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from hpopt.errors import Interrupted
 from hpopt.training import corpus, sources
 from hpopt.training.config import PretrainConfig
 from hpopt.training.hub import find_revision, is_hub_name
@@ -25,15 +26,18 @@ TOKENS_FILE = "tokens.bin"
 _ENCODE_DOCUMENTS = 256
 
 
-def prepare_into(folder: Path, config: PretrainConfig) -> None:
-    """Make the folder of prepared data of a config, whole or not at all. Raises what reading the documents raises."""
+def prepare_into(folder: Path, config: PretrainConfig, should_stop: Callable[[], bool]) -> None:
+    """Make the folder of prepared data of a config, whole or not at all.
+
+    Raises what reading the documents raises, and Interrupted when should_stop, asked at every document, says so.
+    """
     temporary = folder.with_name(f"{folder.name}.tmp")
     # Only the holder of the lock is here, so what lies there was left by a process that died.
     shutil.rmtree(temporary, ignore_errors=True)
     # Before the documents, which may be long in coming.
     loaded = load_tokenizer(config)
     documents, revision = _documents(config)
-    kept, n_dropped = corpus.drop_near_copies(documents)
+    kept, n_dropped = corpus.drop_near_copies(_until_stopped(documents, should_stop))
     splits = corpus.split_documents(kept)
     temporary.mkdir()
     tokenizer, end = loaded or train_tokenizer(splits["train"], config.vocab_size)
@@ -65,6 +69,13 @@ def _documents(config: PretrainConfig) -> tuple[Iterator[str], str | None]:
     revision = find_revision(config.dataset)
     documents, n_tokens = sources.read_documents(config, revision), tokens_to_read(config)
     return (corpus.enough_for(documents, n_tokens) if n_tokens else documents), revision
+
+
+def _until_stopped(documents: Iterator[str], should_stop: Callable[[], bool]) -> Iterator[str]:
+    for text in documents:
+        if should_stop():
+            raise Interrupted("stopped while preparing the data")
+        yield text
 
 
 def tokens_to_read(config: PretrainConfig) -> int:

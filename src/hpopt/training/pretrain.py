@@ -1,8 +1,10 @@
 """Owns the course of a training run: when it evaluates, saves and reports. Leaves the steps to trainer.py."""
 
+import sys
 from collections.abc import Iterator
 
 from hpopt.errors import HpoptError
+from hpopt.training.command import run_command
 from hpopt.training.config import PretrainConfig
 from hpopt.training.leakage import warn_of_leak
 from hpopt.training.run import Evaluation, Run
@@ -43,3 +45,7 @@ def held_out_test(config: PretrainConfig, run: Run) -> dict[str, float]:
         raise HpoptError(f"{run.checkpoint}: no checkpoint of this run to test")
     measured = training.measure("test")
     return {f"test_{name}": measured[name] for name in ("loss", "accuracy", "perplexity", "bits_per_byte")}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(pretrain, PretrainConfig))

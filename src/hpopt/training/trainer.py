@@ -41,7 +41,8 @@ class Training:
         self.config, self.run = config, run
         self.data = data or prepare(config, run.cache, run.should_stop)
         self.device = torch.device(run.device)
-        keep_freed_memory()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         generator = torch.Generator().manual_seed(seed_of(config.seed, _INIT))
         self.model = Transformer(config, generator, _compute_dtype(config.precision, self.device)).to(self.device)
         self.forward = compiled if config.compile else Transformer.__call__
