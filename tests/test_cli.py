@@ -71,6 +71,12 @@ def test_check_prints_the_plan_and_touches_nothing(study_file, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.toml"]
 
 
+def test_check_says_when_a_study_measures_what_it_trains_on(study_file):
+    """The famous result of the write-up was memorized text; the split that reproduces it must not pass for one."""
+    study_file.write_text(STUDY + '[fixed]\nsplit = "overlapping_windows"\n')
+    assert "leak: " in hpopt("check", study_file).stdout
+
+
 def test_a_bad_study_file_is_refused_before_a_database_is_made(study_file, tmp_path):
     study_file.write_text(STUDY.replace("learning_rate", "learning_rat"))
     line = refused("run", study_file, "--home", tmp_path / "home")

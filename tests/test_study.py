@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpopt.errors import ConfigError, StudyFileError
+from hpopt.plan import count_steps, place_rungs
 from hpopt.study.difference import space_difference
 from hpopt.study.objectives import config_class
 from hpopt.study.reading import parse_study_file, read_study_file
@@ -320,6 +321,40 @@ def test_a_clash_inside_a_long_range_is_found():
 def test_max_steps_may_be_searched_without_rungs():
     text = replaced(RATE, 'max_steps = { low = 100, high = 200, type = "int" }')
     parse(text + '[pruner]\nname = "none"')
+
+
+BATCH = 'batch_size = { low = 8, high = 32, type = "int" }'
+STEPS = 'max_steps = { low = 100, high = 200, type = "int" }'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            BATCH,
+            (
+                "search_space.batch_size: asha compares trials at points of one schedule; "
+                'fix batch_size, or set pruner.name = "none"'
+            ),
+        ),
+        (STEPS, "search_space.max_steps: does nothing with max_tokens = 1000000; drop it, or search max_tokens too"),
+    ],
+)
+def test_what_tokens_decide_is_not_searched_beside_them(line, message):
+    """With a number of tokens the steps follow from the batch, and max_steps is a treatment that never arrives."""
+    assert refusal_of(replaced(RATE, line) + "[fixed]\nmax_tokens = 1_000_000") == f"s.toml: {message}"
+
+
+def test_batch_sizes_may_be_compared_at_the_same_number_of_tokens():
+    file = parse(replaced(RATE, BATCH) + '[fixed]\nmax_tokens = 1_000_000\n[pruner]\nname = "none"')
+    assert count_steps(file) is None
+    assert {file.config({"batch_size": size}).tokens // 100_000 for size in (8, 20, 32)} == {9}
+
+
+def test_steps_follow_from_tokens():
+    """1,000,000 tokens in steps of 24 x 512 are 81 steps; the rungs must lie within them."""
+    file = parse(STUDY + "[fixed]\nmax_tokens = 1_000_000")
+    assert (count_steps(file), place_rungs(file)) == (81, [9, 27])
 
 
 def test_a_grid_over_a_range_without_steps_is_refused():

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hpopt.analysis.progress import EndedTrial, Progress, WorkerRow
 from hpopt.hyperparameters import Hyperparameter, Scalar
-from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs
+from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
 from hpopt.search_space import Categorical, Range
 from hpopt.study.file import StudyFile
 
@@ -144,7 +144,7 @@ def plan_view(file: StudyFile) -> RenderableType:
         f"budget: {budget}",
         *_cost_lines(file),
     ]
-    return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]))
+    return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]), *_leak_lines(file))
 
 
 def rows_table(names: list[str], rows: list[list[Any]]) -> RenderableType:
@@ -206,6 +206,14 @@ def _cost_lines(file: StudyFile) -> list[str]:
             f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; pruning saves a part"
         )
     return lines
+
+
+def _leak_lines(file: StudyFile) -> list[Text]:
+    split = file.search_space.get("split")
+    if value_of(file, "split") != "overlapping_windows" and not (split and split.contains("overlapping_windows")):
+        return []
+    line = 'leak: split = "overlapping_windows" trains on the text it validates on; the best trial memorizes most'
+    return [Text(line, style="bold red")]
 
 
 def _show_cell(cell: object) -> str:
