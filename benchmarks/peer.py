@@ -3,6 +3,7 @@
 The peer trains the same number of expert and other parameters, on the same batches, at the same precision, with the
 same clipping. Its experts are gated (three matrices of 2/3 the width, ours are two), and torch.optim.Muon takes
 two-dimensional parameters only, so it orthogonalizes the matrices of attention, and its experts learn by AdamW.
+In bfloat16 it runs under autocast, as transformers' Trainer does; autocast leaves its grouped product in float32.
 """
 
 from contextlib import nullcontext

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from hpopt.training.experts import count_tokens, run_experts
+from hpopt.training.model import Transformer
 
 T, D, E, HIDDEN, K = 150, 16, 4, 24, 2
 
@@ -49,6 +50,16 @@ def test_sorted_slices_equal_every_expert_on_every_token(dtype, error, choices):
     )
     for a, b in zip(fast, plain, strict=True):
         assert (a - b).norm() <= error * b.norm()
+
+
+def test_widths_that_the_grouped_product_does_not_take_are_computed_all_the_same(config_of):
+    """A width of 20 is 40 bytes in bfloat16; where a study samples widths, no trial may fail for it."""
+    config = config_of(d_model=20, n_heads=2, d_ff=12)
+    model = Transformer(config, torch.Generator().manual_seed(0), torch.bfloat16)
+    token_BS = torch.zeros(2, config.sequence_length, dtype=torch.int64)
+    eager_TD, _ = model(token_BS)
+    compiled_TD, _ = torch.compile(model, backend="eager")(token_BS)
+    torch.testing.assert_close(compiled_TD, eager_TD, rtol=0.05, atol=0.05)
 
 
 def test_counts_are_those_of_bincount():

@@ -275,6 +275,15 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_global_batch(config_
     assert training.progress.recent_losses == pytest.approx(roomy.progress.recent_losses, rel=2e-3)
 
 
+def test_out_of_memory_in_an_evaluation_halves_the_micro_batch_too(config_of, cache, tmp_path):
+    """Somebody else's process on the same GPU can take the memory at any moment."""
+    training = Training(config_of(batch_size=8), Run(folder=tmp_path, cache=cache))
+    roomy = training.measure("validation")
+    training.model.register_forward_pre_hook(OutOfMemoryAbove(3))
+    assert training.measure("validation")["loss"] == pytest.approx(roomy["loss"], rel=1e-5)
+    assert training.micro_batch == 2
+
+
 def test_out_of_memory_with_one_sequence_is_an_error(config_of, cache, tmp_path):
     """Halving must end."""
     training = Training(config_of(), Run(folder=tmp_path, cache=cache))

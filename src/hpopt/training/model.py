@@ -19,6 +19,9 @@ from hpopt.training.moe import Routing, moe
 from hpopt.training.norm import norm
 from hpopt.training.rotary import rotary_table
 
+# As many as torch.compile keeps of one function in all.
+_MAX_SHAPES = 256
+
 
 class Load(NamedTuple):
     """The routing of all layers: balance (their mean, differentiable), count_LE (int64), mean entropy (nats)."""
@@ -135,9 +138,12 @@ def drop(x: Tensor, dropout: float | Tensor) -> Tensor:
 
 def compiled(model: Transformer, token_BS: Tensor, dropout: float = 0.0) -> tuple[Tensor, Load]:
     """Run the forward pass of any Transformer, compiled: once for each shape, and for all trials of a worker."""
-    return _compile()(model, token_BS, torch.tensor(dropout, device=token_BS.device) if dropout else 0.0)
+    # Filled on the device: a copy from the host would wait for it.
+    return _compile()(model, token_BS, torch.full((), dropout, device=token_BS.device) if dropout else 0.0)
 
 
 @cache
 def _compile() -> Callable[[Transformer, Tensor, float | Tensor], tuple[Tensor, Load]]:
+    # By default the ninth width or depth of a study, and all after it, would run uncompiled.
+    torch._dynamo.config.recompile_limit = _MAX_SHAPES  # noqa: SLF001 - its documented place.
     return torch.compile(lambda model, token_BS, dropout: model(token_BS, dropout), dynamic=False)

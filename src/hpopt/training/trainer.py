@@ -7,9 +7,10 @@ resumed run repeats an uninterrupted one to the bit on the CPU, and torch's glob
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from hpopt.training.run import Evaluation, Run
 from hpopt.training.schedule import lr_multiplier
 
 _logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 # What each stream of random numbers is for.
 _INIT, _ORDER, _DROPOUT = range(3)
@@ -82,18 +85,7 @@ class Training:
     def step(self) -> None:
         """Take one optimizer step; Interrupted leaves the run as it was before, Diverged does not."""
         started = time.perf_counter()
-        while True:
-            try:
-                loss = self._accumulate_gradients()
-                break
-            except torch.OutOfMemoryError:
-                if self.micro_batch == 1:
-                    raise
-                self.micro_batch = math.ceil(self.micro_batch / 2)
-            # Outside of the except block: the traceback would keep the tensors that did not fit.
-            self.model.zero_grad()
-            torch.cuda.empty_cache()
-            _logger.warning("out of memory: going on with micro-batches of %d sequences", self.micro_batch)
+        loss = self._fit(self._accumulate_gradients)
         gradient_norm = self._clip()
         self._set_learning_rate()
         for optimizer in self.optimizers.values():
@@ -107,6 +99,20 @@ class Training:
             tokens=self.n_sequences * self.config.sequence_length,
             seconds=time.perf_counter() - started,
         )
+
+    def _fit(self, compute: Callable[[], _Result]) -> _Result:
+        """Give what compute gives, with micro-batches of half the size as long as they do not fit into memory."""
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    raise
+                self.micro_batch = math.ceil(self.micro_batch / 2)
+            # Outside of the except block: the traceback would keep the tensors that did not fit.
+            self.model.zero_grad()
+            torch.cuda.empty_cache()
+            _logger.warning("out of memory: going on with micro-batches of %d sequences", self.micro_batch)
 
     def _accumulate_gradients(self) -> Tensor:
         """Add up the gradients of all micro-batches of one step; returns the mean cross-entropy."""
@@ -189,12 +195,14 @@ class Training:
         config = self.config
         tokens, starts = self.data.tokens[split], self.data.starts.get(split)
         windows_BS = first_windows(tokens, config.sequence_length, config.eval_tokens, starts)
-        return evaluate(
-            self.model,
-            windows_BS,
-            self.data.token_bytes_V,
-            batch_size=self.micro_batch,
-            before_batch=self._stop_if_asked,
+        return self._fit(
+            lambda: evaluate(
+                self.model,
+                windows_BS,
+                self.data.token_bytes_V,
+                batch_size=self.micro_batch,
+                before_batch=self._stop_if_asked,
+            )
         )
 
     def report(self) -> Evaluation:
