@@ -547,10 +547,10 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
     ),
     Hyperparameter(
         name="eval_tokens",
-        meaning="validation tokens that each evaluation reads, the same ones every time",
+        meaning="validation tokens that each evaluation reads, the same ones every time; 0 reads all",
         default=65_536,
         unit="tokens",
-        low=1,
+        low=0,
         usual_low=16_384,
         usual_high=1_048_576,
         log=True,
@@ -572,7 +572,8 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         meaning="compile the model's forward and backward pass with torch.compile",
         default=False,
         changing="Costs a minute at the first trial of each shape in a worker and a C++ compiler or Triton, and gives"
-        " the same training up to rounding; worth it on a GPU where trials are longer than that.",
+        " the same training up to rounding. On a CPU it is slower; on a GPU it may pay where trials are longer than"
+        " that.",
     ),
     Hyperparameter(
         name="seed",

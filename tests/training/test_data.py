@@ -129,9 +129,11 @@ def test_a_position_restores_the_batches_after_it():
     assert Batches(tokens, 3, seed=1).at(95, 20).tolist() != expected[95:115].tolist()
 
 
-def test_first_windows_cover_the_tokens_once():
-    windows = first_windows(np.arange(100, dtype=np.uint16), sequence_length=9, n_tokens=30)
-    assert windows.tolist() == [list(range(start, start + 10)) for start in (0, 10, 20)]
+@pytest.mark.parametrize(("n_tokens", "starts"), [(30, (0, 10, 20)), (1, (0,)), (0, range(0, 100, 10))])
+def test_first_windows_cover_the_tokens_once(n_tokens, starts):
+    """No tokens, as no other limit, means all of them."""
+    windows = first_windows(np.arange(100, dtype=np.uint16), sequence_length=9, n_tokens=n_tokens)
+    assert windows.tolist() == [list(range(start, start + 10)) for start in starts]
 
 
 def test_max_train_tokens_limits_what_is_trained_on(config_of, cache):

@@ -198,10 +198,10 @@ class Batches:
 def first_windows(
     tokens: Tokens, sequence_length: int, n_tokens: int, starts: Starts | None = None
 ) -> npt.NDArray[np.int64]:
-    """Read the first windows (at least one), which predict up to n_tokens tokens: (B, S + 1), as in Batches."""
+    """Read the first windows (at least one), which predict up to n_tokens tokens: (B, S + 1), as in Batches; 0: all."""
     length = sequence_length + 1
     starts = _one_after_another(len(tokens), length) if starts is None else starts
-    return _read(tokens, starts[: max(1, n_tokens // sequence_length)], length)
+    return _read(tokens, starts[: max(1, n_tokens // sequence_length) if n_tokens else None], length)
 
 
 def _one_after_another(n_tokens: int, length: int) -> range:
