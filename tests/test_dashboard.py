@@ -17,10 +17,12 @@ from hpopt import dashboard
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage.database import Database
 
+# A shell has its background jobs ignore Ctrl-C, and with them all that the tests start.
 SERVE = """
-import sys
+import signal, sys
 from hpopt.dashboard import serve
 from hpopt.storage.database import Database
+signal.signal(signal.SIGINT, signal.default_int_handler)
 serve(Database(sys.argv[1]), "127.0.0.1", int(sys.argv[2]))
 """
 
