@@ -320,7 +320,8 @@ def test_a_clash_inside_a_long_range_is_found():
 
 def test_max_steps_may_be_searched_without_rungs():
     text = replaced(RATE, 'max_steps = { low = 100, high = 200, type = "int" }')
-    parse(text + '[pruner]\nname = "none"')
+    file = parse(text + '[pruner]\nname = "none"')
+    assert (count_steps(file), place_rungs(file)) == (None, [])
 
 
 BATCH = 'batch_size = { low = 8, high = 32, type = "int" }'
