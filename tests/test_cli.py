@@ -2,12 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from hpopt import __version__
+from hpopt.cli.assignments import read_assignments
+from hpopt.errors import InputError
+from hpopt.study.reading import parse_study_file
 
 STUDY = """
 name = "answer"
@@ -193,3 +198,176 @@ def test_a_study_of_text_that_is_not_here_is_refused_before_a_database_is_made(v
         f" did you mean '{study_file}'?; known: 'python-stdlib'"
     )
     assert not (tmp_path / "home").exists()
+
+
+@pytest.fixture
+def created(database_url, study_file):
+    """Give what runs a verb on a database with the study `answer`, and gives its standard output."""
+    assert hpopt("create", study_file, HPOPT_STORAGE=database_url).returncode == 0
+
+    def run(*arguments):
+        done = hpopt(*arguments, HPOPT_STORAGE=database_url)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    run.refused = lambda *arguments: refused(*arguments, HPOPT_STORAGE=database_url)
+    run.hpopt = lambda *arguments: hpopt(*arguments, HPOPT_STORAGE=database_url)
+    return run
+
+
+def test_pause_resume_and_stop_say_what_holds_however_often(created):
+    for _ in range(2):
+        assert created("pause", "answer") == "answer is paused; no trial is running, workers wait\n"
+    for _ in range(2):
+        assert created("resume", "answer") == "answer is open; no trial is running\n"
+    for _ in range(2):
+        assert created("stop", "answer") == "answer is stopped; no trial is running, workers leave\n"
+    assert created("resume", "answer") == "answer is open; no trial is running\n"
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "stop", "enqueue"])
+def test_steering_an_unknown_study_names_the_nearest(verb, created):
+    more = ["learning_rate=0.1"] if verb == "enqueue" else []
+    assert "did you mean 'answer'?" in created.refused(verb, "anwser", *more)
+
+
+def test_why_a_study_is_paused_is_told_wherever_it_is_shown(created):
+    created("pause", "answer", "--reason", "the nodes are needed")
+    assert "paused: the nodes are needed" in created("status")
+    assert "study 'answer' is paused: the nodes are needed; `hpopt resume answer`" in created("status", "answer")
+    shown = json.loads(created("status", "answer", "--json"))
+    assert (shown["state"], shown["state_reason"]) == ("paused", "the nodes are needed")
+    (shown,) = json.loads(created("status", "--json"))
+    assert (shown["state"], shown["state_reason"]) == ("paused", "the nodes are needed")
+
+
+def test_creating_a_study_again_does_not_resume_it(created, study_file):
+    created("pause", "answer")
+    created("create", study_file)
+    assert json.loads(created("status", "answer", "--json"))["state"] == "paused"
+
+
+def test_a_paused_study_is_not_run_and_says_how_to_go_on(created, study_file, tmp_path):
+    """It would hang for ever: its workers would wait for a resume."""
+    created("pause", "answer", "--reason", "the nodes are needed")
+    done = created.hpopt("run", study_file, "--home", tmp_path / "home")
+    assert (done.returncode, done.stdout) == (1, "")
+    line = "study 'answer' is paused: the nodes are needed; `hpopt resume answer` lets it go on"
+    assert done.stderr == f"hpopt: {line}\n"
+    assert not (tmp_path / "home" / "logs").exists()
+
+
+def test_a_stopped_study_answers_without_training(created, study_file, tmp_path):
+    created("stop", "answer")
+    done = created.hpopt("run", study_file, "--home", tmp_path / "home")
+    assert done.returncode == 3, done
+    assert "answer: no trial has completed yet" in done.stdout
+    assert not (tmp_path / "home" / "logs").exists()
+
+
+def test_watching_a_stopped_study_ends(created):
+    created("stop", "answer")
+    assert "stopped: by hand" in created("status", "answer", "--watch")
+
+
+def test_a_configuration_is_enqueued_once(created):
+    assert created("enqueue", "answer", "learning_rate=5e-2") == "enqueued; it is tried after 1 other that waits\n"
+    assert created("enqueue", "answer", "learning_rate=0.05") == "already enqueued or tried as trial 1\n"
+
+
+def test_what_the_budget_does_not_reach_is_told_so(created):
+    created("enqueue", "answer", "learning_rate=0.05")
+    created("enqueue", "answer", "learning_rate=0.06")
+    line = created("enqueue", "answer", "learning_rate=0.07")
+    remedy = "raise it in the file and `hpopt create` it again"
+    assert line == f"enqueued; the budget of 3 trials is taken: {remedy}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("learning_rate=0.5", "learning_rate: 0.5 is outside 0.001 to 0.3"),
+        ("learning_rate=fast", "learning_rate: 'fast' is not a number"),
+        ("learning_rate=[0.1]", "learning_rate: '[0.1]' is not a number"),
+        ("learning_rate=0.1\nns_steps=5", r"learning_rate: '0.1\nns_steps=5' is not a number"),
+        ("learning_rat=0.1", "learning_rat: not searched; did you mean 'learning_rate'?"),
+        ("learning_rate", "'learning_rate' is no NAME=VALUE"),
+    ],
+)
+def test_what_the_space_does_not_hold_is_not_enqueued(typed, line, created):
+    assert created.refused("enqueue", "answer", typed) == f"hpopt: {line}"
+
+
+def test_values_are_typed_as_in_a_study_file_and_words_without_quotes():
+    space = """
+    learning_rate = { low = 1e-3, high = 0.3 }
+    ns_steps = { low = 1, high = 9, type = "int" }
+    optimizer = { choices = ["muon", "adamw"] }
+    compile = { choices = [true, false] }
+    """
+    file = parse_study_file(f'name = "typed"\n[budget]\ntrials = 1\n[search_space]\n{space}', "typed.toml")
+    typed = ["optimizer=muon", "ns_steps=7", "learning_rate=1e-2", "compile=true"]
+    assert read_assignments(typed, file) == {
+        "optimizer": "muon",
+        "ns_steps": 7,
+        "learning_rate": 0.01,
+        "compile": True,
+    }
+    assert read_assignments(['optimizer="adamw"'], file) == {"optimizer": "adamw"}
+    with pytest.raises(InputError, match="ns_steps: there twice, as 7 and as 8"):
+        read_assignments(["ns_steps=7", "ns_steps=8"], file)
+    with pytest.raises(InputError, match=r"ns_steps: 7\.5 is not a whole number"):
+        read_assignments(["ns_steps=7.5"], file)
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "answer", "--json"], ["params"], ["--help"]])
+def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments, created, database_url):
+    """As `hpopt ... | head` does; a shell shows 141, the number of other programs."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "hpopt", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={**os.environ, "HPOPT_STORAGE": database_url},
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("url", ["nowhere.invalid:5432/x", "{host}/not_there", "{host}/{name}"])
+def test_a_worker_refuses_at_once_what_waiting_does_not_mend(url, database_url):
+    """Host, database and password are typed wrong, not away."""
+    secret, address = database_url.split("//")[1].split("@")
+    host, name = address.split("/")
+    user = secret if url == "{host}/not_there" else "hpopt:wrong"
+    line = refused("worker", "x", "--storage", f"postgresql://{user}@{url.format(host=host, name=name)}")
+    assert "waiting" not in line
+
+
+def test_a_worker_waits_for_a_database_that_is_away_until_it_is_stopped():
+    command = [sys.executable, "-m", "hpopt", "worker", "x", "--storage", "postgresql://me:s3cret@127.0.0.1:1/nowhere"]
+    worker = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    line = worker.stderr.readline()
+    assert line.startswith("waiting up to 30 s for the database: postgresql://me@127.0.0.1:1/nowhere: connection to")
+    worker.send_signal(signal.SIGTERM)
+    _, rest = worker.communicate(timeout=20)
+    assert worker.returncode == 75
+    assert rest.startswith("hpopt: the database is away: ")
+
+
+@pytest.mark.long
+def test_a_worker_asks_to_be_run_again_when_the_database_stays_away():
+    started = time.monotonic()
+    done = hpopt("worker", "x", "--storage", "postgresql://me:s3cret@127.0.0.1:1/nowhere")
+    assert done.returncode == 75
+    assert 30 < time.monotonic() - started < 60
+    assert done.stderr.count("waiting up to 30 s") == 1
+    assert "s3cret" not in done.stderr
+
+
+def test_a_journal_that_is_none_is_refused(created, tmp_path):
+    assert created.refused("db", "replay", tmp_path / "none.jsonl") == f"hpopt: {tmp_path}/none.jsonl: no such file"
+    (tmp_path / "text.jsonl").write_text("text")
+    assert created.refused("db", "replay", tmp_path / "text.jsonl").startswith(f"hpopt: {tmp_path}/text.jsonl: not a")

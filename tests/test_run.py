@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from hpopt.launch.local import LocalWorkers
+
 HPOPT = [sys.executable, "-m", "hpopt"]
 # About a hundred real documents, which are prepared in two seconds.
 LARGEST_DOCUMENT = 15_000
@@ -51,6 +53,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("HPOPT_")}
+        self.started: list[subprocess.Popen[str]] = []
 
     def write_study(self, *, trials=6, steps=36, evaluate_every=4):
         documents = self.folder / "documents"
@@ -62,7 +65,7 @@ class Place:
         (self.folder / "small.toml").write_text(text)
 
     def start(self, *arguments):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*HPOPT, *arguments],
             cwd=self.folder,
             env=self.environment,
@@ -71,6 +74,8 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self.started.append(process)
+        return process
 
     def hpopt(self, *arguments):
         process = self.start(*arguments)
@@ -131,6 +136,11 @@ class _place:  # noqa: N801 - a context manager.
         return self.place
 
     def __exit__(self, *exc):
+        for process in self.place.started:
+            if process.poll() is None:
+                # What a test that failed has left; the workers of a run end with it.
+                process.kill()
+                process.wait()
         self.place.hpopt("db", "stop")
         shutil.rmtree(self.place.folder)
 
@@ -271,7 +281,7 @@ def test_a_database_that_restarts_costs_neither_a_trial_nor_a_worker(place):
     place.hpopt("db", "start")
     out, err = run.communicate(timeout=100)
     assert run.returncode == 0, (out, err, place.logs())
-    assert "waiting for the database" in place.logs()
+    assert "the database is back after" in place.logs()
     assert len(place.rows("select * from hpopt.worker")) == 2
     attempts = place.rows("select outcome from hpopt.attempt")
     assert len(attempts) == 4
@@ -352,3 +362,158 @@ def test_a_worker_that_fails_at_once_ends_the_run_with_its_last_words(place):
     done = place.hpopt("run", "small.toml")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("hpopt: a worker failed (exit code 2): hpopt: dataset: ")
+
+
+def a_first_checkpoint(place):
+    return list(place.folder.glob(".hpopt/runs/small-*/*/1/checkpoint.pt"))
+
+
+def test_pausing_hands_trials_back_and_ends_the_run_with_the_way_to_go_on(place):
+    place.write_study(trials=2, steps=200, evaluate_every=20)
+    run = place.start("run", "small.toml", "--workers", "2")
+    place.wait_for(lambda: a_first_checkpoint(place), "a first checkpoint")
+    paused = place.hpopt("pause", "small", "--reason", "the nodes are needed")
+    assert "handed back" in paused.stdout
+    out, err = run.communicate(timeout=30)
+    assert (run.returncode, out) == (1, ""), (out, err, place.logs())
+    line = "study 'small' is paused: the nodes are needed; `hpopt resume small` lets it go on"
+    assert err.splitlines()[-1] == f"hpopt: {line}"
+    assert place.workers() == []
+    attempts = place.rows("select outcome from hpopt.attempt")
+    assert {attempt["outcome"] for attempt in attempts} <= {"preempted", "complete", "pruned"}
+
+    assert "go on first" in place.hpopt("resume", "small").stdout
+    again = place.hpopt("run", "small.toml", "--workers", "2")
+    assert again.returncode == 0, (again, place.logs())
+    assert len(place.rows("select * from hpopt.trials")) == 2
+
+
+def test_a_worker_waits_through_a_pause_and_watching_it_goes_on_too(place):
+    place.write_study(trials=1, steps=200, evaluate_every=20)
+    place.environment["OMP_NUM_THREADS"] = "1"
+    place.hpopt("create", "small.toml")
+    worker = place.start("worker", "small", "--heartbeat-every", "0.5", "--stale-after", "3")
+    place.wait_for(lambda: a_first_checkpoint(place), "a first checkpoint")
+    place.hpopt("pause", "small")
+
+    def handed_back():
+        return place.rows("select * from hpopt.attempt where outcome = 'preempted'")
+
+    place.wait_for(handed_back, "the trial to be handed back")
+    watching = place.start("status", "small", "--watch")
+    assert watching.stderr.readline() == "study 'small' is paused: by hand; `hpopt resume small` lets it go on\n"
+    assert worker.poll() is None
+    place.hpopt("resume", "small")
+    out, err = watching.communicate(timeout=100)
+    assert watching.returncode == 0, (out, err)
+    assert err.splitlines()[0] == "small goes on"
+    assert "[1/1] trial" in err
+    worker.communicate(timeout=20)
+    assert worker.returncode == 0
+    assert [row["outcome"] for row in place.rows("select outcome from hpopt.attempt order by go")] == [
+        "preempted",
+        "complete",
+    ]
+
+
+def test_stopping_ends_the_run_with_the_answer_it_has(place):
+    place.write_study(trials=500)
+    run = place.start("run", "small.toml", "--workers", "2")
+    place.wait_for(lambda: a_first_checkpoint(place), "a first checkpoint")
+    place.wait_for(lambda: place.rows("select * from hpopt.best_params"), "a first answer")
+    assert "is stopped" in place.hpopt("stop", "small").stdout
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 0, (out, err, place.logs())
+    assert "small: best val_loss" in out
+    assert {row["outcome"] for row in place.rows("select outcome from hpopt.attempt")} <= {"complete", "pruned"}
+    again = place.hpopt("run", "small.toml")
+    assert (again.returncode, again.stdout) == (0, out)
+
+
+def test_a_run_whose_output_nobody_reads_hands_its_trials_back(place):
+    """As `hpopt run FILE 2>&1 | head` does."""
+    place.write_study(trials=50, steps=40)
+    run = place.start("run", "small.toml", "--workers", "1")
+    place.wait_for(place.workers, "a worker")
+    run.stderr.close()
+    run.stdout.close()
+    assert run.wait(timeout=60) == -signal.SIGPIPE
+    assert place.workers() == []
+    assert "was not running" in place.hpopt("db", "stop").stdout
+
+
+def test_a_worker_waits_for_a_database_that_is_started_after_it(place):
+    place.write_study(trials=1)
+    place.hpopt("create", "small.toml")
+    place.hpopt("db", "start")
+    place.environment["HPOPT_STORAGE"] = place.hpopt("db", "url").stdout.strip()
+    place.hpopt("db", "stop")
+    worker = place.start("worker", "small")
+    assert worker.stderr.readline().startswith("waiting up to 30 s for the database: ")
+    assert place.hpopt("db", "start").returncode == 0
+    out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 0, (out, err)
+    assert "over: 1 trials done" in err
+
+
+def test_a_worker_that_asks_to_be_run_again_is_after_pauses_that_grow(tmp_path):
+    """A node whose GPU is sick, or that cannot reach the database, must neither spin nor end the run."""
+    command = ["worker", "x", "--storage", "postgresql://me@127.0.0.1:1/nowhere", "--device", "cpu"]
+    log = tmp_path / "worker-0.log"
+    pauses = []
+    with LocalWorkers(command, 1, os.environ, tmp_path) as fleet:
+        for n_starts in range(1, 4):
+            while log.read_text().count("waiting up to") < n_starts:
+                assert fleet.tend()
+                time.sleep(0.05)
+            (process,) = fleet._processes.values()
+            process.terminate()
+            assert process.wait(timeout=20) == 75
+            ended = time.monotonic()
+            while n_starts < 3 and fleet._processes[0] is process:
+                assert fleet.tend()
+                time.sleep(0.05)
+            pauses.append(time.monotonic() - ended)
+    assert 1 <= pauses[0] < 2 <= pauses[1] < 3
+
+
+def test_a_second_sigterm_does_not_cut_a_checkpoint_short(place):
+    """Schedulers send it again while they wait."""
+    place.write_study(trials=2, steps=200)
+    place.environment["OMP_NUM_THREADS"] = "1"
+    place.hpopt("create", "small.toml")
+    worker = place.start("worker", "small")
+    place.wait_for(lambda: a_first_checkpoint(place), "a first checkpoint")
+    worker.send_signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGTERM)
+    _, err = worker.communicate(timeout=10)
+    assert worker.returncode == 75, err
+    assert [row["outcome"] for row in place.rows("select outcome from hpopt.attempt")] == ["preempted"]
+
+
+def test_a_run_of_failures_ends_with_their_reason(place):
+    """What fails five times in a row would fail for the rest of the budget, and somebody has to look at it."""
+    place.write_study(trials=50)
+    (place.folder / "broken.py").write_text(
+        """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Config:
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    seed: int = 0
+
+def train(config: Config, run):
+    raise RuntimeError("the data are gone")
+"""
+    )
+    study = place.folder / "small.toml"
+    text = study.read_text().split("[fixed]")[0]
+    study.write_text(text.replace('name = "small"', 'name = "small"\nobjective = "broken:train"'))
+    done = place.hpopt("run", "small.toml", "--workers", "1")
+    assert (done.returncode, done.stdout) == (1, ""), (done, place.logs())
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("hpopt: study 'small' is paused: ")
+    assert "the data are gone" in last
+    assert last.endswith("`hpopt resume small` lets it go on")

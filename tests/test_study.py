@@ -236,7 +236,7 @@ def test_a_wrong_budget_is_refused(line, message):
         (
             'max_steps = { low = 100, high = 200, type = "int" }',
             (
-                "search_space.max_steps: asha compares trials at points of one schedule; "
+                "search_space.max_steps: asha compares trials at the same fractions of schedules of one length; "
                 'fix max_steps, or set pruner.name = "none"'
             ),
         ),
@@ -328,26 +328,16 @@ BATCH = 'batch_size = { low = 8, high = 32, type = "int" }'
 STEPS = 'max_steps = { low = 100, high = 200, type = "int" }'
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            BATCH,
-            (
-                "search_space.batch_size: asha compares trials at points of one schedule; "
-                'fix batch_size, or set pruner.name = "none"'
-            ),
-        ),
-        (STEPS, "search_space.max_steps: does nothing with max_tokens = 1000000; drop it, or search max_tokens too"),
-    ],
-)
-def test_what_tokens_decide_is_not_searched_beside_them(line, message):
+def test_steps_are_not_searched_beside_a_number_of_tokens():
     """With a number of tokens the steps follow from the batch, and max_steps is a treatment that never arrives."""
-    assert refusal_of(replaced(RATE, line) + "[fixed]\nmax_tokens = 1_000_000") == f"s.toml: {message}"
+    assert refusal_of(replaced(RATE, STEPS) + "[fixed]\nmax_tokens = 1_000_000") == (
+        "s.toml: search_space.max_steps: does nothing with max_tokens = 1000000; drop it, or search max_tokens too"
+    )
 
 
 def test_batch_sizes_may_be_compared_at_the_same_number_of_tokens():
-    file = parse(replaced(RATE, BATCH) + '[fixed]\nmax_tokens = 1_000_000\n[pruner]\nname = "none"')
+    """Rungs are fractions of a trial's own schedule, whatever its steps."""
+    file = parse(replaced(RATE, BATCH) + "[fixed]\nmax_tokens = 1_000_000")
     assert count_steps(file) is None
     assert {file.config({"batch_size": size}).tokens // 100_000 for size in (8, 20, 32)} == {9}
 

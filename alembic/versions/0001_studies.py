@@ -24,6 +24,11 @@ def upgrade() -> None:
         sa.Column("git_commit", sa.Text(), nullable=True),
         sa.Column("versions", postgresql.JSONB(), nullable=False),
         sa.Column("data_fingerprint", sa.Text(), nullable=True),
+        sa.Column("n_started", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("state", sa.Text(), server_default="open", nullable=False),
+        sa.Column("state_reason", sa.Text(), nullable=True),
+        sa.Column("state_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("state in ('open', 'paused', 'stopped')", name="study_state_check"),
         sa.CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="study_role_check"),
         sa.ForeignKeyConstraint(
             ["parent_id"], ["hpopt.study.study_id"], name="study_parent_id_fkey", ondelete="SET NULL"
@@ -46,6 +51,8 @@ def upgrade() -> None:
         sa.Column("job", sa.Text(), nullable=True),
         sa.Column("hpopt_version", sa.Text(), nullable=False),
         sa.Column("stale_after_s", sa.Double(), server_default="60", nullable=False),
+        sa.Column("give_up_after_s", sa.Double(), server_default="900", nullable=False),
+        sa.Column("connected_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
@@ -62,8 +69,8 @@ def upgrade() -> None:
         sa.Column("attempt_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("worker_id", sa.BigInteger(), nullable=False),
-        sa.Column("trial_id", sa.Integer(), nullable=True),
-        sa.Column("first_trial_id", sa.Integer(), nullable=True),
+        sa.Column("trial_id", sa.Integer(), nullable=False),
+        sa.Column("first_trial_id", sa.Integer(), nullable=False),
         sa.Column("go", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -99,6 +106,19 @@ def upgrade() -> None:
     )
     op.create_index("attempt_study_id_idx", "attempt", ["study_id"], schema="hpopt")
     op.create_index("attempt_worker_id_idx", "attempt", ["worker_id"], schema="hpopt")
+    op.create_index(
+        "attempt_open_idx", "attempt", ["study_id"], schema="hpopt", postgresql_where=sa.text("ended_at is null")
+    )
+    op.create_index(
+        "attempt_unfinished_idx",
+        "attempt",
+        ["study_id"],
+        schema="hpopt",
+        postgresql_where=sa.text("outcome in ('lost', 'preempted')"),
+    )
+    # A heartbeat rewrites the row: there is room for the new one beside it, and the config is kept apart.
+    op.execute("alter table hpopt.attempt set (fillfactor = 70, toast_tuple_target = 128)")
+    op.execute("alter table hpopt.worker set (fillfactor = 70)")
     op.create_table(
         "evaluation",
         sa.Column("trial_id", sa.Integer(), nullable=False),
@@ -118,11 +138,30 @@ def upgrade() -> None:
         schema="hpopt",
     )
     op.create_index("evaluation_attempt_id_idx", "evaluation", ["attempt_id"], schema="hpopt")
+    op.create_table(
+        "rung",
+        sa.Column("first_trial_id", sa.Integer(), nullable=False),
+        sa.Column("fraction", sa.Double(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("step", sa.Integer(), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["first_trial_id"], ["public.trials.trial_id"], name="rung_first_trial_id_fkey", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["study_id"], ["hpopt.study.study_id"], name="rung_study_id_fkey", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("first_trial_id", "fraction", name="rung_pkey"),
+        schema="hpopt",
+    )
+    op.create_index("rung_study_id_fraction_value_idx", "rung", ["study_id", "fraction", "value"], schema="hpopt")
 
 
 def downgrade() -> None:
+    op.drop_index("rung_study_id_fraction_value_idx", table_name="rung", schema="hpopt")
+    op.drop_table("rung", schema="hpopt")
     op.drop_index("evaluation_attempt_id_idx", table_name="evaluation", schema="hpopt")
     op.drop_table("evaluation", schema="hpopt")
+    op.drop_index("attempt_unfinished_idx", table_name="attempt", schema="hpopt")
+    op.drop_index("attempt_open_idx", table_name="attempt", schema="hpopt")
     op.drop_index("attempt_worker_id_idx", table_name="attempt", schema="hpopt")
     op.drop_index("attempt_study_id_idx", table_name="attempt", schema="hpopt")
     op.drop_table("attempt", schema="hpopt")

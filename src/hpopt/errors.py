@@ -42,6 +42,12 @@ class DatabaseLostError(HpoptError):
     exit_code = 75
 
 
+class DeviceError(HpoptError):
+    """The device is of no use to this process any more; the trial is handed back, and a new process can go on."""
+
+    exit_code = 75
+
+
 class NoAnswerError(HpoptError):
     """There is no finished trial to answer with yet."""
 

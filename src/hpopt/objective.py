@@ -1,11 +1,12 @@
-"""Owns the bridge from a trial to a training run: config, evaluations, report, prune. Leaves the books to storage.
+"""Owns the bridge from a trial to a training run: config, evaluations, verdicts. Leaves the books to storage.
 
 The torch wing is imported here alone, and only when a trial is about to run.
 """
 
+import errno
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,33 +22,28 @@ _logger = logging.getLogger(__name__)
 
 TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]
 
+# A disk that is full, broken or gone; another machine, or this one later, can go on with the trial.
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
+
 # The training functions that come along, by the name a study file gives them.
 OBJECTIVES = {"pretrain": "hpopt.training.pretrain:pretrain"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: complete, pruned, diverged, failed or preempted; its value if complete; why, in words."""
+    """How a run ended, as one of tables.OUTCOMES; its value, if it was complete or pruned; why, in words.
+
+    `at_fault` is `device` (then it is lost) or `disk` (then it is preempted) where the machine failed, not the trial.
+    """
 
     kind: str
     value: float | None = None
     reason: str | None = None
+    at_fault: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What the loop does to the world around it.
-
-    `record` writes an evaluation down; `report` gives the pruner a value at a step, and `is_hopeless` asks it; `spent`
-    says which limit of the budget is reached, if any. `earlier` holds (step, value) of the goes before this one,
-    which are reported again up to where this one resumes. Each may raise Fenced or DatabaseLostError.
-    """
-
-    record: Callable[[Evaluation], None]
-    report: Callable[[int, float], None]
-    is_hopeless: Callable[[], bool]
-    spent: Callable[[], str | None]
-    earlier: Sequence[tuple[int, float]] = ()
+# Takes an evaluation, and gives a reason to stop the trial there, or None.
+Judge = Callable[[Evaluation], str | None]
 
 
 def load_function(objective: str) -> TrainingFunction:
@@ -68,8 +64,8 @@ def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
     return data_fingerprint(file.config(any_params), cache)
 
 
-def run_trial(file: StudyFile, config: Any, run: Run, around: Surroundings) -> Outcome:  # noqa: ANN401 - the objective's.
-    """Train one trial and say how it ended. What the surroundings raise is passed on."""
+def run_trial(file: StudyFile, config: Any, run: Run, judge: Judge) -> Outcome:  # noqa: ANN401 - the objective's.
+    """Train one trial and say how it ended. What the judge raises is passed on."""
     evaluations = _start(file.objective, config, run)
     if isinstance(evaluations, Outcome):
         return evaluations
@@ -81,10 +77,8 @@ def run_trial(file: StudyFile, config: Any, run: Run, around: Surroundings) -> O
                 return evaluation
             if evaluation is None:
                 return _complete(value)
-            if value is None:
-                _report_again(around, evaluation.step)
             value = evaluation.metrics[file.metric]
-            outcome = _judge(evaluation, value, file.metric, around)
+            outcome = _judge(evaluation, value, file.metric, judge)
             if outcome is not None:
                 return outcome
 
@@ -138,18 +132,12 @@ def _plain(evaluation: Evaluation, metric: str) -> Evaluation | Outcome:
     )
 
 
-def _judge(evaluation: Evaluation, value: float, metric: str, around: Surroundings) -> Outcome | None:
-    around.record(evaluation)
+def _judge(evaluation: Evaluation, value: float, metric: str, judge: Judge) -> Outcome | None:
+    reason = judge(evaluation)
     if not math.isfinite(value):
         return Outcome(kind="diverged", reason=f"{metric} is {value} at step {evaluation.step}")
-    around.report(evaluation.step, value)
-    if evaluation.step >= evaluation.n_steps:
-        return None
-    if around.is_hopeless():
-        return Outcome(kind="pruned", reason=f"not among the best at step {evaluation.step}")
-    limit = around.spent()
-    if limit is not None:
-        return Outcome(kind="pruned", reason=f"the budget ended at step {evaluation.step}: {limit}")
+    if reason is not None and evaluation.step < evaluation.n_steps:
+        return Outcome(kind="pruned", value=value, reason=reason)
     return None
 
 
@@ -160,12 +148,18 @@ def _complete(value: float | None) -> Outcome:
 
 
 def _failed(error: Exception) -> Outcome:
+    """Tell a failure of the configuration from one of the machine, which says nothing about the configuration."""
     # The trial gets one line; whoever wrote the objective finds the rest in the worker's log.
     _logger.error("the objective failed", exc_info=error)
-    return Outcome(kind="failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+        return Outcome(kind="preempted", reason=reason, at_fault="disk")
+    if _is_sticky(error):
+        return Outcome(kind="lost", reason=reason, at_fault="device")
+    return Outcome(kind="failed", reason=reason)
 
 
-def _report_again(around: Surroundings, resumed_at: int) -> None:
-    for step, value in around.earlier:
-        if step < resumed_at:
-            around.report(step, value)
+def _is_sticky(error: Exception) -> bool:
+    """Say whether an error leaves the process without a usable device; running out of memory does not."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "OutOfMemoryError" not in kinds and ("AcceleratorError" in kinds or "CUDA error" in str(error))

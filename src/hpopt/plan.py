@@ -6,6 +6,7 @@ Leaves choosing trials to strategy.py and drawing the plan to report/.
 from dataclasses import MISSING, fields
 from typing import Any
 
+from hpopt.rungs import Rungs, build_rungs
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, flops_per_token
@@ -32,17 +33,23 @@ def count_steps(file: StudyFile) -> int | None:
 
 
 def place_rungs(file: StudyFile) -> list[int]:
-    """Give the optimizer steps at which trials are compared, the end of the schedule left out; none without a pruner.
+    """Give the optimizer steps at which trials are first compared; none without a pruner or a common schedule.
 
     A rung that falls between two evaluations counts at the next one.
     """
     n_steps = count_steps(file)
-    if n_steps is None or file.pruner.name == "none":
+    rungs = rungs_of(file)
+    if n_steps is None:
         return []
-    steps = [max(1, round(file.pruner.min_fraction * n_steps))]
-    while file.pruner.name == "asha" and steps[-1] * file.pruner.reduction_factor < n_steps:
-        steps.append(steps[-1] * file.pruner.reduction_factor)
+    fractions = rungs.fractions if rungs.at_every_evaluation_from is None else (rungs.at_every_evaluation_from,)
+    steps = [max(1, round(fraction * n_steps)) for fraction in fractions]
     return [step for step in steps if step < n_steps]
+
+
+def rungs_of(file: StudyFile) -> Rungs:
+    """Give the pruner's rungs."""
+    pruner = file.pruner
+    return build_rungs(pruner.name, min_fraction=pruner.min_fraction, reduction_factor=pruner.reduction_factor)
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:

@@ -1,18 +1,16 @@
-"""Owns how a study moves through its space: sampler and pruner. Leaves what the space is to search_space.py.
+"""Owns how a study moves through its space. Leaves what the space is to search_space.py, and stopping to rungs.py.
 
 The algorithms are Optuna's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpopt.hyperparameters import Scalar
 from hpopt.search_space import Categorical, Int, Range
@@ -20,64 +18,43 @@ from hpopt.search_space import Categorical, Int, Range
 Space = Mapping[str, Range]
 
 
-class SeededSampler(BaseSampler):
-    """Makes the sampler of each trial from (seed, trial number), so that parallel workers never repeat each other."""
+class SpaceTPESampler(TPESampler):
+    """Optuna's TPE over a space that is known and never changes: nothing is inferred from the trials."""
 
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make = make
-        self._seed = seed
-        self._sampler = make(seed)
+    def __init__(self, space: Mapping[str, BaseDistribution], *, n_startup_trials: int, seed: int) -> None:
+        super().__init__(n_startup_trials=n_startup_trials, seed=seed)
+        self._space = {name: space[name] for name in sorted(space) if not space[name].single()}
 
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Make the trial's own sampler; Optuna calls this before anything is sampled."""
-        state = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
-        self._sampler = self._make(int(state[0]))
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        """Give what is sampled together."""
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        """Sample what is sampled together."""
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:  # noqa: ANN401 - Optuna's signature.
-        """Sample one parameter alone."""
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Let the sampler see the result."""
-        self._sampler.after_trial(study, trial, state, values)
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Give what is sampled together: all parameters that have more than one value."""
+        del study, trial
+        return self._space
 
 
-def build_sampler(name: str, *, seed: int, n_startup_trials: int) -> BaseSampler:
-    """Make the sampler of a study; a grid needs none, because its points are enqueued."""
+def build_sampler(
+    name: str, space: Mapping[str, BaseDistribution], *, seed: int, number: int, n_startup_trials: int
+) -> BaseSampler:
+    """Make the sampler of one trial, seeded from (seed, trial number), so that workers never repeat each other.
+
+    A grid needs none, because its points are enqueued.
+    """
+    state = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     if name == "tpe":
-        return SeededSampler(lambda s: TPESampler(n_startup_trials=n_startup_trials, seed=s), seed)
-    return SeededSampler(lambda s: RandomSampler(seed=s), seed)
+        return SpaceTPESampler(space, n_startup_trials=n_startup_trials, seed=state)
+    return RandomSampler(seed=state)
 
 
-def build_pruner(name: str, *, rungs: Sequence[int], reduction_factor: int) -> BasePruner:
-    """Make the pruner of a study; `rungs` are the optimizer steps at which it compares, none where it never does."""
-    if name == "asha" and rungs:
-        return SuccessiveHalvingPruner(min_resource=rungs[0], reduction_factor=reduction_factor)
-    if name == "median" and rungs:
-        return MedianPruner(n_warmup_steps=rungs[0])
-    return NopPruner()
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Give the space as Optuna's distributions."""
+    return {name: _distribution(parameter) for name, parameter in space.items()}
 
 
-def suggest(trial: Trial, space: Space) -> None:
-    """Sample every parameter of the space into `trial.params`; one that the trial already has keeps its value."""
-    for name, parameter in space.items():
-        if isinstance(parameter, Categorical):
-            trial.suggest_categorical(name, parameter.choices)
-        elif isinstance(parameter, Int):
-            trial.suggest_int(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
-        else:
-            trial.suggest_float(name, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+def _distribution(parameter: Range) -> BaseDistribution:
+    if isinstance(parameter, Categorical):
+        return CategoricalDistribution(parameter.choices)
+    if isinstance(parameter, Int):
+        return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
 def grid_points(space: Space) -> list[dict[str, Scalar]]:
@@ -86,11 +63,11 @@ def grid_points(space: Space) -> list[dict[str, Scalar]]:
     return [dict(point) for point in product(*axes)]
 
 
-def _values(parameter: Range) -> list[Scalar]:
+def _values(parameter: Range) -> Sequence[Scalar]:
     if isinstance(parameter, Categorical):
-        return list(parameter.choices)
+        return parameter.choices
     if isinstance(parameter, Int):
-        return list(parameter.values())
+        return parameter.values()
     step = parameter.step or (parameter.high - parameter.low)
     n_steps = int((parameter.high - parameter.low) / step + 1e-9)
     return [parameter.low + i * step for i in range(n_steps + 1)]

@@ -32,6 +32,8 @@ ROLES = ("hpopt_owner", "hpopt_worker", "hpopt_reader")
 
 # How an attempt ended. The logical trial of a lost or preempted one goes back to the queue.
 OUTCOMES = ("complete", "pruned", "diverged", "failed", "preempted", "lost")
+# What may be done with a study: work on it, wait, or leave it.
+STATES = ("open", "paused", "stopped")
 
 metadata = MetaData(
     schema=SCHEMA,
@@ -61,7 +63,13 @@ study = Table(
     Column("git_commit", Text),
     Column("versions", JSONB, nullable=False),
     Column("data_fingerprint", Text),
+    # Logical trials that were begun, counted where the row is locked.
+    Column("n_started", Integer, nullable=False, server_default="0"),
+    Column("state", Text, nullable=False, server_default="open"),
+    Column("state_reason", Text),
+    Column("state_since", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="role"),
+    CheckConstraint(f"state in {STATES}", name="state"),
     Index(None, "parent_id"),
 )
 
@@ -78,6 +86,9 @@ worker = Table(
     Column("hpopt_version", Text, nullable=False),
     # Its own patience: others may only take it for dead after that much silence.
     Column("stale_after_s", Double, nullable=False, server_default="60"),
+    Column("give_up_after_s", Double, nullable=False, server_default="900"),
+    # Who was cut off for a while cannot know that it was the others who were silent.
+    Column("connected_since", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("stopped_at", DateTime(timezone=True)),
@@ -91,9 +102,9 @@ attempt = Table(
     Column("attempt_id", BigInteger, Identity(always=True), primary_key=True),
     Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), nullable=False),
     Column("worker_id", ForeignKey("hpopt.worker.worker_id", ondelete="CASCADE"), nullable=False),
-    # Optuna's trial of this go, and of the first go of the same logical trial; null until it is asked for.
-    Column("trial_id", ForeignKey("public.trials.trial_id", ondelete="CASCADE"), unique=True),
-    Column("first_trial_id", ForeignKey("public.trials.trial_id", ondelete="CASCADE")),
+    # Optuna's trial of this go, and of the first go of the same logical trial, which names the logical trial.
+    Column("trial_id", ForeignKey("public.trials.trial_id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("first_trial_id", ForeignKey("public.trials.trial_id", ondelete="CASCADE"), nullable=False),
     Column("go", SmallInteger, nullable=False, server_default="1"),
     Column("seed", BigInteger),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -111,6 +122,8 @@ attempt = Table(
     UniqueConstraint("first_trial_id", "go"),
     Index(None, "study_id"),
     Index(None, "worker_id"),
+    Index("attempt_open_idx", "study_id", postgresql_where=text("ended_at is null")),
+    Index("attempt_unfinished_idx", "study_id", postgresql_where=text("outcome in ('lost', 'preempted')")),
 )
 
 evaluation = Table(
@@ -127,29 +140,36 @@ evaluation = Table(
     Index(None, "attempt_id"),
 )
 
-# Retries are further Optuna trials of one logical trial: only the last go that got as far as Optuna is shown. Trials
-# that stock Optuna made are shown as they are; those that no attempt ever held are not.
+# What the pruner compares: the metric of a logical trial when it first came to a fraction of its schedule.
+rung = Table(
+    "rung",
+    metadata,
+    Column("first_trial_id", ForeignKey("public.trials.trial_id", ondelete="CASCADE"), primary_key=True),
+    Column("fraction", Double, primary_key=True),
+    Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("value", Double, nullable=False),
+    Index(None, "study_id", "fraction", "value"),
+)
+
+# Which Optuna trials are goes of one logical trial. Whatever counts, compares or shows trials asks this view.
+_GOES = """
+create view hpopt.goes as
+select a.study_id, a.first_trial_id, a.go, a.trial_id, a.attempt_id, a.worker_id, a.seed, a.config, a.outcome, a.reason,
+       a.started_at, a.ended_at, a.heartbeat_at, a.device_seconds, a.tokens, a.peak_memory_gib,
+       not exists (
+           select from hpopt.attempt later where later.first_trial_id = a.first_trial_id and later.go > a.go
+       ) as is_last
+from hpopt.attempt a
+"""
+
+# Of the goes of a logical trial the last is shown, with what all of them cost. Trials that stock Optuna made are shown
+# as they are.
 _TRIALS = """
 create view hpopt.trials as
-with goes as not materialized (
-    select a.study_id, a.trial_id, a.go, a.seed, a.outcome, a.reason, a.config, a.started_at, a.ended_at,
-           a.device_seconds, a.tokens, a.peak_memory_gib, coalesce(a.first_trial_id, a.trial_id) as logical_id
-    from hpopt.attempt a
-    where a.trial_id is not null
-), logical as (
-    select logical_id, max(go) as last_go, count(*)::int as n_attempts, min(started_at) as started_at,
-           sum(device_seconds) as device_seconds, max(tokens) as tokens, max(peak_memory_gib) as peak_memory_gib
-    from goes
-    group by logical_id
-), shown as (
-    select g.trial_id, g.seed, g.outcome, g.reason, g.config, g.ended_at, l.n_attempts, l.started_at,
-           l.device_seconds, l.tokens, l.peak_memory_gib, g.logical_id
-    from logical l
-    join goes g on g.logical_id = l.logical_id and g.go = l.last_go
-)
 select s.study_name,
        t.number as trial,
-       case when h.outcome in ('lost', 'preempted') then 'WAITING' else t.state::text end as state,
+       case when g.outcome in ('lost', 'preempted') then 'WAITING' else t.state::text end as state,
        case when v.value_type = 'FINITE' then v.value end as value,
        not exists (
            select from public.trial_system_attributes c
@@ -167,28 +187,30 @@ select s.study_name,
            from public.trial_params p
            where p.trial_id = t.trial_id
        ), '{}'::jsonb) as params,
-       h.seed,
-       coalesce(h.n_attempts, 0) as n_attempts,
-       coalesce(h.tokens, 0) as tokens,
-       coalesce(h.device_seconds, 0) as device_seconds,
-       h.peak_memory_gib,
-       coalesce(h.started_at, t.datetime_start at time zone 'UTC') as started_at,
-       coalesce(h.ended_at, t.datetime_complete at time zone 'UTC') as finished_at,
-       h.outcome,
-       h.reason,
-       h.config,
+       g.seed,
+       coalesce(a.n_attempts, 0) as n_attempts,
+       coalesce(a.tokens, 0) as tokens,
+       coalesce(a.device_seconds, 0) as device_seconds,
+       a.peak_memory_gib,
+       coalesce(a.started_at, t.datetime_start at time zone 'UTC') as started_at,
+       coalesce(g.ended_at, t.datetime_complete at time zone 'UTC') as finished_at,
+       g.outcome,
+       g.reason,
+       g.config,
        t.trial_id,
-       coalesce(h.logical_id, t.trial_id) as first_trial_id,
+       coalesce(g.first_trial_id, t.trial_id) as first_trial_id,
        t.study_id
 from public.trials t
 join public.studies s on s.study_id = t.study_id
-left join shown h on h.trial_id = t.trial_id
+left join hpopt.goes g on g.trial_id = t.trial_id
+left join lateral (
+    select count(*)::int as n_attempts, min(all_goes.started_at) as started_at, max(all_goes.tokens) as tokens,
+           sum(all_goes.device_seconds) as device_seconds, max(all_goes.peak_memory_gib) as peak_memory_gib
+    from hpopt.goes all_goes
+    where all_goes.first_trial_id = g.first_trial_id
+) a on g.trial_id is not null
 left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
-where h.trial_id is not null
-   or not exists (select from hpopt.attempt a where a.trial_id = t.trial_id)
-      and not exists (
-          select from public.trial_system_attributes g where g.trial_id = t.trial_id and g.key = 'hpopt:given_back'
-      )
+where g.is_last is not false
 """
 
 _LEADERBOARD = """
@@ -227,9 +249,9 @@ create view hpopt.learning_curves as
 select distinct on (t.study_id, t.first_trial_id, e.step)
        t.study_name, t.trial, e.step, e.tokens, e.seconds, e.metrics, e.recorded_at
 from hpopt.trials t
-join hpopt.attempt a on coalesce(a.first_trial_id, a.trial_id) = t.first_trial_id
-join hpopt.evaluation e on e.trial_id = a.trial_id
-order by t.study_id, t.first_trial_id, e.step, a.go desc
+join hpopt.goes g on g.first_trial_id = t.first_trial_id
+join hpopt.evaluation e on e.trial_id = g.trial_id
+order by t.study_id, t.first_trial_id, e.step, g.go desc
 """
 
 _FLEET = """
@@ -242,17 +264,25 @@ select s.study_name,
        w.stop_reason,
        extract(epoch from now() - w.seen_at)::double precision as silent_seconds,
        t.number as trial,
-       a.go,
-       a.started_at as trial_started_at,
-       a.tokens,
-       (select sum(d.device_seconds) from hpopt.attempt d where d.worker_id = w.worker_id) as device_seconds
+       g.go,
+       g.started_at as trial_started_at,
+       g.tokens,
+       (select sum(d.device_seconds) from hpopt.goes d where d.worker_id = w.worker_id) as device_seconds,
+       w.stopped_at is null and w.seen_at < now() - make_interval(secs => w.stale_after_s) as is_silent,
+       e.step,
+       (e.metrics ->> 'tokens_per_second')::double precision as tokens_per_second
 from hpopt.worker w
 join public.studies s on s.study_id = w.study_id
-left join hpopt.attempt a on a.worker_id = w.worker_id and a.ended_at is null
-left join public.trials t on t.trial_id = a.trial_id
+left join hpopt.goes g on g.worker_id = w.worker_id and g.ended_at is null
+left join public.trials t on t.trial_id = g.trial_id
+left join lateral (
+    select last.step, last.metrics from hpopt.evaluation last where last.trial_id = g.trial_id
+    order by last.step desc limit 1
+) e on true
 """
 
 VIEWS = {
+    "goes": _GOES,
     "trials": _TRIALS,
     "leaderboard": _LEADERBOARD,
     "best_params": _BEST_PARAMS,

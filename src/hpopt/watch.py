@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from rich.console import Console
 from rich.live import Live
@@ -10,11 +11,14 @@ from rich.text import Text
 
 from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.errors import DatabaseError
-from hpopt.report.terminal import show_ended, show_metric, show_seconds, standing
-from hpopt.storage import queries
+from hpopt.report.standing import paused_line, standing
+from hpopt.report.terminal import show_ended, show_metric, show_seconds
+from hpopt.storage import queries, steering
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
+# How many of the trials that ended last are shown.
+N_ENDED_SHOWN = 6
 _EVERY_S = 1.0
 # The first trial to end says little about a fleet of workers that prunes.
 _PACE_TRIALS = 3
@@ -40,12 +44,20 @@ def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
     return min(estimates, default=None)
 
 
+def is_paused(database: Database, study: Study) -> bool:
+    """Say whether somebody, or a run of failures, has paused the study; not while the database is away."""
+    try:
+        return steering.find_state(database, study).state == "paused"
+    except DatabaseError:
+        return False
+
+
 def _live(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while tend():
             try:
                 progress = queries.progress(database, study)
-                ended = queries.ended_trials(database, study)
+                ended = queries.ended_trials(database, study, last=N_ENDED_SHOWN)
             except DatabaseError as error:
                 live.update(Text(f"waiting for the database: {error}", style="yellow"), refresh=True)
             else:
@@ -57,25 +69,52 @@ def _live(database: Database, study: Study, console: Console, stop: threading.Ev
 
 def _plain(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:
     before = queries.ended_trials(database, study)
-    told = {trial.trial for trial in before}
-    last = before[-1].finished_at if before else None
     if before:
         console.print(f"{study.name} goes on: {len(before)} trials are done")
+    story = _Story(study, told={trial.trial for trial in before}, last=before[-1].finished_at if before else None)
     alive = True
     while alive:
         alive = tend() and not stop.wait(_EVERY_S)
         try:
-            ended = queries.ended_trials(database, study, None if last is None else last - _OVERLAP)
-            progress = queries.progress(database, study) if ended else None
+            for line in story.go_on(database, is_followed=alive):
+                console.print(line, soft_wrap=True)
         except DatabaseError:
             # The workers say so in their logs, and wait for it too.
             continue
-        for trial in ended:
-            if trial.trial not in told and progress is not None:
-                told.add(trial.trial)
-                last = trial.finished_at
-                left_s = seconds_left(progress, study.file.budget.wall_hours)
-                console.print(_line(trial, len(told), progress, left_s), soft_wrap=True)
+
+
+@dataclass
+class _Story:
+    """What has been told of a study so far."""
+
+    study: Study
+    told: set[int]
+    last: datetime | None
+    state: str = "open"
+
+    def go_on(self, database: Database, *, is_followed: bool) -> list[str]:
+        """Give a line for each trial that has ended since, and for a study that was paused or goes on."""
+        return [*self._ends(database), *(self._turns(database) if is_followed else ())]
+
+    def _ends(self, database: Database) -> list[str]:
+        after = None if self.last is None else self.last - _OVERLAP
+        ended = queries.ended_trials(database, self.study, after=after)
+        new = [trial for trial in ended if trial.trial not in self.told]
+        if not new:
+            return []
+        progress = queries.progress(database, self.study)
+        left_s = seconds_left(progress, self.study.file.budget.wall_hours)
+        n_told = len(self.told)
+        self.told |= {trial.trial for trial in new}
+        self.last = new[-1].finished_at
+        return [_line(trial, n_told + i, progress, left_s) for i, trial in enumerate(new, start=1)]
+
+    def _turns(self, database: Database) -> list[str]:
+        now = steering.find_state(database, self.study)
+        before, self.state = self.state, now.state
+        if now.state in {before, "stopped"}:
+            return []
+        return [paused_line(self.study.name, now.reason) if now.state == "paused" else f"{self.study.name} goes on"]
 
 
 def _line(trial: EndedTrial, n_ended: int, progress: Progress, left_s: float | None) -> str:

@@ -93,6 +93,9 @@ def test_trials_outside_of_the_ranges_count():
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]):
     """Standard output belongs to what a program reads."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
     measure_importance(make_table(20, bowl))
     assert capfd.readouterr() == ("", "")
-    assert optuna.logging.get_verbosity() != optuna.logging.ERROR
+    assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
+    optuna.logging.set_verbosity(before)

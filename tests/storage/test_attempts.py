@@ -1,16 +1,38 @@
 """The books stay exact: budgets are kept, dead attempts are retried once, fenced workers write nothing."""
 
 import math
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from hpopt.errors import DatabaseError, Fenced
+from hpopt.errors import DatabaseError, Fenced, InputError
 from hpopt.storage import attempts, books, queries, reaping, studies
+from hpopt.storage import database as database_module
+from hpopt.storage import history as history_module
 from hpopt.storage.database import Database
+from hpopt.storage.history import History
 from hpopt.training.run import Evaluation
+
+PRUNED = """
+name = "rungs"
+[budget]
+trials = 40
+[sampler]
+name = "random"
+[pruner]
+name = "asha"
+[search_space]
+momentum = { low = 0.8, high = 0.99 }
+[fixed]
+max_steps = 90
+eval_steps = 10
+"""
 
 
 class Fleet:
@@ -19,42 +41,64 @@ class Fleet:
     def __init__(self, database, study):
         self.database = database
         self.study = study
-        self.optuna = studies.open_optuna(database, study)
-        self.worker_id = attempts.register_worker(database, study, host="here", pid=1, device="cpu")
+        self.history = History(database, study)
+        self.worker_id = self.join()
 
-    def reserve(self):
-        return attempts.reserve(self.database, self.study, self.worker_id)
+    def join(self):
+        return attempts.register_worker(self.database, self.study, host="here", pid=1, device="cpu")
 
-    def start(self):
-        attempt = self.reserve()
-        trial = attempts.ask(self.database, self.study, self.optuna, attempt)
-        seed = attempt.seed if attempt.seed is not None else 7
-        attempts.begin(self.database, attempt, seed=seed, config=trial.params, data_fingerprint=None)
-        return attempt, trial
+    def reserve(self, worker_id=None):
+        return attempts.reserve(self.database, self.study, worker_id or self.join())
 
-    def record(self, attempt, trial, step, loss=1.0):
+    def start(self, worker_id=None):
+        attempt = self.reserve(worker_id)
+        self.history.refresh()
+        params = self.history.propose(self.study, attempt)
+        about = {"seed": attempt.seed if attempt.seed is not None else 7, "config": params, "data_fingerprint": None}
+        attempts.start(self.database, self.study, attempt, params, **about)
+        return replace(attempt, params=params)
+
+    def record(self, attempt, step, loss=1.0, rung=None):
         evaluation = Evaluation(step=step, n_steps=90, tokens=step * 10, seconds=1.0, metrics={"val_loss": loss})
-        attempts.record(self.database, attempt, trial, evaluation)
+        return attempts.record(self.database, self.study, attempt, evaluation, rung)
 
-    def finish(self, attempt, trial, kind="complete", value=None):
-        attempts.finish(self.database, self.optuna, attempt, trial, kind=kind, value=value)
+    def finish(self, attempt, kind="complete", value=None, reason=None):
+        attempts.finish(self.database, attempt, kind=kind, value=value, reason=reason)
 
-    def let_it_go_silent(self, attempt):
+    def beat(self, attempt, worker_id=None):
+        return attempts.beat(self.database, self.study.study_id, worker_id or self.worker_id, attempt)
+
+    def lose(self, attempt):
+        """Let an attempt go silent for an hour and be found."""
+        silent = sa.text("update hpopt.attempt set heartbeat_at = now() - interval '1 hour' where attempt_id = :id")
         with self.database.begin() as connection:
-            query = "update hpopt.attempt set heartbeat_at = now() - interval '1 hour' where attempt_id = :id"
-            connection.execute(sa.text(query), {"id": attempt.attempt_id})
+            connection.execute(silent, {"id": attempt})
+        return self.reap()
 
-    def reap(self):
-        return reaping.reap(self.database, self.study, self.optuna)
+    def reap(self, worker_id=None):
+        return reaping.reap(self.database, self.study, worker_id or self.worker_id)
+
+    def execute(self, statement):
+        with self.database.begin() as connection:
+            connection.execute(sa.text(statement))
 
     def rows(self, query="select * from hpopt.trials order by trial"):
         with self.database.begin() as connection:
             return connection.execute(sa.text(query)).mappings().all()
 
+    def stock(self):
+        """The study as stock Optuna reads it."""
+        return optuna.load_study(study_name=self.study.name, storage=RDBStorage(self.database.url))
+
 
 @pytest.fixture
 def fleet(database, study):
     return Fleet(database, study)
+
+
+@pytest.fixture
+def pruned(database):
+    return Fleet(database, studies.create_study(database, PRUNED, "rungs.toml"))
 
 
 def test_many_workers_reserve_no_more_than_the_budget(database, study, database_url):
@@ -64,13 +108,25 @@ def test_many_workers_reserve_no_more_than_the_budget(database, study, database_
     with ThreadPoolExecutor(8) as pool:
         reserved = [attempt for attempt in pool.map(lambda k: workers[k % 8].reserve(), range(24)) if attempt]
     assert len(reserved) == 4
+    assert [trial.number for trial in workers[0].stock().trials] == [0, 1, 2, 3]
     for connection in connections:
         connection.close()
 
 
+def test_the_count_of_begun_trials_is_that_of_their_first_goes(fleet):
+    """The reservation trusts the count, which is kept beside the rows and not counted from them."""
+    fleet.finish(fleet.start(), value=1.0)
+    lost = fleet.start()
+    fleet.lose(lost.attempt_id)
+    fleet.start()
+    counted = fleet.rows(
+        "select count(*) filter (where go = 1) as n, max(n_started) as kept from hpopt.goes, hpopt.study"
+    )
+    assert (counted[0]["n"], counted[0]["kept"]) == (2, 2)
+
+
 def test_the_first_trial_is_the_default_configuration(fleet):
-    _, trial = fleet.start()
-    assert trial.params == {"learning_rate": 0.02, "momentum": 0.95, "ns_steps": 5, "optimizer": "muon"}
+    assert fleet.start().params == {"learning_rate": 0.02, "momentum": 0.95, "ns_steps": 5, "optimizer": "muon"}
 
 
 def test_workers_that_share_a_seed_do_not_repeat_each_other(fleet, database_url):
@@ -78,217 +134,353 @@ def test_workers_that_share_a_seed_do_not_repeat_each_other(fleet, database_url)
     other_database = Database(database_url)
     other = Fleet(other_database, fleet.study)
     fleet.start()
-    assert fleet.start()[1].params != other.start()[1].params
+    assert fleet.start().params != other.start().params
     other_database.close()
 
 
+def test_a_reservation_whose_reply_was_lost_is_given_again(fleet):
+    """Otherwise each lost reply would hold a place in the budget until it is taken for dead."""
+    first = fleet.reserve(fleet.worker_id)
+    assert fleet.reserve(fleet.worker_id) == first
+    assert fleet.rows("select count(*) as n from hpopt.goes")[0]["n"] == 1
+
+
+def test_what_is_written_for_optuna_is_what_stock_optuna_reads(fleet):
+    complete, pruned, diverged, failed = (fleet.start() for _ in range(4))
+    fleet.record(complete, 10, 3.0)
+    fleet.record(complete, 20, math.inf)
+    fleet.record(pruned, 10, math.nan)
+    fleet.finish(complete, value=2.5)
+    fleet.finish(pruned, "pruned", value=4.0)
+    fleet.finish(diverged, "diverged")
+    fleet.finish(failed, "failed", reason="broken")
+    first, second, third, fourth = fleet.stock().trials
+    assert (first.state, first.value, first.params) == (TrialState.COMPLETE, 2.5, complete.params)
+    assert first.intermediate_values == {10: 3.0, 20: math.inf}
+    assert first.datetime_complete > first.datetime_start
+    assert (second.state, second.value, second.params) == (TrialState.PRUNED, 4.0, pruned.params)
+    assert math.isnan(second.intermediate_values[10])
+    assert (third.state, third.constraints) == (TrialState.PRUNED, {"diverged": 1.0})
+    assert fourth.state is TrialState.FAIL
+    assert fleet.stock().best_trial.number == complete.number
+
+
+def test_stock_optuna_adds_trials_between_ours(fleet):
+    """Its numbers are counted, ours follow the newest: both must come to the same."""
+    fleet.start()
+    theirs = fleet.stock().ask()
+    ours = fleet.start()
+    assert (theirs.number, ours.number) == (1, 2)
+
+
 def test_a_silent_attempt_is_retried_with_its_params_and_seed(fleet):
-    attempt, trial = fleet.start()
-    fleet.let_it_go_silent(attempt)
-    assert fleet.reap() == 1
+    attempt = fleet.start()
+    assert fleet.lose(attempt.attempt_id) == 1
     assert fleet.reap() == 0
-    again, retry = fleet.start()
-    assert (again.go, again.seed, retry.params) == (2, 7, trial.params)
-    assert retry.number != trial.number
+    again = fleet.start()
+    assert (again.go, again.seed, again.params) == (2, 7, attempt.params)
+    assert again.number != attempt.number
 
 
 def test_a_retried_trial_is_one_trial_in_views_and_budget(fleet):
-    attempt, trial = fleet.start()
-    fleet.record(attempt, trial, 10, 3.0)
-    fleet.record(attempt, trial, 20, 2.0)
-    fleet.let_it_go_silent(attempt)
-    fleet.reap()
-    again, retry = fleet.start()
-    fleet.record(again, retry, 20, 2.0)
-    fleet.finish(again, retry, value=1.5)
+    attempt = fleet.start()
+    fleet.record(attempt, 10, 3.0)
+    fleet.record(attempt, 20, 2.0)
+    fleet.lose(attempt.attempt_id)
+    again = fleet.start()
+    fleet.record(again, 20, 2.0)
+    fleet.finish(again, value=1.5)
     shown = [row for row in fleet.rows() if row["state"] == "COMPLETE"]
-    assert [(row["trial"], row["n_attempts"], row["value"]) for row in shown] == [(retry.number, 2, 1.5)]
+    assert [(row["trial"], row["n_attempts"], row["value"]) for row in shown] == [(again.number, 2, 1.5)]
     assert [(row["trial"], row["step"]) for row in fleet.rows("select * from hpopt.learning_curves")] == [
-        (retry.number, 10),
-        (retry.number, 20),
+        (again.number, 10),
+        (again.number, 20),
     ]
+    assert fleet.stock().trials[again.number].intermediate_values == {10: 3.0, 20: 2.0}
     assert books.read_books(fleet.database, fleet.study).n_started == 1
 
 
 def test_a_trial_waits_in_the_views_until_it_is_retried(fleet):
-    attempt, trial = fleet.start()
-    fleet.let_it_go_silent(attempt)
-    fleet.reap()
-    assert fleet.rows()[trial.number]["state"] == "WAITING"
+    attempt = fleet.start()
+    fleet.lose(attempt.attempt_id)
+    assert fleet.rows()[attempt.number]["state"] == "WAITING"
 
 
 def test_a_fenced_worker_can_write_nothing(fleet):
     """A worker that was frozen and wakes up would otherwise overwrite the result of its successor."""
-    attempt, trial = fleet.start()
-    fleet.let_it_go_silent(attempt)
-    fleet.reap()
-    again, retry = fleet.start()
+    attempt = fleet.start()
+    fleet.lose(attempt.attempt_id)
+    again = fleet.start()
     with pytest.raises(Fenced):
-        fleet.record(attempt, trial, 10)
+        fleet.record(attempt, 10)
     with pytest.raises(Fenced):
-        fleet.finish(attempt, trial, value=0.1)
-    assert not attempts.beat(fleet.database, attempt, fleet.worker_id)
-    fleet.finish(again, retry, value=2.0)
+        fleet.finish(attempt, value=0.1)
+    with pytest.raises(Fenced):
+        attempts.start(fleet.database, fleet.study, attempt, {}, seed=1, config={}, data_fingerprint=None)
+    assert not fleet.beat(attempt).is_held
+    fleet.finish(again, value=2.0)
     assert queries.best(fleet.database, fleet.study).value == 2.0
+    assert fleet.stock().trials[attempt.number].intermediate_values == {}
 
 
-def test_a_worker_that_died_between_optunas_tell_and_ours_keeps_its_result(fleet):
-    attempt, trial = fleet.start()
-    fleet.optuna.tell(trial, 1.25)
-    fleet.let_it_go_silent(attempt)
+def test_a_repeated_finish_is_no_fence(fleet):
+    """An end whose reply was lost is told again."""
+    attempt = fleet.start()
+    fleet.finish(attempt, value=1.25)
+    fleet.finish(attempt, value=1.25)
+    assert fleet.rows()[attempt.number]["outcome"] == "complete"
+    with pytest.raises(Fenced):
+        fleet.finish(attempt, "pruned")
+
+
+def test_a_trial_that_somebody_ended_in_the_dashboard_has_ended_so(fleet):
+    attempt = fleet.start()
+    fleet.stock().tell(attempt.number, 1.25)
+    with pytest.raises(Fenced):
+        fleet.record(attempt, 10)
+    fleet.finish(attempt, "lost", reason="it was ended meanwhile")
+    row = fleet.rows()[attempt.number]
+    assert (row["outcome"], row["value"], row["reason"]) == ("complete", 1.25, "ended outside of hpopt")
+
+
+def test_a_configuration_is_not_lost_with_a_worker_that_died_before_it_sampled(fleet):
+    fleet.lose(fleet.reserve().attempt_id)
+    again = fleet.start()
+    assert (again.go, again.params["learning_rate"]) == (2, 0.02)
+
+
+def test_a_trial_of_stock_optuna_is_left_alone(fleet):
+    """A script may run trials of its own in a study of ours."""
+    theirs = fleet.stock().ask()
+    fleet.execute("update public.trials set datetime_start = now() - interval '1 day'")
     fleet.reap()
-    assert books.read_books(fleet.database, fleet.study).n_ended == 1
-    assert queries.best(fleet.database, fleet.study).value == 1.25
-
-
-def test_a_trial_is_listed_as_ended_once(fleet):
-    """Between Optuna's tell and ours its end is known with one time, afterwards with another."""
-    attempt, trial = fleet.start()
-    fleet.optuna.tell(trial, 1.25)
-    assert queries.ended_trials(fleet.database, fleet.study) == []
-    fleet.let_it_go_silent(attempt)
-    fleet.reap()
-    (ended,) = queries.ended_trials(fleet.database, fleet.study)
-    assert queries.ended_trials(fleet.database, fleet.study, ended.finished_at) == []
-
-
-def test_a_reservation_that_never_got_a_trial_frees_its_place(fleet):
-    for _ in range(4):
-        attempt = fleet.reserve()
-        fleet.let_it_go_silent(attempt)
-    assert fleet.reserve() is None
-    fleet.reap()
-    assert fleet.reserve() is not None
-
-
-def test_a_configuration_is_not_lost_with_the_worker_that_had_just_taken_it(fleet):
-    attempt = fleet.reserve()
-    taken = fleet.optuna.ask()
-    fleet.let_it_go_silent(attempt)
-    with fleet.database.begin() as connection:
-        long_ago = "update public.trials set datetime_start = now() - interval '1 day' where state = 'RUNNING'"
-        connection.execute(sa.text(long_ago))
-    fleet.reap()
-    assert fleet.optuna.trials[taken.number].state is TrialState.FAIL
-    assert fleet.start()[1].params["learning_rate"] == 0.02
-
-
-def test_a_configuration_is_not_lost_with_a_worker_that_died_before_it_sampled(fleet, monkeypatch):
-    attempt = fleet.reserve()
-    with monkeypatch.context() as patched:
-        patched.setattr("hpopt.strategy.suggest", lambda _trial, _space: None)
-        attempts.ask(fleet.database, fleet.study, fleet.optuna, attempt)
-    fleet.let_it_go_silent(attempt)
-    fleet.reap()
-    assert fleet.start()[1].params["learning_rate"] == 0.02
-
-
-def test_a_trial_that_was_reaped_while_it_was_asked_for_runs_once(fleet):
-    """The reaper fails it and enqueues its configuration again; the slow worker must not tie the dead one."""
-    attempt = fleet.reserve()
-    slow = fleet.optuna.ask()
-    attempts.give_back(fleet.database, fleet.optuna, slow)
-    assert not attempts._tie(fleet.database, attempt, slow)
-    attempts.drop(fleet.database, attempt, "its trial was reaped")
-    assert fleet.start()[1].params["learning_rate"] == 0.02
-    assert fleet.start()[1].params["learning_rate"] != 0.02
-    assert [row["trial"] for row in fleet.rows()] == [1, 2]
+    assert fleet.stock().trials[theirs.number].state is TrialState.RUNNING
 
 
 def test_a_patient_worker_is_not_taken_for_dead_by_a_hasty_one(fleet, database, study):
     """A second machine may join with another heartbeat; each is judged by its own."""
-    attempt, _ = fleet.start()
-    with database.begin() as connection:
-        connection.execute(sa.text("update hpopt.attempt set heartbeat_at = now() - interval '40 seconds'"))
+    attempt = fleet.start()
+    fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '40 seconds'")
+    fleet.execute("update hpopt.worker set connected_since = now() - interval '1 hour'")
     hasty = attempts.register_worker(database, study, host="there", pid=2, device="cpu", stale_after_s=5)
-    assert fleet.reap() == 0
-    assert attempts.beat(database, attempt, hasty)
+    assert fleet.reap(hasty) == 0
+    assert fleet.beat(attempt, hasty).is_held
 
 
-def test_a_trial_whose_end_optuna_was_never_told_is_failed(fleet):
-    attempt, trial = fleet.start()
-    attempts.drop(fleet.database, attempt, "the database went away")
-    fleet.reap()
-    assert fleet.optuna.trials[trial.number].state is TrialState.FAIL
+def test_nobody_is_taken_for_dead_after_an_outage_that_cut_off_everybody(fleet):
+    """The first worker to come back would otherwise take all others' trials away, which were training on."""
+    attempt = fleet.start()
+    fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '3 minutes'")
+    fleet.execute(
+        "update hpopt.worker set seen_at = now() - interval '3 minutes', connected_since = now() - interval '1 hour'"
+    )
+    reaper = fleet.worker_id
+    fleet.beat(None, reaper)
+    assert fleet.reap(reaper) == 0
+    assert fleet.beat(attempt).is_held
+    fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '3 minutes'")
+    fleet.execute("update hpopt.worker set connected_since = now() - interval '61 seconds'")
+    assert fleet.reap(reaper) == 1
 
 
-def test_a_retry_keeps_the_rungs_that_it_passed(database):
-    """Optuna would take the first value after the resume for that of every rung before it."""
-    text = 'name = "rungs"\n[budget]\ntrials = 2\n[search_space]\nmomentum = { low = 0.8, high = 0.99 }\n'
-    fleet = Fleet(database, studies.create_study(database, text + "[fixed]\nmax_steps = 90\n", "rungs.toml"))
-    attempt, trial = fleet.start()
-    trial.report(5.0, 10)
-    trial.should_prune()
-    fleet.let_it_go_silent(attempt)
-    fleet.reap()
-    _, retry = fleet.start()
-    passed = database.optuna.get_trial_system_attrs(attempts.id_of(retry))
-    assert passed["completed_rung_0"] == 5.0
-
-
-def test_a_repeated_finish_is_no_fence(fleet):
-    """A tell whose reply was lost is repeated and then refused, though it was done."""
-    attempt, trial = fleet.start()
-    fleet.optuna.tell(trial, 1.25)
-    fleet.finish(attempt, trial, value=1.25)
-    assert fleet.rows()[trial.number]["outcome"] == "complete"
+def test_reaping_is_done_once_by_whoever_comes_first(fleet, database_url):
+    lost = [fleet.start() for _ in range(3)]
+    fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
+    connections = [Database(database_url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda c: reaping.reap(c, fleet.study, fleet.worker_id), connections))
+    assert sum(found) == len(lost)
+    assert {row["outcome"] for row in fleet.rows("select outcome from hpopt.goes")} == {"lost"}
+    for connection in connections:
+        connection.close()
 
 
 def test_a_frozen_holder_of_the_lock_does_not_stop_the_fleet(fleet, monkeypatch):
-    monkeypatch.setattr(attempts, "_LOCK_TIMEOUT_S", 1)
+    monkeypatch.setattr(database_module, "_BRIEF", "set local lock_timeout = '1 s'")
     with fleet.database.engine.connect() as frozen:
         frozen.execute(sa.text("select from hpopt.study for update"))
         with pytest.raises(DatabaseError, match="lock timeout"):
-            fleet.reserve()
+            fleet.reserve(fleet.worker_id)
 
 
 def test_a_trial_whose_workers_keep_dying_is_given_up(fleet):
     """A trial that kills its worker would otherwise come back until the budget of device hours is gone."""
     for go in (1, 2, 3):
-        attempt, _ = fleet.start()
+        attempt = fleet.start()
         assert attempt.go == go
-        fleet.let_it_go_silent(attempt)
-        fleet.reap()
+        fleet.lose(attempt.attempt_id)
     row = fleet.rows()[-1]
     assert (row["outcome"], row["reason"]) == ("failed", "its worker died 3 times in a row without progress")
-    assert fleet.reserve().first_trial_id is None
+    assert fleet.reserve().go == 1
 
 
 def test_progress_between_deaths_gives_a_trial_more_goes(fleet):
     for go in (1, 2, 3, 4):
-        attempt, trial = fleet.start()
-        fleet.record(attempt, trial, go * 10)
-        fleet.let_it_go_silent(attempt)
-        fleet.reap()
+        attempt = fleet.start()
+        fleet.record(attempt, go * 10)
+        fleet.lose(attempt.attempt_id)
     assert fleet.reserve().go == 5
+
+
+def test_a_device_that_fails_counts_as_a_death_of_the_worker(fleet):
+    for _ in range(3):
+        fleet.finish(fleet.start(), "lost", reason="CUDA error: an illegal memory access")
+    row = fleet.rows()[-1]
+    assert row["outcome"] == "failed"
+    assert row["reason"] == "CUDA error: an illegal memory access (3 times in a row without progress)"
 
 
 def test_preemption_never_counts_against_a_trial(fleet):
     for _ in range(5):
-        attempt, trial = fleet.start()
-        fleet.finish(attempt, trial, "preempted")
+        fleet.finish(fleet.start(), "preempted")
     assert fleet.reserve().go == 6
 
 
 def test_a_diverged_trial_is_kept_and_never_best(fleet):
-    attempt, trial = fleet.start()
-    trial.report(0.5, 10)
-    fleet.finish(attempt, trial, "diverged")
-    row = fleet.rows()[trial.number]
-    assert (row["state"], row["outcome"], row["feasible"], row["value"]) == ("PRUNED", "diverged", False, 0.5)
+    attempt = fleet.start()
+    fleet.record(attempt, 10, 0.5)
+    fleet.finish(attempt, "diverged")
+    row = fleet.rows()[attempt.number]
+    assert (row["state"], row["outcome"], row["feasible"]) == ("PRUNED", "diverged", False)
     assert queries.find_best(fleet.database, fleet.study) is None
 
 
 def test_a_metric_that_is_not_finite_is_recorded_as_such(fleet):
-    attempt, trial = fleet.start()
-    fleet.record(attempt, trial, 10, math.nan)
+    fleet.record(fleet.start(), 10, math.nan)
     value = fleet.rows("select (metrics ->> 'val_loss')::double precision as value from hpopt.evaluation")[0]["value"]
     assert math.isnan(value)
 
 
+def test_an_evaluation_that_is_told_twice_is_there_once(fleet):
+    attempt = fleet.start()
+    fleet.record(attempt, 10, 3.0)
+    fleet.record(attempt, 10, 3.0)
+    assert len(fleet.rows("select * from hpopt.evaluation")) == 1
+
+
+def test_only_the_best_third_goes_on_from_a_rung(pruned):
+    losses = (5.0, 4.0, 6.0, 3.0, 4.5, 2.0)
+    verdicts = [pruned.record(pruned.start(), 10, loss, rung=1 / 9).is_hopeless for loss in losses]
+    # The first is the configuration of the defaults; the fifth is the third best of five, of which one goes on.
+    assert verdicts == [False, False, True, False, True, False]
+
+
+def test_goes_of_one_trial_compete_once(pruned):
+    """Optuna counts each go of a retried trial as a competitor."""
+    fallen = pruned.start()
+    pruned.record(fallen, 10, 1.0, rung=1 / 9)
+    for _ in range(2):
+        pruned.lose(fallen.attempt_id)
+        fallen = pruned.start()
+        assert not pruned.record(fallen, 10, 1.0, rung=1 / 9).is_hopeless
+    assert [row["value"] for row in pruned.rows("select value from hpopt.rung")] == [1.0]
+
+
+def test_a_late_value_is_not_taken_for_that_of_an_earlier_rung(pruned):
+    """A go that resumes behind a rung has no value there, but the one that was recorded when it was reached."""
+    attempt = pruned.start()
+    pruned.record(attempt, 10, 5.0, rung=1 / 9)
+    pruned.lose(attempt.attempt_id)
+    again = pruned.start()
+    assert again.earlier_steps == (10,)
+    pruned.record(again, 20, 1.0, rung=1 / 9)
+    assert [(row["step"], row["value"]) for row in pruned.rows("select * from hpopt.rung")] == [(10, 5.0)]
+
+
+def test_a_run_of_failures_pauses_the_study_with_their_reason(pruned):
+    """Five different trials that fail alike have a reason that the rest of the budget would share."""
+    for k in range(5):
+        pruned.finish(pruned.start(), "failed", reason=f"no such file: /data/{k}")
+    counted = books.read_books(pruned.database, pruned.study)
+    assert (counted.state, counted.state_reason) == ("paused", "5 trials in a row failed: no such file: /data/0")
+    assert pruned.reserve() is None
+
+
+@pytest.mark.parametrize("between", ["complete", "failed"])
+def test_failures_of_their_own_pause_nothing(pruned, between):
+    for _ in range(4):
+        pruned.finish(pruned.start(), "failed", reason="no such file")
+    pruned.finish(pruned.start(), between, value=1.0, reason="another one")
+    pruned.finish(pruned.start(), "failed", reason="no such file")
+    assert books.read_books(pruned.database, pruned.study).state == "open"
+
+
+def test_a_budget_that_was_raised_meanwhile_ends_no_trial(database):
+    """Workers read the file when they start; what counts is the file that the database has now."""
+    text = 'name = "raised"\n[budget]\ngpu_hours = 1.0\n[search_space]\nmomentum = { low = 0.8, high = 0.99 }'
+    fleet = Fleet(database, studies.create_study(database, text, "raised.toml"))
+    attempt = fleet.start()
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '2 hours'")
+    studies.create_study(database, text.replace("1.0", "9.0"), "raised.toml")
+    # An evaluation brings the hours up to date, the next one counts them.
+    assert [fleet.record(attempt, step).limit for step in (10, 20)] == [None, None]
+    studies.create_study(database, text, "raised.toml")
+    assert fleet.record(attempt, 30).limit == "1 device hours spent"
+
+
+def test_a_worker_of_another_version_is_refused_with_both_named(fleet):
+    other = replace(fleet.study, versions={"hpopt": "0.0.1"})
+    with pytest.raises(InputError, match=r"is run by hpopt 0\.0\.1, this is \d"):
+        studies.require_version(other)
+
+
+def test_the_sampler_sees_what_stock_optuna_would_show_it(database):
+    """The history is a copy: states, values, params and constraints must be those of the database."""
+    fleet = Fleet(database, studies.create_study(database, PRUNED, "rungs.toml"))
+    outcomes = ["complete", "pruned", "diverged", "failed", "complete"]
+    fleet.history.refresh()
+    running = [fleet.start() for _ in outcomes]
+    fleet.history.refresh()
+    for place, (attempt, outcome) in enumerate(zip(running, outcomes, strict=True)):
+        fleet.record(attempt, 10, 1.0 + place)
+        fleet.finish(attempt, outcome, value=2.0 + place if outcome == "complete" else None)
+    left = fleet.start()
+    for history in (fleet.history, History(database, fleet.study)):
+        history.refresh()
+        kept = [t for t in history.memory.trials if t.state is not TrialState.FAIL]
+        seen = {trial.params["momentum"]: trial for trial in kept}
+        stock = [t for t in fleet.stock().trials if t.state is not TrialState.FAIL]
+        assert len(kept) == len(seen) == len(stock) == 5
+        for trial in stock:
+            copy = seen[trial.params["momentum"]]
+            assert (copy.state, copy.constraints) == (trial.state, trial.constraints)
+            assert copy.value == trial.value or trial.state is TrialState.PRUNED
+            if trial.state is TrialState.PRUNED:
+                assert copy.intermediate_values == trial.intermediate_values
+        assert seen[left.params["momentum"]].state is TrialState.RUNNING
+
+
+def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
+    """One trial with another range would make multivariate TPE drop the parameter without a word."""
+    stock = fleet.stock()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = stock.ask({"momentum": optuna.distributions.FloatDistribution(0.1, 0.2)})
+        stock.tell(theirs, 0.1)
+    fleet.history.refresh()
+    assert [trial for trial in fleet.history.memory.trials if trial.state is TrialState.COMPLETE] == []
+
+
+def test_a_long_history_keeps_its_best_and_a_sample_of_the_rest(pruned, monkeypatch):
+    """Otherwise sampling takes as long as training at ten thousand trials."""
+    monkeypatch.setattr(history_module, "_MOST_TRIALS", 20)
+    monkeypatch.setattr(history_module, "_N_BEST", 3)
+    monkeypatch.setattr(history_module, "_N_OTHERS", 6)
+    for k in range(21):
+        pruned.finish(pruned.start(), value=float((8 * k) % 21))
+    running = pruned.start()
+    pruned.history.refresh()
+    kept = [trial for trial in pruned.history.memory.trials if trial.state is TrialState.COMPLETE]
+    assert {0.0, 1.0, 2.0} < {trial.value for trial in kept}
+    assert 8 <= len(kept) <= 10
+    pruned.finish(running, value=-1.0)
+    pruned.history.refresh()
+    assert pruned.history.memory.best_value == -1.0
+
+
 def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
-    attempt, trial = fleet.start()
-    fleet.finish(attempt, trial, value=1.5)
+    attempt = fleet.start()
+    fleet.finish(attempt, value=1.5)
     row = dict(fleet.rows("select * from hpopt.best_params")[0])
     assert row.pop("finished_at") is not None
     assert row == {
@@ -299,7 +491,7 @@ def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
         "n_seeds": 1,
         "source": "search",
         "params": {"learning_rate": 0.02, "momentum": 0.95, "ns_steps": 5, "optimizer": "muon"},
-        "trial": trial.number,
+        "trial": attempt.number,
     }
 
 
@@ -314,10 +506,7 @@ def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
 def test_hours_and_target_end_a_study(database, budget, reason):
     text = f'name = "limits"\n[budget]\n{budget}\n[search_space]\nmomentum = {{ low = 0.8, high = 0.99 }}'
     fleet = Fleet(database, studies.create_study(database, text, "limits.toml"))
-    attempt, trial = fleet.start()
-    fleet.finish(attempt, trial, value=1.5)
-    with database.begin() as connection:
-        an_hour = "update hpopt.attempt set started_at = now() - interval '1 hour', device_seconds = 3600"
-        connection.execute(sa.text(an_hour))
+    fleet.finish(fleet.start(), value=1.5)
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour', device_seconds = 3600")
     assert fleet.reserve() is None
     assert books.finished(fleet.study, books.read_books(database, fleet.study)) == reason

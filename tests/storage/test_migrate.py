@@ -26,8 +26,8 @@ def _names(database: Database, query: str) -> set[str]:
 def test_upgrade_from_empty_makes_tables_views_and_roles(database):
     in_schema = "select table_name from information_schema.tables where table_schema = 'hpopt'"
     assert _names(database, in_schema) == {
-        *("study", "worker", "attempt", "evaluation", "alembic_version"),
-        *("trials", "leaderboard", "best_params", "learning_curves", "fleet"),
+        *("study", "worker", "attempt", "evaluation", "rung", "alembic_version"),
+        *("goes", "trials", "leaderboard", "best_params", "learning_curves", "fleet"),
     }
     assert set(tables.ROLES) <= _names(database, "select rolname from pg_roles")
 

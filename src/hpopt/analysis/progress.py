@@ -11,9 +11,11 @@ from hpopt.hyperparameters import Scalar
 class Books:
     """What a study has spent: logical trials, device hours, hours since its first attempt, and its best value.
 
-    `active_hours` end with the last attempt, `wall_hours` go on.
+    `active_hours` end with the last attempt, `wall_hours` go on. `state` is one of open, paused and stopped.
     """
 
+    state: str
+    state_reason: str | None
     n_ended: int
     n_held: int
     n_waiting: int
@@ -45,15 +47,24 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow:
-    """A worker of the fleet and what it last reported; the trial's fields are None between trials."""
+    """A worker of the fleet and what it last reported; the trial's fields are None between trials.
+
+    `seconds` are those of this go at the trial, `trial_device_seconds` those of all its goes, on any worker.
+    """
 
     worker_id: int
     host: str
+    pid: int
     device: str
+    started_at: datetime
     silent_seconds: float
+    is_silent: bool
+    device_seconds: float | None
     trial: int | None
     go: int | None
+    trial_started_at: datetime | None
     seconds: float | None
+    trial_device_seconds: float | None
     step: int | None
     tokens: int | None
     value: float | None
@@ -78,6 +89,7 @@ class Progress:
 
     name: str
     metric: str
+    state_since: datetime
     planned_trials: int | None
     over: str | None
     books: Books

@@ -1,11 +1,12 @@
-"""Owns the verbs about the database: embedded server, migrations, SQL. Leaves those about studies to verbs.py."""
+"""Owns the verbs about the database: server, migrations, SQL, journals. Leaves those about studies to verbs.py."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hpopt.cli.options import HOME, HomeOption, JsonOption, StorageOption, out
-from hpopt.errors import DatabaseError
+from hpopt.errors import DatabaseError, InputError
 
 app = typer.Typer(help="The database: the embedded server, the migrations, and SQL.", no_args_is_help=True)
 
@@ -47,7 +48,7 @@ def db_url(storage: StorageOption = None, home: HomeOption = HOME) -> None:
     url = storage or embedded.running_url(home)
     if url is None:
         raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
-    print(url.replace("postgresql+psycopg2://", "postgresql://"))  # noqa: T201 - rich would wrap it.
+    out.write(url.replace("postgresql+psycopg2://", "postgresql://"))
 
 
 @app.command("sql")
@@ -66,6 +67,22 @@ def db_sql(
     with open_database(storage, home) as database:
         names, rows = queries.read_rows(database, query)
     if as_json:
-        print(rows_as_json(names, rows))  # noqa: T201 - rich would wrap it.
+        out.write(rows_as_json(names, rows))
     else:
         out.print(rows_table(names, rows))
+
+
+@app.command("replay")
+def db_replay(
+    file: Annotated[Path, typer.Argument(help="An undelivered.jsonl of a worker.", show_default=False)],
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Take in what a worker could not deliver."""
+    from hpopt.storage import journal
+    from hpopt.storage.opening import open_database
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    with open_database(storage, home) as database:
+        out.print(journal.replay(database, file), soft_wrap=True)

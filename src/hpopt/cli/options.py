@@ -1,15 +1,35 @@
-"""Owns the two outputs and the options that several verbs share. Leaves the verbs to verbs.py and database.py."""
+"""Owns the two outputs and the options that several verbs share. Leaves the verbs to their files."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+
+class PipeClosedError(Exception):
+    """Whoever read the output has left, as `head` does."""
+
+
+class Output(Console):
+    """Standard output or standard error; raises PipeClosedError when nobody reads it any more."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let main.py end the process, where the console itself would exit with 1."""
+        raise PipeClosedError
+
+    def write(self, text: str) -> None:
+        """Print a text for programs as it is: no table, no wrapping."""
+        try:
+            print(text, file=self.file, flush=True)
+        except BrokenPipeError:
+            self.on_broken_pipe()
+
+
 # A file or a pipe has no width that a table should be cut to.
-out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True, highlight=False, markup=False)
+out = Output(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
+err = Output(stderr=True, highlight=False, markup=False)
 
 StorageOption = Annotated[
     str | None,
@@ -27,6 +47,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
 HeartbeatOption = Annotated[float, typer.Option("--heartbeat-every", min=0.1, help="Seconds between heartbeats.")]
 StaleOption = Annotated[
     float, typer.Option("--stale-after", min=0.5, help="Seconds of silence after which a worker counts as dead.")
+]
+GiveUpOption = Annotated[
+    float, typer.Option("--give-up-after", min=1, help="Seconds after which a worker gives up a database that is away.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: the GPU where there is one.")]
 

@@ -1,4 +1,4 @@
-"""Owns the verbs about studies. Leaves the verbs about the database to database.py.
+"""Owns the verbs about studies. Leaves steering them to steering.py, and the verbs about the database to database.py.
 
 Each verb imports what it needs when it runs, so that --help and check stay instant.
 """
@@ -15,18 +15,30 @@ from hpopt.cli.options import (
     HOME,
     DeviceOption,
     FileArgument,
+    GiveUpOption,
     HeartbeatOption,
     HomeOption,
     JsonOption,
+    PipeClosedError,
     StaleOption,
     StorageOption,
     StudyArgument,
     err,
     out,
 )
-from hpopt.errors import DatabaseError, DatabaseLostError, InputError, Interrupted, NoAnswerError, did_you_mean
+from hpopt.errors import (
+    DatabaseError,
+    DatabaseLostError,
+    HpoptError,
+    InputError,
+    Interrupted,
+    NoAnswerError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hpopt.analysis.progress import Progress
     from hpopt.storage.database import Database
     from hpopt.storage.studies import Study
@@ -39,6 +51,7 @@ def run(
     ] = None,
     heartbeat_every: HeartbeatOption = 5.0,
     stale_after: StaleOption = 20.0,
+    give_up_after: GiveUpOption = 900.0,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
@@ -47,28 +60,38 @@ def run(
     from hpopt.report.terminal import answer
     from hpopt.storage import queries
     from hpopt.storage.opening import open_database
-    from hpopt.watch import watch
+    from hpopt.watch import is_paused, watch
 
     text = _read(file)
     _check_patience(heartbeat_every, stale_after)
     stop = _stop_on_signals()
+    patience = {"--heartbeat-every": heartbeat_every, "--stale-after": stale_after, "--give-up-after": give_up_after}
     with open_database(storage, home, make=True) as database:
         study = _create(database, text, str(file))
         n_workers = workers or len(list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))) or max(1, count_cores() // 2)
         environment = {**os.environ, "HPOPT_STORAGE": database.url, "HPOPT_HOME": str(home.absolute())}
-        patience = ["--heartbeat-every", str(heartbeat_every), "--stale-after", str(stale_after)]
-        command = ["worker", study.name, *patience]
+        command = ["worker", study.name, *(word for option in patience.items() for word in map(str, option))]
         logs = home / "logs" / study.name
         progress = queries.progress(database, study)
-        if progress.over is None:
+        if progress.over is None and progress.books.state == "open":
             with LocalWorkers(command, n_workers, environment, logs) as fleet:
-                watch(database, study, err, stop, fleet.tend)
+                watch(database, study, err, stop, lambda: fleet.tend() and not is_paused(database, study))
             progress = _progress_now(database, study)
+        _refuse_paused(progress)
         out.print(answer(progress, study.file))
-    if progress.over is not None and progress.best is None:
+    is_over = progress.over is not None or progress.books.state == "stopped"
+    if is_over and progress.best is None:
         raise NoAnswerError(f"study '{study.name}' ended without a completed trial; the workers' logs are in {logs}")
-    if progress.over is None:
+    if not is_over:
         raise Interrupted(f"stopped with {progress.books.n_ended} trials done; the same command goes on from here")
+
+
+def _refuse_paused(progress: "Progress") -> None:
+    """Raise HpoptError for a study that somebody, or a run of failures, has paused."""
+    from hpopt.report.standing import paused_line
+
+    if progress.over is None and progress.books.state == "paused":
+        raise HpoptError(paused_line(progress.name, progress.books.state_reason))
 
 
 def _progress_now(database: "Database", study: "Study") -> "Progress":
@@ -105,26 +128,29 @@ def worker(
     device: DeviceOption = "auto",
     heartbeat_every: HeartbeatOption = 15.0,
     stale_after: StaleOption = 60.0,
+    give_up_after: GiveUpOption = 900.0,
     stop_with_parent: Annotated[bool, typer.Option("--stop-with-parent", hidden=True)] = False,
 ) -> None:
     """Pull trials until the budget of the study is spent."""
-    from hpopt.storage.opening import open_database
+    from hpopt.cli.patience import open_study_patiently
     from hpopt.worker import Settings, find_device, work
 
     _check_patience(heartbeat_every, stale_after)
     stop = _stop_on_signals()
     if stop_with_parent:
         threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
+    say = _say_until_nobody_listens(stop)
     settings = Settings(
         home=home.absolute(),
         device=find_device(device),
         heartbeat_every_s=heartbeat_every,
         stale_after_s=stale_after,
-        say=lambda line: err.print(line, soft_wrap=True),
+        give_up_after_s=give_up_after,
+        say=say,
         stop=stop,
     )
-    with open_database(storage, home) as database:
-        err.print(f"over: {work(database, _load(database, study), settings)}")
+    with open_study_patiently(storage, home, study, stop, say) as (database, found):
+        err.print(f"over: {work(database, found, settings)}")
 
 
 def status(
@@ -137,11 +163,11 @@ def status(
     home: HomeOption = HOME,
 ) -> None:
     """Show trials, workers, budget spent and the best so far."""
-    from hpopt.report.terminal import overview, standing
+    from hpopt.report.standing import overview, standing
     from hpopt.report.text import progress_as_json
     from hpopt.storage import queries, studies
     from hpopt.storage.opening import open_database
-    from hpopt.watch import seconds_left
+    from hpopt.watch import N_ENDED_SHOWN, seconds_left
 
     if follow and study is None:
         raise InputError("--watch: name the study to follow")
@@ -152,10 +178,10 @@ def status(
             _follow(database, found[0])
         shown = [queries.progress(database, each) for each in found]
         if as_json:
-            print(progress_as_json(shown[0]) if study else f"[{', '.join(map(progress_as_json, shown))}]")  # noqa: T201 - rich would wrap it.
+            out.write(progress_as_json(shown[0]) if study else f"[{', '.join(map(progress_as_json, shown))}]")
         elif study:
             left = seconds_left(shown[0], found[0].file.budget.wall_hours)
-            out.print(standing(shown[0], queries.ended_trials(database, found[0]), left))
+            out.print(standing(shown[0], queries.ended_trials(database, found[0], last=N_ENDED_SHOWN), left))
         else:
             out.print(overview(shown))
 
@@ -195,7 +221,7 @@ def best(
         if form == "table":
             out.print(answer(queries.progress(database, found), found.file))
         else:
-            print(best_as_json(answered) if form == "json" else PARAMS_AS[form](answered.params))  # noqa: T201 - rich would wrap it.
+            out.write(best_as_json(answered) if form == "json" else PARAMS_AS[form](answered.params))
 
 
 def report(
@@ -272,17 +298,32 @@ def _load(database: "Database", name: str) -> "Study":
 
 
 def _stop_on_signals() -> threading.Event:
-    """Turn the first SIGTERM or Ctrl-C into an event, and the second into an end at once."""
+    """Turn SIGTERM and the first Ctrl-C into an event, and a Ctrl-C after that into an end at once.
+
+    Schedulers repeat SIGTERM while a checkpoint is being written; only a person is impatient.
+    """
     stop = threading.Event()
 
-    def ask_to_stop(_number: int, _frame: object) -> None:
-        if stop.is_set():
+    def ask_to_stop(number: int, _frame: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
             raise Interrupted("ended at once; what was running goes back to the queue")
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
     return stop
+
+
+def _say_until_nobody_listens(stop: threading.Event) -> "Callable[[str], None]":
+    """Give what prints a line of a worker; when its reader has left, the worker hands back its trial and ends."""
+
+    def say(line: str) -> None:
+        try:
+            err.print(line, soft_wrap=True)
+        except PipeClosedError:
+            stop.set()
+
+    return say
 
 
 def _stop_at_end_of_input(stop: threading.Event) -> None:

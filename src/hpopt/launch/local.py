@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
-from hpopt.errors import HpoptError
+from hpopt.errors import HpoptError, Interrupted
 
 # A worker answers SIGTERM within 10 s; a little more lets the database answer too.
 _GRACE_S = 15.0
@@ -19,6 +19,9 @@ _DRIVER_TIMEOUT_S = 10
 # Workers that die young this many times in a row have a reason that another start does not mend.
 _MAX_RESTARTS = 5
 _GOOD_LIFE_S = 60.0
+# Who stops early and asks to be run again, for a sick GPU or a lost database, finds it mended after a while or not.
+_STOPPED_EARLY = Interrupted.exit_code
+_LONGEST_PAUSE_S = 30.0
 
 
 def count_gpus() -> int:
@@ -58,6 +61,9 @@ class LocalWorkers:
         self._n_restarts = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._started: dict[int, float] = {}
+        # By place: how often in a row a worker stopped early, and when the next one is started.
+        self._n_early: dict[int, int] = {}
+        self._due: dict[int, float] = {}
         self._log_starts: dict[int, int] = {}
 
     def __enter__(self) -> Self:
@@ -70,20 +76,37 @@ class LocalWorkers:
         self._stop()
 
     def tend(self) -> bool:
-        """Start dead workers anew; False once all have ended by themselves. Raises HpoptError when they keep dying."""
+        """Start dead workers anew; False once all have ended by themselves. Raises HpoptError when they keep dying.
+
+        One that stopped early and asks to be run again is, after a pause that doubles while its lives are short.
+        """
         for place, process in list(self._processes.items()):
             code = process.poll()
-            if code is None:
-                continue
             if code == 0:
                 del self._processes[place]
-                continue
-            lived_s = time.monotonic() - self._started[place]
-            self._n_restarts = 1 if lived_s > _GOOD_LIFE_S else self._n_restarts + 1
-            if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
-                raise HpoptError(f"a worker {_describe_end(code)}: {self._last_words(place)}")
-            self._processes[place] = self._spawn(place)
+            elif code == _STOPPED_EARLY:
+                self._restart_later(place)
+            elif code is not None:
+                self._restart(place, code)
         return bool(self._processes)
+
+    def _restart_later(self, place: int) -> None:
+        now = time.monotonic()
+        if place not in self._due:
+            self._n_early[place] = 1 if self._lived_well(place) else self._n_early.get(place, 0) + 1
+            self._due[place] = now + min(2.0 ** (self._n_early[place] - 1), _LONGEST_PAUSE_S)
+        if now >= self._due[place]:
+            del self._due[place]
+            self._processes[place] = self._spawn(place)
+
+    def _restart(self, place: int, code: int) -> None:
+        self._n_restarts = 1 if self._lived_well(place) else self._n_restarts + 1
+        if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
+            raise HpoptError(f"a worker {_describe_end(code)}: {self._last_words(place)}")
+        self._processes[place] = self._spawn(place)
+
+    def _lived_well(self, place: int) -> bool:
+        return time.monotonic() - self._started[place] > _GOOD_LIFE_S
 
     def _stop(self) -> None:
         """Ask the workers to hand back their trials and wait for them; those that do not answer are killed."""

@@ -1,15 +1,17 @@
-"""Owns what a study looks like on a terminal, and as text for programs. Leaves printing to cli/ and watch.py."""
+"""Owns the plan and the answer of a study, and numbers, as a terminal shows them. Leaves printing to cli/.
+
+Where a running study stands is standing.py's, and the forms for programs are text.py's.
+"""
 
 import json
 from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.analysis.progress import EndedTrial, Progress, WorkerRow
+from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.hyperparameters import Hyperparameter, Scalar
 from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
 from hpopt.search_space import Categorical, Range
@@ -17,7 +19,6 @@ from hpopt.study.file import StudyFile
 
 # The order in which the ways to end are told.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
-_SILENT_AFTER_S = 60.0
 _PROSE_WIDTH = 88
 _SMALL = 0.01
 
@@ -91,40 +92,6 @@ def answer(progress: Progress, file: StudyFile) -> RenderableType:
     if progress.default_value is not None:
         lines.insert(0, Text(f"the defaults reach {progress.metric} {show_metric(progress.default_value)}"))
     return Group(head, table, *lines)
-
-
-def standing(progress: Progress, ended: list[EndedTrial], seconds_left: float | None) -> RenderableType:
-    """Draw where a running study stands: its budget, its workers and the trials that ended last."""
-    parts: list[RenderableType] = [_budget_line(progress, seconds_left), _best_line(progress)]
-    if progress.workers and not progress.over:
-        parts.append(_workers_table(progress))
-    parts += [
-        Text(show_ended(trial, progress.metric), style=_style(trial), no_wrap=True, overflow="ellipsis")
-        for trial in ended[-6:]
-    ]
-    return Group(*parts)
-
-
-def overview(studies: list[Progress]) -> RenderableType:
-    """Draw a line for each study."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title, justify in (
-        ("study", "left"),
-        ("trials", "right"),
-        ("running", "right"),
-        ("best", "right"),
-        ("device time", "right"),
-        ("state", "left"),
-    ):
-        table.add_column(title, justify="right" if justify == "right" else "left")
-    for study in studies:
-        best = "-" if study.best is None else f"{study.metric} {show_metric(study.best.value)}"
-        state = study.over or ("running" if study.workers else "waiting for workers")
-        trials = f"{study.books.n_ended}" + (f"/{study.planned_trials}" if study.planned_trials else "")
-        table.add_row(
-            study.name, trials, str(study.books.n_held), best, show_seconds(study.books.device_hours * 3600), state
-        )
-    return table
 
 
 def plan_view(file: StudyFile) -> RenderableType:
@@ -220,66 +187,6 @@ def _show_cell(cell: object) -> str:
     if cell is None:
         return ""
     return json.dumps(cell) if isinstance(cell, dict | list) else str(cell)
-
-
-def _budget_line(progress: Progress, seconds_left: float | None) -> RenderableType:
-    n_planned = progress.planned_trials
-    line = Table.grid(padding=(0, 1))
-    cells: list[RenderableType] = [Text(progress.name, style="bold")]
-    if n_planned:
-        cells.append(ProgressBar(total=n_planned, completed=min(progress.books.n_ended, n_planned), width=24))
-    cells.append(f"{progress.books.n_ended}" + (f"/{n_planned}" if n_planned else "") + " trials")
-    cells.append(show_seconds(progress.books.active_hours * 3600))
-    if progress.over:
-        cells.append(progress.over)
-    elif seconds_left is not None:
-        cells.append(f"about {show_seconds(seconds_left)} left")
-    line.add_row(*cells)
-    return line
-
-
-def _best_line(progress: Progress) -> Text:
-    if progress.best is None:
-        return Text("no trial has completed yet", style="dim")
-    params = "  ".join(f"{name}={show_number(value)}" for name, value in progress.best.params.items())
-    return Text.assemble(
-        f"best {progress.metric} ",
-        (f"{show_metric(progress.best.value)}", "bold green"),
-        f" in trial {progress.best.trial}: {params}",
-    )
-
-
-def _workers_table(progress: Progress) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("worker", "device", "trial", "step", progress.metric, "tokens/s", "for"):
-        table.add_column(title, justify="left" if title in {"worker", "device"} else "right")
-    for worker in progress.workers:
-        table.add_row(*_worker_cells(worker), style="red" if worker.silent_seconds > _SILENT_AFTER_S else "")
-    return table
-
-
-def _worker_cells(worker: WorkerRow) -> list[str]:
-    name = f"{worker.worker_id}@{worker.host}"
-    if worker.silent_seconds > _SILENT_AFTER_S:
-        return [name, worker.device, "silent", "", "", "", show_seconds(worker.silent_seconds)]
-    if worker.trial is None:
-        return [name, worker.device, "-", "", "", "", ""]
-    value = "" if worker.value is None else f"{show_metric(worker.value)}"
-    speed = "" if worker.tokens_per_second is None else f"{worker.tokens_per_second:,.0f}"
-    retry = f" (go {worker.go})" if (worker.go or 1) > 1 else ""
-    return [
-        name,
-        worker.device,
-        f"{worker.trial}{retry}",
-        show_number(worker.step),
-        value,
-        speed,
-        show_seconds(worker.seconds or 0.0),
-    ]
-
-
-def _style(trial: EndedTrial) -> str:
-    return {"complete": "", "pruned": "dim", "diverged": "yellow", "failed": "red"}.get(trial.outcome, "")
 
 
 def _usual(entry: Hyperparameter) -> str:

@@ -17,8 +17,11 @@ def best_as_json(best: Best) -> str:
 
 
 def progress_as_json(progress: Progress) -> str:
-    """Give where a study stands as JSON."""
-    return json.dumps(asdict(progress), indent=2, default=_json_default)
+    """Give where a study stands as JSON, its name and state first."""
+    books = asdict(progress.books)
+    state = {"name": progress.name, "state": books.pop("state"), "state_reason": books.pop("state_reason")}
+    state["state_since"] = progress.state_since
+    return json.dumps({**state, **asdict(progress), "books": books}, indent=2, default=_json_default)
 
 
 def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:

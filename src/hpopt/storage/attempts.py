@@ -1,62 +1,83 @@
 """Owns attempts: reserving, fencing and ending the goes of workers at trials. Leaves training to objective.py
 and the dead to reaping.py.
 
-An attempt is reserved under a lock on its study's row, so that the fleet never starts more than the budget allows. Its
-heartbeat is by the server's clock. Whoever finds it silent ends it; from then on its worker can write nothing.
+Each step of an attempt's life is one transaction over Optuna's rows and ours, so that a crash leaves nothing half done,
+and each can be repeated after a lost reply. A trial is begun under a lock on its study's row, so that the fleet never
+starts more than the budget allows. Whoever finds an attempt silent ends it; from then on its worker can write nothing.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 import sqlalchemy as sa
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState, create_trial
-from sqlalchemy.dialects.postgresql import insert
 
-from hpopt import __version__, strategy, tables
+from hpopt import __version__, plan, tables
 from hpopt.errors import Fenced
 from hpopt.hyperparameters import Scalar
-from hpopt.storage.books import IS_WAITING, count_books, planned_trials, spent
+from hpopt.storage import optuna_rows
+from hpopt.storage.books import limit_in, limit_reached, planned_trials
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.training.run import Evaluation
 
-# The mark of Optuna's trials that no attempt ever held.
-GIVEN_BACK = "hpopt:given_back"
-
-_LOCK_TIMEOUT_S = 10
-
-STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "diverged": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-    "preempted": TrialState.FAIL,
-    "lost": TrialState.FAIL,
-}
+MAX_GOES_WITHOUT_PROGRESS = 3
+# A run of failures in which no trial survives has a reason that the next trial would share.
+_FAILURES_THAT_PAUSE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One go of a worker at a trial. A retry has the trial of the first go, and the trial and seed of the last."""
+    """One go of a worker at a trial.
+
+    A retry has the params and seed of the go before it, and the steps at which the goes before it were evaluated. A
+    trial that somebody enqueued has the params that were asked for; what is missing in `params` is to be sampled.
+    """
 
     attempt_id: int
     study_id: int
+    trial_id: int
+    first_trial_id: int
+    number: int
     go: int = 1
-    first_trial_id: int | None = None
     seed: int | None = None
-    previous_trial_id: int | None = None
+    params: Mapping[str, Scalar]
+    is_default: bool = False
+    earlier_steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a heartbeat brings back: whether the attempt is still the worker's, and what became of the study."""
+
+    is_held: bool
+    state: str
+    state_reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is thought of a trial at a step: that it is hopeless, that a limit of the budget is reached, or neither."""
+
+    step: int
+    is_hopeless: bool = False
+    limit: str | None = None
+    is_paused: bool = False
 
 
 def register_worker(
-    database: Database, study: Study, *, host: str, pid: int, device: str, stale_after_s: float = 60.0
+    database: Database,
+    study: Study,
+    *,
+    host: str,
+    pid: int,
+    device: str,
+    stale_after_s: float = 60.0,
+    give_up_after_s: float = 900.0,
 ) -> int:
-    """Write down that a worker is here, and how long it may be silent; gives its id."""
+    """Write down that a worker is here, how long it may be silent, and how long it does without the database."""
     row = {
         "study_id": study.study_id,
         "host": host,
@@ -64,6 +85,7 @@ def register_worker(
         "device": device,
         "hpopt_version": __version__,
         "stale_after_s": stale_after_s,
+        "give_up_after_s": give_up_after_s,
     }
     with database.begin() as connection:
         added = connection.execute(sa.insert(tables.worker).values(row).returning(tables.worker.c.worker_id))
@@ -78,266 +100,321 @@ def end_worker(database: Database, worker_id: int, reason: str) -> None:
 
 
 def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:
-    """Reserve the next go, of a trial that waits to be retried or else of a new one.
+    """Reserve the next go: of a trial that waits to be retried, of one that somebody enqueued, or of a new one.
 
-    None while others hold what is left of the budget, and when it is spent.
+    None while the study is paused, while others hold what is left of the budget, and when it is spent. A worker has
+    one attempt at a time: asked again, for the reply was lost, it is given the same one.
     """
-    with database.begin() as connection:
-        # A worker that was frozen between lock and commit must not stop the fleet.
-        connection.execute(sa.text(f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'"))
-        connection.execute(sa.text(f"set local idle_in_transaction_session_timeout = '{_LOCK_TIMEOUT_S} s'"))
-        connection.execute(sa.text(_SEEN), {"id": worker_id})
-        connection.execute(sa.text("select from hpopt.study where study_id = :id for update"), {"id": study.study_id})
-        books = count_books(connection, study.study_id)
-        if spent(study, books) is not None:
-            return None
-        retry = connection.execute(_WAITING, {"study_id": study.study_id}).mappings().first()
-        n_trials = planned_trials(study)
-        if retry is None and n_trials is not None and books.n_started >= n_trials:
-            return None
-        row: dict[str, Any] = {"study_id": study.study_id, "worker_id": worker_id}
-        if retry is not None:
-            row |= {"first_trial_id": retry["first_trial_id"], "go": retry["go"] + 1, "seed": retry["seed"]}
-        added = connection.execute(
-            sa.insert(tables.attempt).values(row).returning(tables.attempt.c.attempt_id)
-        ).scalar_one()
-    if retry is None:
-        return Attempt(attempt_id=added, study_id=study.study_id)
-    row.pop("worker_id")
-    return Attempt(attempt_id=added, previous_trial_id=retry["trial_id"], **row)
+    about: dict[str, Any] = {"study_id": study.study_id, "worker_id": worker_id}
+    with database.brief() as connection:
+        connection.execute(_SEEN, about)
+        attempt_id = connection.scalar(_MINE, about)
+        if attempt_id is None:
+            started = connection.execute(_LOCK, about).mappings().one()
+            if started["state"] != "open" or limit_in(connection, study) is not None:
+                return None
+            attempt_id = _retry(connection, about) or _begin(connection, study, about, started["n_started"])
+        return None if attempt_id is None else _read_attempt(connection, attempt_id)
 
 
-def ask(database: Database, study: Study, optuna_study: optuna.Study, attempt: Attempt) -> Trial:
-    """Give the Optuna trial of an attempt, sampled outside of any lock, and tie the two together.
-
-    A retry is a new Optuna trial with the parameters of the last go. Raises Fenced when the attempt was reaped.
-    """
-    is_new = attempt.first_trial_id is None
-    with database.errors():
-        trial = optuna_study.ask() if is_new else _ask_again(database, optuna_study, attempt)
-        if not _tie(database, attempt, trial):
-            give_back(database, optuna_study, trial)
-            raise Fenced(f"trial {trial.number} was given back: its reservation had run out")
-        with _fenced(trial):
-            strategy.suggest(trial, study.file.search_space)
-    return trial
-
-
-def report(database: Database, trial: Trial, step: int, value: float) -> None:
-    """Give the pruner a value at a step; raises Fenced when the trial was handed on."""
-    with database.errors(), _fenced(trial):
-        trial.report(value, step)
-
-
-def is_hopeless(database: Database, trial: Trial) -> bool:
-    """Ask the pruner, which takes down the value that later trials are compared with; never so of the defaults."""
-    with database.errors(), _fenced(trial):
-        return trial.should_prune() and DEFAULT_CONFIGURATION not in trial.user_attrs
-
-
-def id_of(trial: Trial) -> int:
-    """Give the id of a trial, by which our rows refer to it."""
-    return int(trial._trial_id)  # noqa: SLF001 - Optuna has no public way to it.
-
-
-def begin(
-    database: Database, attempt: Attempt, *, seed: int, config: Mapping[str, Any], data_fingerprint: str | None
+def start(
+    database: Database,
+    study: Study,
+    attempt: Attempt,
+    params: Mapping[str, Scalar],
+    *,
+    seed: int | None,
+    config: Mapping[str, Any] | None,
+    data_fingerprint: str | None,
 ) -> None:
-    """Record what the attempt is about to train."""
-    values = {"seed": seed, "config": dict(config), "data_fingerprint": data_fingerprint}
-    with database.begin() as connection:
-        connection.execute(
-            sa.update(tables.attempt).where(tables.attempt.c.attempt_id == attempt.attempt_id).values(values)
+    """Write down the params that were sampled, and what is trained with them; raises Fenced."""
+    values = {"seed": seed, "config": None if config is None else dict(config), "data_fingerprint": data_fingerprint}
+    with database.brief() as connection:
+        held = sa.update(tables.attempt).where(
+            tables.attempt.c.attempt_id == attempt.attempt_id, tables.attempt.c.ended_at.is_(None)
         )
+        if connection.execute(held.values({**values, "heartbeat_at": sa.func.now()})).rowcount != 1:
+            raise _fenced(attempt)
+        optuna_rows.add_params(connection, attempt.trial_id, params, study.file.search_space)
 
 
-def beat(database: Database, attempt: Attempt, worker_id: int) -> bool:
-    """Renew the attempt's heartbeat; False when it was ended by others."""
-    with database.begin() as connection:
-        connection.execute(sa.text(_SEEN), {"id": worker_id})
-        return connection.execute(_BEAT, {"attempt_id": attempt.attempt_id}).rowcount == 1
+def beat(database: Database, study_id: int, worker_id: int, attempt: Attempt | None) -> Standing:
+    """Renew the heartbeats of the worker and of its attempt."""
+    about = {"study_id": study_id, "worker_id": worker_id, "attempt_id": attempt.attempt_id if attempt else None}
+    with database.statement() as connection:
+        row = connection.execute(_BEAT, about).mappings().one()
+    return Standing(**row)
 
 
-def earlier_values(database: Database, attempt: Attempt, metric: str) -> list[tuple[int, float]]:
-    """Give step and metric of the evaluations of the goes before this one, by step."""
-    query = """
-        select distinct on (e.step) e.step, (e.metrics ->> :metric)::double precision
-        from hpopt.attempt a join hpopt.evaluation e on e.trial_id = a.trial_id
-        where a.first_trial_id = :first_trial_id and a.go < :go and e.metrics ? :metric
-        order by e.step, a.go desc
-    """
-    about = {"first_trial_id": attempt.first_trial_id, "go": attempt.go, "metric": metric}
-    with database.begin() as connection:
-        return [(step, value) for step, value in connection.execute(sa.text(query), about)]
-
-
-def record(database: Database, attempt: Attempt, trial: Trial, evaluation: Evaluation) -> None:
-    """Write one evaluation while the attempt lives; raises Fenced when the trial was handed on."""
-    metrics = {name: _json_number(value) for name, value in evaluation.metrics.items()}
+def record(
+    database: Database, study: Study, attempt: Attempt, evaluation: Evaluation, rung: float | None = None
+) -> Verdict:
+    """Write one evaluation, which reaches `rung` or none, and say what is thought of the trial. Raises Fenced."""
+    value = evaluation.metrics.get(study.file.metric, math.nan)
     row = {
-        "trial_id": id_of(trial),
-        "step": evaluation.step,
         "attempt_id": attempt.attempt_id,
+        "step": evaluation.step,
         "tokens": evaluation.tokens,
         "seconds": evaluation.seconds,
-        "metrics": metrics,
+        "metrics": _as_json(evaluation.metrics),
+        "peak": evaluation.metrics.get("peak_memory_gib"),
+        **optuna_rows.intermediate(value),
+        "rung": rung if math.isfinite(value) else None,
     }
-    with database.begin() as connection:
-        state = connection.scalar(sa.text("select state from public.trials where trial_id = :trial_id for update"), row)
-        progress = {
-            "attempt_id": attempt.attempt_id,
-            "tokens": evaluation.tokens,
-            "peak": evaluation.metrics.get("peak_memory_gib"),
-        }
-        if state != "RUNNING" or connection.execute(_PROGRESS, progress).rowcount != 1:
-            raise Fenced(f"trial {trial.number} was handed on to another worker")
-        # A second try after a lost reply finds the row of the first.
-        connection.execute(insert(tables.evaluation).values(row).on_conflict_do_nothing())
+    with database.statement() as connection:
+        found = connection.execute(_RECORD[study.file.direction], row).mappings().one_or_none()
+    if found is None:
+        raise _fenced(attempt)
+    return Verdict(
+        step=evaluation.step,
+        is_hopeless=not attempt.is_default and _is_hopeless(study, found),
+        limit="it was stopped" if found["state"] == "stopped" else limit_reached(database, study),
+        is_paused=found["state"] == "paused",
+    )
 
 
 def finish(
-    database: Database,
-    optuna_study: optuna.Study,
-    attempt: Attempt,
-    trial: Trial,
-    *,
-    kind: str,
-    value: float | None = None,
-    reason: str | None = None,
+    database: Database, attempt: Attempt, *, kind: str, value: float | None = None, reason: str | None = None
 ) -> None:
-    """End the attempt as one of tables.OUTCOMES: Optuna's trial first, which is the fence, then our row.
+    """End the attempt as one of tables.OUTCOMES; raises Fenced when others ended it otherwise.
 
-    Raises Fenced when it was ended by others.
+    One that is lost too often without progress has failed. A trial that was ended in Optuna's tables by other means
+    has ended as it did there.
     """
-    with database.errors():
-        try:
-            if kind == "diverged":
-                trial.set_constraint("diverged", 1.0)
-            optuna_study.tell(trial, value, state=STATES[kind])
-        except (ValueError, UpdateFinishedTrialError) as error:
-            # A tell whose reply was lost is refused when it is repeated, though it was done.
-            if database.optuna.get_trial(id_of(trial)).state is not STATES[kind]:
-                raise Fenced(f"trial {trial.number} was handed on to another worker") from error
-    end(database, attempt.attempt_id, kind, reason)
+    about = {"attempt_id": attempt.attempt_id, "outcome": kind, "reason": reason, "n_goes": MAX_GOES_WITHOUT_PROGRESS}
+    with database.brief() as connection:
+        ended = connection.execute(_END, about).mappings().one_or_none()
+        if ended is None:
+            known = connection.scalar(_OUTCOME, about)
+            if known != kind:
+                raise _fenced(attempt)
+            return
+        if ended["is_ours"]:
+            optuna_rows.end_trial(connection, attempt.trial_id, ended["outcome"], value)
+        if ended["outcome"] in {"failed", "lost"}:
+            connection.execute(_PAUSE, {"study_id": attempt.study_id, "n_failures": _FAILURES_THAT_PAUSE})
 
 
-def drop(database: Database, attempt: Attempt, reason: str) -> None:
-    """End an attempt that never got as far as a trial; a retry's trial goes back to the queue."""
-    end(database, attempt.attempt_id, "lost", reason)
+def _begin(connection: sa.Connection, study: Study, about: Mapping[str, Any], n_started: int) -> int | None:
+    """Begin a further trial, if the budget has one left."""
+    n_trials = planned_trials(study)
+    if n_trials is not None and n_started >= n_trials:
+        return None
+    connection.execute(sa.text("update hpopt.study set n_started = n_started + 1 where study_id = :study_id"), about)
+    trial_id = optuna_rows.claim_waiting(connection, study.study_id)
+    if trial_id is None:
+        trial_id = optuna_rows.create_trial(connection, study.study_id)
+    return int(connection.execute(_ADD, {**about, "trial_id": trial_id}).scalar_one())
 
 
-def _ask_again(database: Database, optuna_study: optuna.Study, attempt: Attempt) -> Trial:
-    last = attempt.previous_trial_id if attempt.previous_trial_id is not None else attempt.first_trial_id
-    before = database.optuna.get_trial(last) if last is not None else None
-    if before is None:
-        return optuna_study.ask()
-    # Its worker may have died before it sampled what somebody had asked for; and rungs that it passed stay passed.
-    kept = ("fixed_params", "completed_rung_")
-    marks = {key: value for key, value in before.system_attrs.items() if key.startswith(kept)}
-    template = create_trial(
-        state=TrialState.RUNNING,
-        params=before.params,
-        distributions=before.distributions,
-        user_attrs=before.user_attrs,
-        system_attrs=marks,
+def _retry(connection: sa.Connection, about: Mapping[str, Any]) -> int | None:
+    """Begin a further go of the trial that waits the longest, if there is one."""
+    waiting = connection.execute(_WAITING, about).mappings().first()
+    if waiting is None:
+        return None
+    trial_id = optuna_rows.copy_trial(connection, waiting["study_id"], waiting["trial_id"])
+    return int(connection.execute(_ADD_RETRY, {**about, **waiting, "new_trial_id": trial_id}).scalar_one())
+
+
+def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
+    row = connection.execute(_ATTEMPT, {"attempt_id": attempt_id}).mappings().one()
+    known = optuna_rows.read_known(connection, row["trial_id"])
+    seed = known.user_attrs.get("seed") if row["seed"] is None else row["seed"]
+    return Attempt(
+        **{**row, "seed": seed},
+        params=known.params,
+        is_default=DEFAULT_CONFIGURATION in known.user_attrs,
+        earlier_steps=known.steps,
     )
-    return Trial(optuna_study, database.optuna.create_new_trial(optuna_study._study_id, template))  # noqa: SLF001 - Optuna has no public way to the id.
 
 
-def end(database: Database, attempt_id: int, outcome: str, reason: str | None) -> None:
-    """End an attempt that has not ended yet."""
-    with database.begin() as connection:
-        connection.execute(_END, {"attempt_id": attempt_id, "outcome": outcome, "reason": reason})
+def _is_hopeless(study: Study, found: sa.RowMapping) -> bool:
+    """Judge a trial where it first reaches a rung; see rungs.Rungs."""
+    rungs = plan.rungs_of(study.file)
+    return bool(found["is_first"]) and rungs.is_hopeless(n=found["n_others"] + 1, n_better=found["n_better"])
 
 
-def give_back(database: Database, optuna_study: optuna.Study, trial: Trial) -> None:
-    """Fail a trial that no attempt holds; a configuration that somebody asked for is enqueued again.
+def _as_json(metrics: Mapping[str, float]) -> str:
+    """Give the metrics as JSON, one that is not finite as the string that Postgres casts to a double."""
+    return json.dumps({k: v if math.isfinite(v) else json.dumps(v) for k, v in metrics.items()})
 
-    The trial is marked, so that the views leave it out: nobody ever worked on it.
+
+def _fenced(attempt: Attempt) -> Fenced:
+    return Fenced(f"trial {attempt.number} was handed on to another worker")
+
+
+_LOCK = sa.text(
     """
-    storage = database.optuna
-    before = storage.get_trial(id_of(trial))
-    wanted: dict[str, Scalar] | None = before.system_attrs.get("fixed_params")
-    try:
-        storage.set_trial_system_attr(id_of(trial), GIVEN_BACK, True)  # noqa: FBT003 - Optuna's signature.
-        # Enqueued first: whoever dies in between leaves it to be found again, not lost.
-        if wanted and not _is_enqueued(optuna_study, wanted):
-            optuna_study.enqueue_trial(wanted, user_attrs=before.user_attrs)
-        optuna_study.tell(trial, state=TrialState.FAIL)
-    except (ValueError, UpdateFinishedTrialError):
-        return
+    select h.state, h.n_started from hpopt.study h join public.studies s using (study_id)
+    where h.study_id = :study_id for no key update
+    """
+)
 
+_MINE = sa.text("select attempt_id from hpopt.attempt where worker_id = :worker_id and ended_at is null")
 
-def _is_enqueued(optuna_study: optuna.Study, params: Mapping[str, Scalar]) -> bool:
-    waiting = optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    return any(trial.system_attrs.get("fixed_params") == params for trial in waiting)
-
-
-def _tie(database: Database, attempt: Attempt, trial: Trial) -> bool:
-    """Tie a trial to its attempt while both are alive."""
-    about = {"trial_id": id_of(trial), "attempt_id": attempt.attempt_id}
-    with database.begin() as connection:
-        state = connection.scalar(
-            sa.text("select state from public.trials where trial_id = :trial_id for update"), about
-        )
-        return state == "RUNNING" and connection.execute(_TIE, about).rowcount == 1
-
-
-@contextmanager
-def _fenced(trial: Trial) -> Iterator[None]:
-    try:
-        yield
-    except UpdateFinishedTrialError as error:
-        raise Fenced(f"trial {trial.number} was handed on to another worker") from error
-
-
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else json.dumps(value)
-
+_ATTEMPT = sa.text(
+    """
+    select a.attempt_id, a.study_id, a.trial_id, a.first_trial_id, t.number, a.go, a.seed
+    from hpopt.attempt a join public.trials t using (trial_id)
+    where a.attempt_id = :attempt_id
+    """
+)
 
 _WAITING = sa.text(
+    """
+    select study_id, trial_id, first_trial_id, go, seed from hpopt.goes
+    where study_id = :study_id and outcome in ('lost', 'preempted') and is_last
+    order by first_trial_id limit 1
+    """
+)
+
+_ADD = sa.text(
+    """
+    insert into hpopt.attempt (study_id, worker_id, trial_id, first_trial_id)
+    values (:study_id, :worker_id, :trial_id, :trial_id) returning attempt_id
+    """
+)
+
+_ADD_RETRY = sa.text(
+    """
+    insert into hpopt.attempt (study_id, worker_id, trial_id, first_trial_id, go, seed)
+    values (:study_id, :worker_id, :new_trial_id, :first_trial_id, :go + 1, :seed) returning attempt_id
+    """
+)
+
+# A worker that was taken for dead is back. One that was away for half of what it takes to be taken for dead cannot
+# say who else was silent meanwhile.
+_CONTACT = """
+    update hpopt.worker
+    set connected_since = case
+            when seen_at < now() - make_interval(secs => stale_after_s / 2) then now() else connected_since
+        end,
+        seen_at = now(), stopped_at = null, stop_reason = null
+"""
+
+_SEEN = sa.text(f"{_CONTACT} where worker_id = :worker_id")
+
+_BEAT = sa.text(
     f"""
-    select a.trial_id, a.first_trial_id, a.go, a.seed
-    from hpopt.attempt a
-    where a.study_id = :study_id and {IS_WAITING}
-    order by a.first_trial_id limit 1
+    with held as (
+        update hpopt.attempt
+        set heartbeat_at = now(), device_seconds = extract(epoch from now() - started_at)
+        where attempt_id = :attempt_id and ended_at is null
+        returning attempt_id
+    ), seen as ({_CONTACT} where worker_id = :worker_id returning worker_id)
+    select exists (select from held) as is_held, state, state_reason
+    from hpopt.study where study_id = :study_id and exists (select from seen)
     """  # noqa: S608 - the only thing put in is the constant above.
 )
 
-# A worker that was taken for dead is back.
-_SEEN = "update hpopt.worker set seen_at = now(), stopped_at = null, stop_reason = null where worker_id = :id"
 
-_TIE = sa.text(
-    """
-    update hpopt.attempt
-    set trial_id = :trial_id, first_trial_id = coalesce(first_trial_id, :trial_id), heartbeat_at = now()
-    where attempt_id = :attempt_id and ended_at is null
-    """
-)
+# A repeated evaluation finds the rows of the first. The rows of this statement are not yet there for its own counts.
+def _record(better: str) -> sa.TextClause:
+    return sa.text(
+        f"""
+    with held as (
+        update hpopt.attempt a
+        set heartbeat_at = now(), device_seconds = extract(epoch from now() - a.started_at),
+            tokens = greatest(a.tokens, :tokens), peak_memory_gib = greatest(a.peak_memory_gib, :peak)
+        from public.trials t
+        where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id and t.state = 'RUNNING'
+        returning a.study_id, a.trial_id, a.first_trial_id, a.attempt_id, a.worker_id
+    ), seen as (
+        {_CONTACT} from held where worker.worker_id = held.worker_id
+    ), evaluated as (
+        insert into hpopt.evaluation (trial_id, step, attempt_id, tokens, seconds, metrics)
+        select trial_id, :step, attempt_id, :tokens, :seconds, cast(:metrics as jsonb) from held
+        on conflict do nothing
+    ), reported as (
+        insert into public.trial_intermediate_values
+            (trial_id, step, intermediate_value, intermediate_value_type)
+        select trial_id, :step, :value, cast(:value_type as trialintermediatevaluetype) from held
+        on conflict (trial_id, step) do update
+        set intermediate_value = excluded.intermediate_value,
+            intermediate_value_type = excluded.intermediate_value_type
+    ), compared as (
+        insert into hpopt.rung (first_trial_id, fraction, study_id, step, value)
+        select first_trial_id, :rung, study_id, :step, :value from held where :rung is not null
+        on conflict do nothing
+    )
+    select s.state,
+           :rung is not null and not exists (
+               select from hpopt.rung r
+               where r.first_trial_id = h.first_trial_id and r.fraction = :rung and r.step <> :step
+           ) as is_first,
+           (
+               select count(*) from hpopt.rung r
+               where r.study_id = h.study_id and r.fraction = :rung and r.first_trial_id <> h.first_trial_id
+           ) as n_others,
+           (
+               select count(*) from hpopt.rung r
+               where r.study_id = h.study_id and r.fraction = :rung and r.first_trial_id <> h.first_trial_id
+                 and r.value {better} :value
+           ) as n_better
+    from held h join hpopt.study s using (study_id)
+    """  # noqa: S608 - what is put in are constants.
+    )
 
-_BEAT = sa.text(
-    """
-    update hpopt.attempt
-    set heartbeat_at = now(), device_seconds = extract(epoch from now() - started_at)
-    where attempt_id = :attempt_id and ended_at is null
-    """
-)
 
-_PROGRESS = sa.text(
-    """
-    update hpopt.attempt
-    set heartbeat_at = now(), device_seconds = extract(epoch from now() - started_at), tokens = :tokens,
-        peak_memory_gib = greatest(peak_memory_gib, :peak)
-    where attempt_id = :attempt_id and ended_at is null
-    """
-)
+_RECORD = {"minimize": _record("<"), "maximize": _record(">")}
 
-# A silent attempt did nothing after its last heartbeat: that is what it is charged for.
+# How many goes in a row, this one included, brought the trial no further; a preempted one was never the trial's fault.
+GOES_WITHOUT_PROGRESS = """
+    (
+        select count(*) from hpopt.goes later
+        where later.first_trial_id = a.first_trial_id and later.outcome is distinct from 'preempted'
+          and later.go > coalesce((
+              select further.go from hpopt.goes further
+              where further.first_trial_id = a.first_trial_id and further.tokens > 0
+              order by further.tokens desc, further.go limit 1
+          ), 0)
+    )
+"""
+
+# What an attempt has ended as, whatever was said, when its trial was ended in Optuna's tables by other means.
+ENDED_ELSEWHERE = """
+    case t.state when 'COMPLETE' then 'complete' when 'PRUNED' then 'pruned' when 'FAIL' then 'failed' end
+"""
+
 _END = sa.text(
+    f"""
+    update hpopt.attempt a
+    set ended_at = now(), device_seconds = extract(epoch from now() - a.started_at),
+        outcome = coalesce(
+            {ENDED_ELSEWHERE},
+            case when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else :outcome end
+        ),
+        reason = case
+            when t.state <> 'RUNNING' then 'ended outside of hpopt'
+            when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes
+                then :reason || ' (' || :n_goes || ' times in a row without progress)'
+            else :reason
+        end
+    from public.trials t
+    where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id
+    returning a.outcome, t.state = 'RUNNING' as is_ours
+    """  # noqa: S608 - what is put in are the constants above.
+)
+
+_OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attempt_id")
+
+# Figures in a reason differ from trial to trial. What was silent for too long has no reason in common.
+_PAUSE = sa.text(
     """
-    update hpopt.attempt
-    set ended_at = now(), outcome = :outcome, reason = :reason,
-        device_seconds = case when :outcome = 'lost' then device_seconds else extract(epoch from now() - started_at) end
-    where attempt_id = :attempt_id and ended_at is null
+    update hpopt.study s
+    set state = 'paused', state_since = now(), state_reason = :n_failures || ' trials in a row failed: ' || f.reason
+    from (
+        select min(last.reason) as reason
+        from (
+            select g.first_trial_id, g.outcome, g.reason
+            from hpopt.goes g join hpopt.study h using (study_id)
+            where g.study_id = :study_id and g.ended_at > h.state_since and g.outcome <> 'preempted'
+            order by g.ended_at desc limit :n_failures
+        ) last
+        having count(distinct last.first_trial_id) = :n_failures
+           and count(distinct regexp_replace(last.reason, '[0-9.]+', '0', 'g')) = 1
+           and bool_and(last.outcome in ('failed', 'lost') and last.reason not like 'silent for %')
+    ) f
+    where s.study_id = :study_id and s.state = 'open'
     """
 )

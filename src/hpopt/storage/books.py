@@ -4,54 +4,67 @@ import sqlalchemy as sa
 
 from hpopt import strategy
 from hpopt.analysis.progress import Books
+from hpopt.storage import studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
 # The outcomes after which a trial is over; the others put it back into the queue.
 ENDED = ("complete", "pruned", "diverged", "failed")
 
-# Attempts whose trial waits to be retried, by the last go of each.
-IS_WAITING = """
-    a.outcome in ('lost', 'preempted') and a.first_trial_id is not null
-    and not exists (select from hpopt.attempt later where later.first_trial_id = a.first_trial_id and later.go > a.go)
-"""
-
 
 def read_books(database: Database, study: Study) -> Books:
     """Count what the study has spent."""
+    about = {"study_id": study.study_id, "ended": ENDED, "sign": _sign(study)}
     with database.begin() as connection:
-        return count_books(connection, study.study_id)
+        row = connection.execute(_BOOKS, about).mappings().one()
+    return Books(**row)
 
 
 def limit_reached(database: Database, study: Study) -> str | None:
-    """Say which limit in hours or which target the study has reached; asks only where the budget has one."""
-    budget = study.file.budget
-    if budget.gpu_hours is None and budget.wall_hours is None and budget.target is None:
+    """Say which limit in hours or which target the study has reached, as its file stands in the database now."""
+    with database.begin() as connection:
+        limit = limit_in(connection, study)
+    if limit is None:
         return None
-    return spent(study, read_books(database, study))
+    now = studies.reload(database, study)
+    with database.begin() as connection:
+        return limit_in(connection, now)
 
 
-def spent(study: Study, books: Books) -> str | None:
-    """Say which limit in hours or which target the study has reached, or None."""
+def limit_in(connection: sa.Connection, study: Study) -> str | None:
+    """Say which limit in hours or which target the study has reached; asks only for what its budget limits."""
+    budget, about = study.file.budget, {"study_id": study.study_id, "sign": _sign(study)}
+
+    def ask(query: sa.TextClause, *, is_limited: bool) -> float | None:
+        return connection.scalar(query, about) if is_limited else None
+
+    return spent(
+        study,
+        device_hours=ask(_DEVICE_HOURS, is_limited=budget.gpu_hours is not None) or 0.0,
+        wall_hours=ask(_WALL_HOURS, is_limited=budget.wall_hours is not None) or 0.0,
+        best_value=ask(_BEST_VALUE, is_limited=budget.target is not None),
+    )
+
+
+def spent(study: Study, *, device_hours: float, wall_hours: float, best_value: float | None) -> str | None:
+    """Say which limit in hours or which target is reached, or None."""
     budget = study.file.budget
-    if budget.gpu_hours is not None and books.device_hours >= budget.gpu_hours:
+    if budget.gpu_hours is not None and device_hours >= budget.gpu_hours:
         return f"{budget.gpu_hours:g} device hours spent"
-    if budget.wall_hours is not None and books.wall_hours >= budget.wall_hours:
+    if budget.wall_hours is not None and wall_hours >= budget.wall_hours:
         return f"{budget.wall_hours:g} hours passed"
-    if budget.target is not None and books.best_value is not None:
-        better = (
-            books.best_value <= budget.target
-            if study.file.direction == "minimize"
-            else books.best_value >= budget.target
-        )
-        if better:
+    if budget.target is not None and best_value is not None:
+        sign = _sign(study)
+        if sign * best_value <= sign * budget.target:
             return f"target {budget.target:g} reached"
     return None
 
 
 def finished(study: Study, books: Books) -> str | None:
     """Say why the study is over, or None while a trial is running, waits to be retried or may be started."""
-    limit = spent(study, books)
+    limit = spent(study, device_hours=books.device_hours, wall_hours=books.wall_hours, best_value=books.best_value) or (
+        f"stopped: {books.state_reason}" if books.state == "stopped" else None
+    )
     if limit is not None:
         return limit if books.n_held == 0 else None
     n_trials = planned_trials(study)
@@ -69,23 +82,44 @@ def planned_trials(study: Study) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def count_books(connection: sa.Connection, study_id: int) -> Books:
-    """Count within a transaction that holds the study's row, so that nobody reserves in between."""
-    row = connection.execute(_BOOKS, {"study_id": study_id, "ended": ENDED}).mappings().one()
-    return Books(**row)
+def _sign(study: Study) -> float:
+    return 1.0 if study.file.direction == "minimize" else -1.0
 
+
+_DEVICE_HOURS_QUERY = "select coalesce(sum(device_seconds), 0) / 3600 from hpopt.goes where study_id = :study_id"
+_WALL_HOURS_QUERY = """
+    select extract(epoch from now() - min(started_at))::double precision / 3600
+    from hpopt.goes where study_id = :study_id
+"""
+_BEST_VALUE_QUERY = """
+    select :sign * min(:sign * v.value)
+    from public.trials t join public.trial_values v using (trial_id)
+    where t.study_id = :study_id and t.state = 'COMPLETE' and v.objective = 0 and v.value_type = 'FINITE'
+      and not exists (
+          select from public.trial_system_attributes c
+          where c.trial_id = t.trial_id and c.key like 'constraints:%' and c.value_json::double precision > 0
+      )
+"""
+
+_DEVICE_HOURS = sa.text(_DEVICE_HOURS_QUERY)
+_WALL_HOURS = sa.text(_WALL_HOURS_QUERY)
+_BEST_VALUE = sa.text(_BEST_VALUE_QUERY)
 
 _BOOKS = sa.text(
     f"""
-    select count(*) filter (where a.outcome in :ended)::int as n_ended,
-           count(*) filter (where a.outcome is null)::int as n_held,
-           count(*) filter (where {IS_WAITING})::int as n_waiting,
-           coalesce(sum(a.device_seconds), 0) / 3600 as device_hours,
-           coalesce(extract(epoch from now() - min(a.started_at)), 0)::double precision / 3600 as wall_hours,
-           coalesce(extract(epoch from max(coalesce(a.ended_at, now())) - min(a.started_at)), 0)::double precision
-               / 3600 as active_hours,
-           (select l.value from hpopt.leaderboard l where l.study_id = :study_id order by l.rank limit 1) as best_value
-    from hpopt.attempt a
-    where a.study_id = :study_id
-    """  # noqa: S608 - the only thing put in is the constant above.
+    select s.state, s.state_reason, counted.*,
+           ({_DEVICE_HOURS_QUERY}) as device_hours,
+           coalesce(({_WALL_HOURS_QUERY}), 0) as wall_hours,
+           ({_BEST_VALUE_QUERY}) as best_value
+    from hpopt.study s, (
+        select count(*) filter (where outcome in :ended)::int as n_ended,
+               count(*) filter (where outcome is null)::int as n_held,
+               count(*) filter (where outcome in ('lost', 'preempted') and is_last)::int as n_waiting,
+               coalesce(extract(epoch from max(coalesce(ended_at, now())) - min(started_at)), 0)::double precision
+                   / 3600 as active_hours
+        from hpopt.goes
+        where study_id = :study_id
+    ) counted
+    where s.study_id = :study_id
+    """  # noqa: S608 - what is put in are the constants above.
 ).bindparams(sa.bindparam("ended", expanding=True))

@@ -1,10 +1,14 @@
 """Owns the connections to Postgres, ours and Optuna's. Leaves what is said over them to its neighbours."""
 
+import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
 import optuna
+import psycopg2
+import psycopg2.extensions
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
@@ -14,6 +18,10 @@ from hpopt.errors import DatabaseError
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
+# A transaction that others wait for ends by itself when its process is frozen in the middle of it.
+_LOCK_TIMEOUT_S = 10
+_ANSWER_WITHIN_S = 20
+_BRIEF = f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'; set local idle_in_transaction_session_timeout = '10 s'"
 # The SQLSTATE of read_only_sql_transaction.
 READ_ONLY = "25006"
 
@@ -22,7 +30,14 @@ _ENGINE_OPTIONS = {
     "pool_size": 1,
     "max_overflow": 1,
     "pool_pre_ping": True,
-    "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S},
+    # The kernel notices a cut cable; without these it would take two hours.
+    "connect_args": {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": 10_000,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+    },
 }
 
 
@@ -71,14 +86,53 @@ class Database:
             yield connection
 
     @contextmanager
+    def brief(self) -> Iterator[sa.Connection]:
+        """Open a transaction that others may wait for: it neither waits for a lock nor holds one for long."""
+        with self.begin() as connection:
+            connection.exec_driver_sql(_BRIEF)
+            yield connection
+
+    @contextmanager
+    def statement(self) -> Iterator[sa.Connection]:
+        """Open a connection for one statement, which commits itself: one way there and back."""
+        with self.errors(), self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def release(self) -> None:
+        """Close the connections that nobody uses at the moment."""
+        self.engine.dispose()
+
+    @contextmanager
     def errors(self) -> Iterator[None]:
         """Turn what our library and Optuna's raise when the database does not answer into DatabaseError."""
         try:
             yield
-        except (DBAPIError, StorageInternalError) as error:
+        except (DBAPIError, StorageInternalError, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            # The last two come from giving a broken connection back, where SQLAlchemy does not translate them.
             if isinstance(error, DBAPIError) and not _is_out_of_reach(error):
                 raise
             raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
+
+
+def limit_waits() -> None:
+    """Let every wait for an answer in this process end with an error after a while.
+
+    A server or a proxy that hangs keeps its connection alive, and psycopg2 would wait for it for ever.
+    """
+    psycopg2.extensions.set_wait_callback(_wait_for_answer)
+
+
+def _wait_for_answer(connection: psycopg2.extensions.connection) -> None:
+    deadline = time.monotonic() + _ANSWER_WITHIN_S
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise psycopg2.OperationalError(f"no answer for {_ANSWER_WITHIN_S} s")
+        waiting = select.poll()
+        waiting.register(
+            connection.fileno(), select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT
+        )
+        waiting.poll(left_s * 1000)
 
 
 def parse_url(url: str) -> sa.URL:

@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from alembic import command
 from hpopt import tables
 from hpopt.errors import DatabaseError
+from hpopt.storage import optuna_rows
 from hpopt.storage.database import Database
 
 _PACKAGE = Path(__file__).parent.parent
@@ -51,6 +52,12 @@ def require_current(database: Database) -> None:
     if current != head:
         raise DatabaseError(
             f"{database.address}: tables at revision {current}, expected {head}; run `hpopt db upgrade`"
+        )
+    with database.begin() as connection:
+        theirs = connection.scalar(sa.text("select version_num from public.alembic_version"))
+    if theirs != optuna_rows.REVISION:
+        raise DatabaseError(
+            f"{database.address}: Optuna's tables are at {theirs}, this hpopt writes those of {optuna_rows.REVISION}"
         )
 
 

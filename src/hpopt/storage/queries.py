@@ -38,10 +38,12 @@ def progress(database: Database, study: Study) -> Progress:
         outcomes = connection.execute(_OUTCOMES, about).all()
         workers = connection.execute(_WORKERS, about).mappings().all()
         default_value = connection.scalar(_DEFAULT_VALUE, about)
+        state_since = connection.execute(_STATE_SINCE, about).scalar_one()
     spent = books.read_books(database, study)
     return Progress(
         name=study.name,
         metric=study.file.metric,
+        state_since=state_since,
         planned_trials=books.planned_trials(study),
         over=books.finished(study, spent),
         books=spent,
@@ -53,11 +55,14 @@ def progress(database: Database, study: Study) -> Progress:
     )
 
 
-def ended_trials(database: Database, study: Study, after: datetime | None = None) -> list[EndedTrial]:
-    """List the trials that are over, in the order in which they ended."""
+def ended_trials(
+    database: Database, study: Study, *, after: datetime | None = None, last: int | None = None
+) -> list[EndedTrial]:
+    """List the trials that are over in the order in which they ended: all, those after a time, or the last few."""
+    about = {"study_id": study.study_id, "after": after, "last": last}
     with database.begin() as connection:
-        rows = connection.execute(_ENDED, {"study_id": study.study_id, "after": after}).mappings().all()
-    return [EndedTrial(**row) for row in rows]
+        rows = connection.execute(_ENDED, about).mappings().all()
+    return [EndedTrial(**row) for row in reversed(rows)]
 
 
 def read_table(database: Database, study: Study) -> StudyTable:
@@ -110,11 +115,13 @@ _OUTCOMES = sa.text(
     """
 )
 
+_STATE_SINCE = sa.text("select state_since from hpopt.study where study_id = :study_id")
+
 _DEFAULT_VALUE = sa.text(
     f"""
     select t.value
     from hpopt.trials t
-    join public.trial_user_attributes u on u.trial_id = t.trial_id and u.key = '{DEFAULT_CONFIGURATION}'
+    join public.trial_user_attributes u on u.trial_id = t.first_trial_id and u.key = '{DEFAULT_CONFIGURATION}'
     where t.study_id = :study_id and t.state = 'COMPLETE' and t.feasible
     order by t.trial limit 1
     """  # noqa: S608 - the only thing put in is a constant.
@@ -125,26 +132,22 @@ _ENDED = sa.text(
     select trial, coalesce(outcome, lower(state)) as outcome, value, reason, device_seconds, finished_at
     from hpopt.trials
     where study_id = :study_id and state in ('COMPLETE', 'PRUNED', 'FAIL') and finished_at is not null
-      and (outcome is not null or n_attempts = 0)
       and (cast(:after as timestamptz) is null or finished_at > :after)
-    order by finished_at, trial
+    order by finished_at desc, trial desc limit cast(:last as int)
     """
 )
 
 _WORKERS = sa.text(
     """
-    select f.worker_id, f.host, f.device, f.silent_seconds, f.trial, f.go,
+    select f.worker_id, f.host, f.pid, f.device, f.started_at, f.silent_seconds, f.is_silent, f.device_seconds,
+           f.trial, f.go, f.trial_started_at,
            extract(epoch from now() - f.trial_started_at)::double precision as seconds,
-           c.step, c.tokens, (c.metrics ->> :metric)::double precision as value,
-           (c.metrics ->> 'tokens_per_second')::double precision as tokens_per_second
+           t.device_seconds as trial_device_seconds,
+           f.step, f.tokens, (e.metrics ->> :metric)::double precision as value, f.tokens_per_second
     from hpopt.fleet f
-    left join lateral (
-        select e.step, e.tokens, e.metrics
-        from public.trials t
-        join hpopt.evaluation e on e.trial_id = t.trial_id
-        where t.study_id = :study_id and t.number = f.trial
-        order by e.step desc limit 1
-    ) c on true
+    left join hpopt.goes g on g.worker_id = f.worker_id and g.ended_at is null
+    left join hpopt.trials t on t.trial_id = g.trial_id
+    left join hpopt.evaluation e on e.trial_id = g.trial_id and e.step = f.step
     where f.study_name = :name and f.stopped_at is null
     order by f.worker_id
     """

@@ -1,104 +1,77 @@
-"""Owns the dead: ends attempts that went silent, frees trials that nobody holds. Leaves the living to attempts.py."""
+"""Owns the dead: ends attempts that went silent. Leaves the living, and those who hand back, to attempts.py."""
 
-from contextlib import suppress
-
-import optuna
 import sqlalchemy as sa
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import Trial, TrialState
 
-from hpopt.storage.attempts import STATES, end, give_back
-from hpopt.storage.books import ENDED
+from hpopt.storage.attempts import ENDED_ELSEWHERE, GOES_WITHOUT_PROGRESS, MAX_GOES_WITHOUT_PROGRESS
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
-MAX_GOES_WITHOUT_PROGRESS = 3
-# An hpopt worker ties a trial to its attempt within milliseconds of asking for it.
-_ORPHAN_AFTER_S = 60.0
 
+def reap(database: Database, study: Study, worker_id: int) -> int:
+    """End the attempts that were silent for longer than their workers said; gives their number.
 
-def reap(database: Database, study: Study, optuna_study: optuna.Study) -> int:
-    """End the attempts that were silent for longer than their workers said, and the trials that nobody holds.
-
-    Gives their number. Any worker may do it at any time: each step is done once however often it is tried, and a crash
-    between two steps leaves the second to the next worker.
+    Any worker may do it at any time. After a time without the database a worker cannot know who was silent and who was
+    cut off as it was: it waits for as long as the silent one would, unless that one must have given up meanwhile.
     """
-    with database.begin() as connection:
-        about = {"study_id": study.study_id, "orphan_after_s": _ORPHAN_AFTER_S}
-        silent = connection.execute(_SILENT, about).mappings().all()
-        orphans = connection.scalars(_ORPHANS, about).all()
-        abandoned = connection.scalars(_ABANDONED, about).all()
-        connection.execute(_SILENT_WORKERS, about)
-    with database.errors():
-        for attempt in silent:
-            end(database, attempt["attempt_id"], *_bury(database, attempt))
-        for trial_id in abandoned:
-            with suppress(UpdateFinishedTrialError):
-                database.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
-        for trial_id in orphans:
-            give_back(database, optuna_study, Trial(optuna_study, trial_id))
-    return len(silent) + len(abandoned) + len(orphans)
+    about = {"study_id": study.study_id, "worker_id": worker_id, "n_goes": MAX_GOES_WITHOUT_PROGRESS}
+    with database.brief() as connection:
+        ended = connection.execute(_END_SILENT, about).rowcount
+        connection.execute(_STOP_SILENT_WORKERS, about)
+    return ended
 
 
-def _bury(database: Database, attempt: sa.RowMapping) -> tuple[str, str]:
-    silent = f"silent for {attempt['stale_after_s']:g} s"
-    if attempt["trial_id"] is None:
-        return "lost", f"{silent} before it had a trial"
-    try:
-        database.optuna.set_trial_state_values(attempt["trial_id"], TrialState.FAIL)
-    except UpdateFinishedTrialError:
-        # The worker died between telling Optuna and telling us: what Optuna has counts.
-        trial = database.optuna.get_trial(attempt["trial_id"])
-        kind = next((kind for kind in ENDED if STATES[kind] is trial.state), "lost")
-        if kind == "pruned" and trial.constraints.get("diverged", 0) > 0:
-            kind = "diverged"
-        if kind != "failed":
-            return kind, "its worker died while ending it"
-    if attempt["n_goes_without_progress"] >= MAX_GOES_WITHOUT_PROGRESS:
-        return "failed", f"its worker died {MAX_GOES_WITHOUT_PROGRESS} times in a row without progress"
-    return "lost", silent
+_IS_DEAD = """
+    {heard} < now() - make_interval(secs => w.stale_after_s)
+    and (
+        {heard} < now() - make_interval(secs => w.give_up_after_s + w.stale_after_s)
+        or exists (
+            select from hpopt.worker reaper
+            where reaper.worker_id = :worker_id
+              and reaper.connected_since < now() - make_interval(secs => w.stale_after_s)
+        )
+    )
+"""
 
-
-_SILENT = sa.text(
-    """
-    select a.attempt_id, a.trial_id, w.stale_after_s, (
-               select count(*) from hpopt.attempt later
-               where later.first_trial_id = a.first_trial_id and later.outcome is distinct from 'preempted'
-                 and later.go > coalesce((
-                     select goes.go from hpopt.attempt goes
-                     where goes.first_trial_id = a.first_trial_id and goes.tokens > 0
-                     order by goes.tokens desc, goes.go limit 1
-                 ), 0)
-           ) as n_goes_without_progress
-    from hpopt.attempt a
-    join hpopt.worker w on w.worker_id = a.worker_id
-    where a.study_id = :study_id and a.ended_at is null
-      and a.heartbeat_at < now() - make_interval(secs => w.stale_after_s)
-    """
+# Its Optuna trial ends in the same statement. A silent attempt did nothing after its last heartbeat: that is what it
+# is charged for.
+_END_SILENT = sa.text(
+    f"""
+    with silent as (
+        select a.attempt_id, a.trial_id
+        from hpopt.attempt a join hpopt.worker w on w.worker_id = a.worker_id
+        where a.study_id = :study_id and a.ended_at is null
+          and {_IS_DEAD.format(heard="a.heartbeat_at")}
+        for update of a skip locked
+    ), failed as (
+        update public.trials t
+        set state = 'FAIL', datetime_complete = now() at time zone 'UTC'
+        from silent where t.trial_id = silent.trial_id and t.state = 'RUNNING'
+    )
+    update hpopt.attempt a
+    set ended_at = now(),
+        outcome = coalesce(
+            {ENDED_ELSEWHERE}, case when {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else 'lost' end
+        ),
+        reason = case
+            when t.state <> 'RUNNING' then 'ended outside of hpopt'
+            when {GOES_WITHOUT_PROGRESS} >= :n_goes
+                then 'its worker died ' || :n_goes || ' times in a row without progress'
+            else 'silent for ' || w.stale_after_s || ' s'
+        end
+    from silent
+    join public.trials t on t.trial_id = silent.trial_id, hpopt.worker w
+    where a.attempt_id = silent.attempt_id and w.worker_id = a.worker_id
+    """  # noqa: S608 - what is put in are constants.
 )
 
-_SILENT_WORKERS = sa.text(
-    """
-    update hpopt.worker set stopped_at = seen_at, stop_reason = 'went silent'
-    where study_id = :study_id and stopped_at is null
-      and seen_at < now() - make_interval(secs => stale_after_s)
-    """
-)
-
-# Its attempt was ended while the database was away, before Optuna could be told.
-_ABANDONED = sa.text(
-    """
-    select t.trial_id from public.trials t join hpopt.attempt a on a.trial_id = t.trial_id
-    where t.study_id = :study_id and t.state = 'RUNNING' and a.ended_at is not null
-    """
-)
-
-_ORPHANS = sa.text(
-    """
-    select t.trial_id
-    from public.trials t
-    where t.study_id = :study_id and t.state = 'RUNNING'
-      and t.datetime_start < (now() at time zone 'UTC') - make_interval(secs => :orphan_after_s)
-      and not exists (select from hpopt.attempt a where a.trial_id = t.trial_id)
-    """
+_STOP_SILENT_WORKERS = sa.text(
+    f"""
+    update hpopt.worker
+    set stopped_at = seen_at, stop_reason = 'went silent'
+    where worker_id in (
+        select w.worker_id from hpopt.worker w
+        where w.study_id = :study_id and w.stopped_at is null and {_IS_DEAD.format(heard="w.seen_at")}
+        for update skip locked
+    )
+    """  # noqa: S608 - what is put in are constants.
 )

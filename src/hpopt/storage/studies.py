@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
 from sqlalchemy.dialects.postgresql import insert
 
-from hpopt import __version__, plan, strategy, tables
+from hpopt import __version__, strategy, tables
 from hpopt.errors import InputError, did_you_mean
 from hpopt.hyperparameters import Scalar
 from hpopt.storage.database import Database
@@ -44,6 +45,7 @@ class Study:
     role: str
     created_at: datetime
     data_fingerprint: str | None
+    versions: Mapping[str, str]
 
 
 def create_study(
@@ -52,7 +54,8 @@ def create_study(
     """Register the study of a study file, with its known configurations enqueued.
 
     A study that exists goes on: its budget, sampler and pruner become those of the file, and configurations that are
-    new in it are enqueued. Raises InputError when the file asks for another space, saying what differs.
+    new in it are enqueued; from then on this version of hpopt runs it. Raises InputError when the file asks for
+    another space, saying what differs.
     """
     file = parse_study_file(text, source)
     known = find_study(database, file.name)
@@ -64,10 +67,9 @@ def create_study(
             f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore it"
         )
     with database.errors():
-        known_trials = optuna.load_study(study_name=file.name, storage=database.optuna)
-        _enqueue(known_trials, file)
+        _enqueue(open_optuna(database, known), file)
     with database.begin() as connection:
-        row = {"file": text, "file_sha256": _sha256(text)}
+        row = {"file": text, "file_sha256": _sha256(text), "versions": _versions()}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
     return load_study(database, file.name)
 
@@ -85,7 +87,7 @@ def find_study(database: Database, name: str) -> Study | None:
     query = sa.text(
         """
         select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint,
-               p.study_name as parent
+               h.versions, p.study_name as parent
         from hpopt.study h
         join public.studies s on s.study_id = h.study_id
         left join public.studies p on p.study_id = h.parent_id
@@ -109,15 +111,27 @@ def study_names(database: Database) -> list[str]:
 
 
 def open_optuna(database: Database, study: Study) -> optuna.Study:
-    """Open the Optuna side of a study with the sampler and pruner of its file."""
-    file = study.file
-    sampler = strategy.build_sampler(
-        file.sampler.name, seed=file.sampler.seed, n_startup_trials=file.sampler.n_startup_trials
-    )
-    rungs = plan.place_rungs(file)
-    pruner = strategy.build_pruner(file.pruner.name, rungs=rungs, reduction_factor=file.pruner.reduction_factor)
+    """Open the Optuna side of a study, as stock Optuna does."""
     with database.errors():
-        return optuna.load_study(study_name=study.name, storage=database.optuna, sampler=sampler, pruner=pruner)
+        return optuna.load_study(study_name=study.name, storage=database.optuna)
+
+
+def reload(database: Database, study: Study) -> Study:
+    """Give the study with what `hpopt create` changed in its file since it was read."""
+    query = "select file_sha256 from hpopt.study where study_id = :study_id"
+    with database.begin() as connection:
+        known = connection.scalar(sa.text(query), {"study_id": study.study_id})
+    return study if known == _sha256(study.text) else load_study(database, study.name)
+
+
+def require_version(study: Study) -> None:
+    """Raise InputError where the study is another hpopt's: the same trial may end differently there."""
+    theirs = study.versions["hpopt"]
+    if theirs != __version__:
+        raise InputError(
+            f"study '{study.name}' is run by hpopt {theirs}, this is {__version__}; install that one, or move the "
+            "study here with `hpopt create FILE`"
+        )
 
 
 def require_data(database: Database, study: Study, fingerprint: str | None) -> None:

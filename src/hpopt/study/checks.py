@@ -119,8 +119,8 @@ def _check_enqueued(study: StudyFile) -> None:
 
 
 def _check_strategy(study: StudyFile) -> None:
-    for name in _decides_steps(study) & study.search_space.keys() if study.pruner.name != "none" else ():
-        problem = f"{study.pruner.name} compares trials at points of one schedule"
+    for name in _decides_length(study) & study.search_space.keys() if study.pruner.name != "none" else ():
+        problem = f"{study.pruner.name} compares trials at the same fractions of schedules of one length"
         raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')
     for name, searched in study.search_space.items():
         _check_used(study, name)
@@ -129,10 +129,13 @@ def _check_strategy(study: StudyFile) -> None:
             raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
 
 
-def _decides_steps(study: StudyFile) -> set[str]:
-    """Name the parameters from which the number of optimizer steps follows."""
+def _decides_length(study: StudyFile) -> set[str]:
+    """Name the parameters that make one trial train longer than another, in tokens or else in steps.
+
+    With a number of tokens given, batches of another size take other steps to the same fractions.
+    """
     if study.objective in OBJECTIVES and (study.fixed.get("max_tokens") or "max_tokens" in study.search_space):
-        return {"max_tokens", "batch_size", "gradient_accumulation_steps", "sequence_length"}
+        return {"max_tokens"}
     return {"max_steps"}
 
 

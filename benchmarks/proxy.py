@@ -1,0 +1,147 @@
+"""Owns a network that can be disturbed: one TCP link to the database for each worker. Leaves when and how to faults.py.
+
+All links live in one asyncio loop in a thread of its own; the methods of Link may be called from any other thread.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Self
+
+HOST = "127.0.0.1"
+CHUNK_BYTES = 65536
+_ANSWER_TIMEOUT_S = 10
+
+
+class Network:
+    """Links to one port of this machine, each with a port of its own."""
+
+    def __init__(self, target_port: int, n_links: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
+        self.links = [Link(self._loop, target_port) for _ in range(n_links)]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        for link in self.links:
+            link.accept()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for link in self.links:
+            link.refuse()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Link:
+    """The connections of one worker to the database."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, target_port: int) -> None:
+        self.port = 0
+        self._loop = loop
+        self._target_port = target_port
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        # What is sent while a gate is closed waits in front of it, as the packets of a cut cable are sent again.
+        self._requests, self._replies = asyncio.Event(), asyncio.Event()
+        self._requests.set()
+        self._replies.set()
+
+    def __repr__(self) -> str:
+        return f"Link({self.port})"
+
+    def accept(self) -> None:
+        """Listen, on the port of last time."""
+        self._call(self._listen())
+
+    def refuse(self) -> None:
+        """Close the listener and reset every connection; new ones are refused."""
+        self._call(self._close())
+
+    def stall(self, *, replies_only: bool) -> None:
+        """Stop forwarding without closing: nothing gets through, or requests do and their replies do not."""
+        self._call(self._set_gates(requests=replies_only, replies=False))
+
+    def flow(self, *, reset: bool) -> None:
+        """Forward again what waited, or reset the connections so that it is lost."""
+        self._call(self._reopen(reset=reset))
+
+    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_ANSWER_TIMEOUT_S)
+
+    async def _listen(self) -> None:
+        if self._server is None:
+            self._server = await asyncio.start_server(self._serve, HOST, self.port)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        await self._reset()
+
+    async def _set_gates(self, *, requests: bool, replies: bool) -> None:
+        for gate, is_open in ((self._requests, requests), (self._replies, replies)):
+            if is_open:
+                gate.set()
+            else:
+                gate.clear()
+
+    async def _reopen(self, *, reset: bool) -> None:
+        if reset:
+            await self._reset()
+        await self._set_gates(requests=True, replies=True)
+
+    async def _reset(self) -> None:
+        tasks = list(self._tasks)
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            return
+        self._tasks.add(task)
+        self._writers.add(to_client)
+        try:
+            with suppress(OSError, asyncio.CancelledError):
+                await self._forward(client, to_client)
+        finally:
+            to_client.close()
+            self._writers.discard(to_client)
+            self._tasks.discard(task)
+
+    async def _forward(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        server, to_server = await asyncio.open_connection(HOST, self._target_port)
+        self._writers.add(to_server)
+        pumps = [
+            asyncio.ensure_future(_pump(client, to_server, self._requests)),
+            asyncio.ensure_future(_pump(server, to_client, self._replies)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            # An ordinary end and not a reset: what has been written still arrives.
+            to_server.close()
+            self._writers.discard(to_server)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+    while True:
+        data = await reader.read(CHUNK_BYTES)
+        # A stalled link keeps the end of a connection from the other side, too.
+        await gate.wait()
+        if not data:
+            return
+        writer.write(data)
+        await writer.drain()
