@@ -3,8 +3,12 @@
 Each message is one line: what, where, the value, and the nearest right one.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# Of a disk that is full, broken or gone; another machine, or this one later, can go on.
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
 
 class HpoptError(Exception):

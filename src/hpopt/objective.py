@@ -3,7 +3,6 @@
 The torch wing is imported here alone, and only when a trial is about to run.
 """
 
-import errno
 import logging
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpopt.errors import Diverged, Interrupted
+from hpopt.errors import DISK_TROUBLE, Diverged, Interrupted
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.config import PREPARED_BY
@@ -21,9 +20,6 @@ from hpopt.training.run import Evaluation, Run
 _logger = logging.getLogger(__name__)
 
 TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]
-
-# A disk that is full, broken or gone; another machine, or this one later, can go on with the trial.
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
 # The training functions that come along, by the name a study file gives them.
 OBJECTIVES = {"pretrain": "hpopt.training.pretrain:pretrain"}

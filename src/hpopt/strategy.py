@@ -4,44 +4,62 @@ The algorithms are Optuna's.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.samplers import RandomSampler
 
 from hpopt.hyperparameters import Scalar
 from hpopt.search_space import Categorical, Int, Range
+from hpopt.tpe import ColumnTPESampler, Observed
 
 Space = Mapping[str, Range]
 
-
-class SpaceTPESampler(TPESampler):
-    """Optuna's TPE over a space that is known and never changes: nothing is inferred from the trials."""
-
-    def __init__(self, space: Mapping[str, BaseDistribution], *, n_startup_trials: int, seed: int) -> None:
-        super().__init__(n_startup_trials=n_startup_trials, seed=seed)
-        self._space = {name: space[name] for name in sorted(space) if not space[name].single()}
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Give what is sampled together: all parameters that have more than one value."""
-        del study, trial
-        return self._space
+_NOTHING: Any = None
 
 
-def build_sampler(
-    name: str, space: Mapping[str, BaseDistribution], *, seed: int, number: int, n_startup_trials: int
-) -> BaseSampler:
-    """Make the sampler of one trial, seeded from (seed, trial number), so that workers never repeat each other.
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How the params of one trial are sampled: by which algorithm, seeded from (seed, trial number).
 
-    A grid needs none, because its points are enqueued.
+    Each trial has a sampler of its own, so that parallel workers never repeat each other. A grid needs none, because
+    its points are enqueued.
     """
-    state = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    if name == "tpe":
-        return SpaceTPESampler(space, n_startup_trials=n_startup_trials, seed=state)
-    return RandomSampler(seed=state)
+
+    algorithm: str
+    n_startup_trials: int
+    seed: int
+    number: int
+
+
+def propose(
+    draw: Draw, space: Mapping[str, BaseDistribution], observed: Observed, known: Mapping[str, Scalar]
+) -> dict[str, Scalar]:
+    """Sample the params of a trial, as Optuna's ask does; those that are known stay as they are."""
+    seed = int(np.random.SeedSequence([draw.seed, draw.number]).generate_state(1)[0])
+    is_modelled = draw.algorithm == "tpe" and observed.n_ended >= draw.n_startup_trials
+    sampled = ColumnTPESampler(seed=seed).propose(space, observed) if is_modelled else {}
+    at_random = RandomSampler(seed=seed)
+
+    def choose(name: str, distribution: BaseDistribution) -> Scalar:
+        if distribution.single():
+            return _only_value(distribution)
+        # It looks at neither study nor trial.
+        value: Scalar = at_random.sample_independent(_NOTHING, _NOTHING, name, distribution)
+        return value
+
+    sampled = {**sampled, **known}
+    return {name: sampled[name] if name in sampled else choose(name, space[name]) for name in space}
+
+
+def _only_value(distribution: BaseDistribution) -> Scalar:
+    value: Scalar = distribution.to_external_repr(
+        0 if isinstance(distribution, CategoricalDistribution) else distribution.low  # type: ignore[attr-defined]
+    )
+    return value
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

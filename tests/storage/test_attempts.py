@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from hpopt import tpe
 from hpopt.errors import DatabaseError, Fenced, InputError
 from hpopt.storage import attempts, books, queries, reaping, studies
 from hpopt.storage import database as database_module
-from hpopt.storage import history as history_module
 from hpopt.storage.database import Database
 from hpopt.storage.history import History
 from hpopt.training.run import Evaluation
@@ -437,17 +437,30 @@ def test_the_sampler_sees_what_stock_optuna_would_show_it(database):
     left = fleet.start()
     for history in (fleet.history, History(database, fleet.study)):
         history.refresh()
-        kept = [t for t in history.memory.trials if t.state is not TrialState.FAIL]
-        seen = {trial.params["momentum"]: trial for trial in kept}
+        observed = history.observed()
         stock = [t for t in fleet.stock().trials if t.state is not TrialState.FAIL]
-        assert len(kept) == len(seen) == len(stock) == 5
-        for trial in stock:
-            copy = seen[trial.params["momentum"]]
-            assert (copy.state, copy.constraints) == (trial.state, trial.constraints)
-            assert copy.value == trial.value or trial.state is TrialState.PRUNED
-            if trial.state is TrialState.PRUNED:
-                assert copy.intermediate_values == trial.intermediate_values
-        assert seen[left.params["momentum"]].state is TrialState.RUNNING
+        assert list(observed.values["momentum"]) == [trial.params["momentum"] for trial in stock]
+        assert list(observed.kind) == [tpe.COMPLETE, tpe.PRUNED, tpe.INFEASIBLE, tpe.COMPLETE, tpe.RUNNING]
+        assert list(observed.score[:4]) == [2.0, 2.0, 1.0, 6.0]
+        assert observed.step[1] == 10
+        assert observed.values["momentum"][-1] == left.params["momentum"]
+
+
+def test_the_history_grows_with_the_study(pruned):
+    """More trials than its columns had room for at first."""
+    pruned.execute(
+        "insert into public.trials (study_id, number, state) select study_id, n, 'RUNNING' "
+        "from hpopt.study, generate_series(1, 600) n"
+    )
+    pruned.execute(
+        "insert into public.trial_params (trial_id, param_name, param_value, distribution_json) "
+        """select trial_id, 'momentum', 0.8 + number / 10000.0, '{"name": "FloatDistribution", "attributes": """
+        """{"step": null, "low": 0.8, "high": 0.99, "log": false}}' from public.trials where number > 0"""
+    )
+    pruned.history.refresh()
+    observed = pruned.history.observed()
+    assert len(observed.kind) == 600
+    assert observed.values["momentum"][-1] == pytest.approx(0.86)
 
 
 def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
@@ -458,24 +471,7 @@ def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
         theirs = stock.ask({"momentum": optuna.distributions.FloatDistribution(0.1, 0.2)})
         stock.tell(theirs, 0.1)
     fleet.history.refresh()
-    assert [trial for trial in fleet.history.memory.trials if trial.state is TrialState.COMPLETE] == []
-
-
-def test_a_long_history_keeps_its_best_and_a_sample_of_the_rest(pruned, monkeypatch):
-    """Otherwise sampling takes as long as training at ten thousand trials."""
-    monkeypatch.setattr(history_module, "_MOST_TRIALS", 20)
-    monkeypatch.setattr(history_module, "_N_BEST", 3)
-    monkeypatch.setattr(history_module, "_N_OTHERS", 6)
-    for k in range(21):
-        pruned.finish(pruned.start(), value=float((8 * k) % 21))
-    running = pruned.start()
-    pruned.history.refresh()
-    kept = [trial for trial in pruned.history.memory.trials if trial.state is TrialState.COMPLETE]
-    assert {0.0, 1.0, 2.0} < {trial.value for trial in kept}
-    assert 8 <= len(kept) <= 10
-    pruned.finish(running, value=-1.0)
-    pruned.history.refresh()
-    assert pruned.history.memory.best_value == -1.0
+    assert fleet.history.observed().n_ended == 0
 
 
 def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):

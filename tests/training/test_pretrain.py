@@ -108,6 +108,20 @@ def test_stopping_at_a_micro_step_writes_the_checkpoint_of_the_last_whole_step(c
     assert training.progress.step == 1
 
 
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(config_of, cache, tmp_path, caplog):
+    """Others fill the disk for a moment; what is trained meanwhile is not thrown away."""
+    config, run = config_of(), Run(folder=tmp_path / "run", cache=cache)
+    run.folder.mkdir()
+    full = run.folder / "checkpoint.pt.tmp"
+    full.symlink_to("/dev/full")
+    evaluations = []
+    for evaluation in pretrain(config, run):
+        evaluations.append(evaluation)
+        assert run.checkpoint.exists() == (len(evaluations) > 1)
+    assert "no checkpoint of step" in caplog.text
+    assert losses(evaluations) == losses(pretrain(config, Run(folder=tmp_path / "other", cache=cache)))
+
+
 def test_checkpoint_is_written_before_each_yield(config_of, cache, tmp_path):
     """A pruned or killed run is closed at a yield; what was evaluated must be what is kept."""
     config, run = config_of(), Run(folder=tmp_path / "run", cache=cache)

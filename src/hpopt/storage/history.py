@@ -1,4 +1,4 @@
-"""Owns what a worker's sampler has seen: an Optuna study in memory, kept in step with the one in the database.
+"""Owns what a worker's sampler has seen: the trials of its study as columns, kept in step with the database.
 
 Optuna's own storage reads every running trial again for each parameter, and all trials with all their values at first.
 Here one query brings what has changed: params, final values, and of a pruned trial its last value.
@@ -8,45 +8,37 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import optuna
+import numpy as np
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
-from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState, create_trial
 
-from hpopt import strategy
+from hpopt import strategy, tpe
 from hpopt.hyperparameters import Scalar
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
+from hpopt.strategy import Draw
+from hpopt.tpe import Observed
 
-_MOST_TRIALS = 2_000
-_N_BEST, _N_OTHERS = 200, 800
-_DIVERGED = "constraints:diverged"
+_FIRST_CAPACITY = 256
+# The kind of a trial that tells the sampler nothing: it failed, or was handed back.
+_NONE = -1
 
 
 class History:
-    """The trials of a study, as its sampler sees them: running, complete and pruned ones with all their params.
-
-    Of more than `_MOST_TRIALS` it keeps the best and an even sample of the rest. TPE takes the 25 best for good and
-    all others for the background, which a thousand of them describe as well as ten thousand do, in a tenth of the time.
-    """
+    """The trials of a study, as its sampler sees them: running, complete and pruned ones with all their params."""
 
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
         self._study = study
         self._space = strategy.distributions(study.file.search_space)
         self._json = [distribution_to_json(distribution) for distribution in self._space.values()]
+        self._sign = 1.0 if study.file.direction == "minimize" else -1.0
         self._newest = 0
         self._open: set[int] = set()
-        self._rows: dict[int, Mapping[str, Any]] = {}
-        self._forget()
-
-    def _forget(self) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.memory = optuna.create_study(storage=InMemoryStorage(), direction=self._study.file.direction)
-        # The ids in memory of trials, by those in the database.
-        self._in_memory: dict[int, int] = {}
+        # The row of each trial, by its id; ids rise with the numbers.
+        self._places: dict[int, int] = {}
+        self._rows = np.zeros(_FIRST_CAPACITY, dtype=_columns(len(self._space)))
 
     def refresh(self) -> None:
         """Take in what has changed in the database since the last time."""
@@ -57,86 +49,62 @@ class History:
             "distributions": self._json,
         }
         with self._database.statement() as connection:
-            changed: list[Mapping[str, Any]] = [{**row} for row in connection.execute(_CHANGED, about).mappings()]
-        for row in changed:
-            self._note(row)
-        if len(self._rows) > _MOST_TRIALS:
-            self._rows = self._thin()
-            self._forget()
-            changed = list(self._rows.values())
-        for row in changed:
-            self._show(row)
+            for row in connection.execute(_CHANGED, about).mappings():
+                self._take_in({**row})
+
+    def observed(self) -> Observed:
+        """Give what the sampler learns from."""
+        rows = self._rows[: len(self._places)]
+        rows = rows[rows["kind"] != _NONE]
+        values = {name: rows["values"][:, place] for place, name in enumerate(self._space)}
+        return Observed(values=values, kind=rows["kind"], step=rows["step"], score=rows["score"])
 
     def propose(self, study: Study, attempt: Attempt) -> dict[str, Scalar]:
-        """Sample the params of a trial with the sampler of the study; those that it has already stay as they are."""
-        file, memory = study.file, self.memory
-        memory.sampler = strategy.build_sampler(
-            file.sampler.name,
-            self._space,
-            seed=file.sampler.seed,
+        """Sample the params of a trial as the study's file asks now; those that it has already stay as they are."""
+        sampler = study.file.sampler
+        draw = Draw(
+            algorithm=sampler.name,
+            n_startup_trials=sampler.n_startup_trials,
+            seed=sampler.seed,
             number=attempt.number,
-            n_startup_trials=file.sampler.n_startup_trials,
         )
-        if attempt.params:
-            memory.enqueue_trial(dict(attempt.params))
-        trial = memory.ask(self._space)
-        # The trial itself is in the database, and comes from there.
-        memory.tell(trial, state=TrialState.FAIL)
-        return dict(trial.params)
+        return strategy.propose(draw, self._space, self.observed(), attempt.params)
 
-    def _note(self, row: Mapping[str, Any]) -> None:
-        trial_id, state = row["trial_id"], TrialState[row["state"]]
+    def _take_in(self, row: Mapping[str, Any]) -> None:
+        trial_id = row["trial_id"]
         self._newest = max(self._newest, trial_id)
-        (self._open.discard if state.is_finished() else self._open.add)(trial_id)
-        # One that has no params yet, never got any, or has those of another space tells the sampler nothing.
-        if len(row["names"]) == len(self._space) and state is not TrialState.FAIL:
-            self._rows[trial_id] = row
-        else:
-            self._rows.pop(trial_id, None)
-
-    def _thin(self) -> dict[int, Mapping[str, Any]]:
-        sign = 1.0 if self._study.file.direction == "minimize" else -1.0
-        complete = [row for row in self._rows.values() if row["state"] == "COMPLETE"]
-        best = {row["trial_id"] for row in sorted(complete, key=lambda row: sign * row["value"])[:_N_BEST]}
-        rest = [trial_id for trial_id in self._rows if trial_id not in best and trial_id not in self._open]
-        kept = best | self._open | set(rest[:: math.ceil(len(rest) / _N_OTHERS)])
-        return {trial_id: row for trial_id, row in self._rows.items() if trial_id in kept}
-
-    def _show(self, row: Mapping[str, Any]) -> None:
-        """Bring the study in memory to what a row says."""
-        known = self._in_memory.get(row["trial_id"])
-        if known is not None:
-            self._end(known, row)
-        elif row["trial_id"] in self._rows:
-            self._in_memory[row["trial_id"]] = self._add(row)
-
-    def _add(self, row: Mapping[str, Any]) -> int:
-        storage, study = self.memory._storage, self.memory  # noqa: SLF001 - a study of our own in memory.
-        pairs = zip(row["names"], row["internal"], strict=True)
-        state = TrialState[row["state"]]
-        trial = create_trial(
-            state=state,
-            value=row["value"] if state is TrialState.COMPLETE else None,
-            params={name: self._space[name].to_external_repr(value) for name, value in pairs},
-            distributions={name: self._space[name] for name in row["names"]},
-            system_attrs={_DIVERGED: 1.0} if row["is_infeasible"] else {},
-            intermediate_values=_last_value(row),
-        )
-        return int(storage.create_new_trial(study._study_id, trial))  # noqa: SLF001
-
-    def _end(self, known: int, row: Mapping[str, Any]) -> None:
-        storage, state = self.memory._storage, TrialState[row["state"]]  # noqa: SLF001
-        if not state.is_finished():
+        (self._open.add if row["state"] in {"RUNNING", "WAITING"} else self._open.discard)(trial_id)
+        place = self._places.setdefault(trial_id, len(self._places))
+        if place == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        kind = self._kind(row)
+        self._rows["kind"][place] = kind
+        if kind == _NONE:
             return
-        if row["is_infeasible"]:
-            storage.set_trial_system_attr(known, _DIVERGED, 1.0)
-        for step, value in _last_value(row).items():
-            storage.set_trial_intermediate_value(known, step, value)
-        storage.set_trial_state_values(known, state, [row["value"]] if state is TrialState.COMPLETE else None)
+        values = dict(zip(row["names"], row["internal"], strict=True))
+        self._rows["values"][place] = [values[name] for name in self._space]
+        self._rows["step"][place] = -1 if row["last_step"] is None else row["last_step"]
+        self._rows["score"][place] = self._score(row, kind)
+
+    def _kind(self, row: Mapping[str, Any]) -> int:
+        # One that has no params yet, never got any, or has those of another space tells the sampler nothing.
+        if len(row["names"]) != len(self._space):
+            return _NONE
+        if row["state"] in {"COMPLETE", "PRUNED"} and row["violation"] > 0:
+            return tpe.INFEASIBLE
+        return {"COMPLETE": tpe.COMPLETE, "PRUNED": tpe.PRUNED, "RUNNING": tpe.RUNNING}.get(row["state"], _NONE)
+
+    def _score(self, row: Mapping[str, Any], kind: int) -> float:
+        if kind == tpe.INFEASIBLE:
+            return float(row["violation"])
+        value = row["value"] if kind == tpe.COMPLETE else row["last_value"]
+        if value is None:
+            return 0.0
+        return math.inf if math.isnan(value) else self._sign * float(value)
 
 
-def _last_value(row: Mapping[str, Any]) -> dict[int, float]:
-    return {} if row["last_step"] is None else {row["last_step"]: row["last_value"]}
+def _columns(n_params: int) -> np.dtype[Any]:
+    return np.dtype([("kind", np.int8), ("step", np.int64), ("score", np.float64), ("values", np.float64, (n_params,))])
 
 
 # Trials are added under a lock on their study, so that a higher id is a later one.
@@ -145,10 +113,11 @@ _CHANGED = sa.text(
     select t.trial_id, t.state::text as state,
            case v.value_type when 'FINITE' then v.value when 'INF_POS' then 'inf' else '-inf' end as value,
            p.names, p.internal, l.step as last_step, l.value as last_value,
-           exists (
-               select from public.trial_system_attributes c
-               where c.trial_id = t.trial_id and c.key like 'constraints:%' and c.value_json::double precision > 0
-           ) as is_infeasible
+           (
+               select coalesce(sum(greatest(c.value_json::double precision, 0)), 0)
+               from public.trial_system_attributes c
+               where c.trial_id = t.trial_id and c.key like 'constraints:%'
+           ) as violation
     from public.trials t
     left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
     cross join lateral (

@@ -21,10 +21,15 @@ def save_checkpoint(path: Path, belongs_to: dict[str, Any], content: dict[str, A
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        torch.save({"belongs_to": belongs_to, "content": content}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"belongs_to": belongs_to, "content": content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        # On a full disk the rest of it would be in the way of everybody.
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
     # The new name lies in the folder, which has a cache of its own.
     folder = os.open(path.parent, os.O_RDONLY)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpopt.errors import Diverged, Interrupted
+from hpopt.errors import DISK_TROUBLE, Diverged, Interrupted
 from hpopt.training.checkpoint import load_checkpoint, save_checkpoint
 from hpopt.training.config import PretrainConfig, flops_per_token
 from hpopt.training.data import Batches, Data, first_windows, prepare
@@ -67,14 +67,24 @@ class Training:
         self.progress = Progress(**content["progress"])
         return True
 
-    def save(self) -> None:
-        """Write the checkpoint of the last finished step."""
+    def save(self) -> bool:
+        """Write the checkpoint of the last finished step; False, after a warning, where the disk is at fault.
+
+        A run that goes on without its checkpoint loses nothing unless it is stopped; the last one stays.
+        """
         content = {
             "model": self.model.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "progress": asdict(self.progress),
         }
-        save_checkpoint(self.run.checkpoint, self._identity(), content)
+        try:
+            save_checkpoint(self.run.checkpoint, self._identity(), content)
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            _logger.warning("no checkpoint of step %d: %s; the run goes on", self.progress.step, error)
+            return False
+        return True
 
     def _identity(self) -> dict[str, str | int | float]:
         identity = asdict(self.config)
@@ -133,8 +143,8 @@ class Training:
     def _stop_if_asked(self) -> None:
         """Write the checkpoint of the last whole step and raise Interrupted, when the surroundings say so."""
         if self.run.should_stop():
-            self.save()
-            raise Interrupted(f"stopped after step {self.progress.step}; the checkpoint is written")
+            written = "the checkpoint is written" if self.save() else "the disk took no checkpoint, the last one stays"
+            raise Interrupted(f"stopped after step {self.progress.step}; {written}")
 
     @contextmanager
     def _dropout_seeded(self, position: int) -> Iterator[None]:

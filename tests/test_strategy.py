@@ -1,0 +1,103 @@
+"""What is sampled is what stock Optuna would sample, and no two trials of a study share a seed."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
+
+from hpopt import tpe
+from hpopt.strategy import Draw, propose
+from hpopt.tpe import Observed
+
+SPACE = {
+    "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
+    "momentum": FloatDistribution(0.8, 0.99),
+    "ns_steps": IntDistribution(1, 9),
+    "optimizer": CategoricalDistribution(("muon", "adamw")),
+    "fixed": IntDistribution(3, 3),
+}
+
+
+def stock_study(n_trials, direction, seed):
+    """Trials of every kind with random params and values, ties among them."""
+    rng = np.random.default_rng(seed)
+    study = optuna.create_study(direction=direction)
+    kinds = rng.choice([tpe.COMPLETE, tpe.PRUNED, tpe.INFEASIBLE, tpe.RUNNING], size=n_trials, p=[0.4, 0.4, 0.1, 0.1])
+    for kind in kinds:
+        params = {
+            "learning_rate": float(10 ** rng.uniform(-3, -0.6)),
+            "momentum": float(rng.uniform(0.8, 0.99)),
+            "ns_steps": int(rng.integers(1, 10)),
+            "optimizer": str(rng.choice(["muon", "adamw"])),
+            "fixed": 3,
+        }
+        value = float(np.round(rng.normal(), 1))
+        reports = {10: value, 30: math.nan if rng.random() < 0.1 else value} if rng.random() < 0.9 else {}
+        study.add_trial(
+            create_trial(
+                state={tpe.COMPLETE: TrialState.COMPLETE, tpe.RUNNING: TrialState.RUNNING}.get(kind, TrialState.PRUNED),
+                value=value if kind == tpe.COMPLETE else None,
+                params=params,
+                distributions=SPACE,
+                system_attrs={"constraints:diverged": 1.0} if kind == tpe.INFEASIBLE else {},
+                intermediate_values=reports,
+            )
+        )
+    return study, kinds
+
+
+def columns_of(study, kinds):
+    trials = study.get_trials(deepcopy=False)
+    sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
+
+    def score(trial, kind):
+        if kind == tpe.INFEASIBLE:
+            return 1.0
+        value = trial.value if kind == tpe.COMPLETE else trial.intermediate_values.get(trial.last_step, 0.0)
+        return math.inf if math.isnan(value) else sign * value
+
+    return Observed(
+        values={n: np.array([d.to_internal_repr(t.params[n]) for t in trials], float) for n, d in SPACE.items()},
+        kind=np.array(kinds, dtype=np.int8),
+        step=np.array([-1 if t.last_step is None else t.last_step for t in trials]),
+        score=np.array([score(t, k) for t, k in zip(trials, kinds, strict=True)]),
+    )
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("n_trials", [0, 5, 12, 60, 400])
+def test_tpe_over_columns_is_optunas_tpe_to_the_bit(direction, n_trials):
+    study, kinds = stock_study(n_trials, direction, seed=n_trials)
+    observed = columns_of(study, kinds)
+    for number in range(5):
+        draw = Draw(algorithm="tpe", n_startup_trials=10, seed=0, number=number)
+        seed = int(np.random.SeedSequence([0, number]).generate_state(1)[0])
+        study.sampler = TPESampler(n_startup_trials=10, seed=seed)
+        stock = study.ask(SPACE)
+        assert propose(draw, SPACE, observed, {}) == stock.params
+        # The next one is not to see it.
+        study.tell(stock, state=TrialState.FAIL)
+
+
+def test_known_params_stay_and_the_rest_is_sampled():
+    study, kinds = stock_study(40, "minimize", seed=1)
+    draw = Draw(algorithm="tpe", n_startup_trials=10, seed=0, number=3)
+    params = propose(draw, SPACE, columns_of(study, kinds), {"momentum": 0.9})
+    assert params["momentum"] == 0.9
+    assert params.keys() == SPACE.keys()
+    assert all(SPACE[name]._contains(SPACE[name].to_internal_repr(value)) for name, value in params.items())
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_two_trials_never_get_the_same_params_by_their_seed(algorithm):
+    """Stock samplers with one seed start every worker with the same trial."""
+    observed = columns_of(*stock_study(0, "minimize", seed=0))
+    drawn = {
+        propose(Draw(algorithm=algorithm, n_startup_trials=10, seed=0, number=k), SPACE, observed, {})["momentum"]
+        for k in range(50)
+    }
+    assert len(drawn) == 50
