@@ -15,9 +15,10 @@ import sqlalchemy as sa
 from proxy import Network
 
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
+from hpopt.go import Settings
 from hpopt.storage import books, journal, migrate, queries, studies
 from hpopt.storage.database import Database
-from hpopt.worker import Settings, work
+from hpopt.worker import work
 
 OBJECTIVE = """
 import math, pathlib
@@ -188,6 +189,26 @@ def test_a_configuration_that_was_enqueued_past_the_study_file_fails_with_its_re
     study = workshop.create(STUDY, {"x": 99.0, "kind": "good"})
     work(workshop.database, study, workshop.settings)
     assert workshop.outcomes()[1][1:] == ("failed", None, "x is above 10")
+
+
+def test_a_choice_that_was_enqueued_past_the_study_file_fails_with_its_reason(workshop):
+    study = workshop.create(STUDY, {"x": 0.5, "kind": "strange"})
+    work(workshop.database, study, workshop.settings)
+    assert workshop.outcomes()[1][1] == "failed"
+    assert "'strange'" in workshop.outcomes()[1][3]
+
+
+def test_a_trial_that_somebody_ended_meanwhile_is_left_alone_and_the_next_one_taken(workshop):
+    """The dashboard lets everybody tell a running trial."""
+    study = workshop.create()
+
+    def end_it(config, step):
+        if config.x == 0.5 and step == 5:
+            optuna.load_study(study_name=study.name, storage=workshop.database.optuna).tell(0, 0.25)
+
+    workshop.objective.HOOK = end_it
+    assert work(workshop.database, study, workshop.settings) == "3 trials done"
+    assert workshop.outcomes()[0][1:] == ("complete", 0.25, "ended outside of hpopt")
 
 
 def test_a_metric_that_is_not_reported_is_named_with_those_that_are(workshop):

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("versions", postgresql.JSONB(), nullable=False),
         sa.Column("data_fingerprint", sa.Text(), nullable=True),
         sa.Column("n_started", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("device_seconds", sa.Double(), server_default="0", nullable=False),
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("state_reason", sa.Text(), nullable=True),
         sa.Column("state_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),

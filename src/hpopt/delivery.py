@@ -11,9 +11,10 @@ from typing import Any
 
 from hpopt import plan
 from hpopt.courier import Courier
-from hpopt.storage import attempts, journal
-from hpopt.storage.attempts import Attempt, Verdict
+from hpopt.storage import attempts, evaluations, journal
+from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
+from hpopt.storage.evaluations import Verdict
 from hpopt.storage.journal import Journal
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation
@@ -71,7 +72,7 @@ class Delivery:
         rung = self._rungs.reached(step, evaluation.n_steps, max((s for s in self._steps if s < step), default=0))
         self._steps.add(step)
         self._sent.append(
-            self._send(lambda: attempts.record(self._database, self.study, self._attempt, evaluation, rung))
+            self._send(lambda: evaluations.record(self._database, self.study, self._attempt, evaluation, rung))
         )
 
     def _send(self, errand: Any) -> "Future[Any]":  # noqa: ANN401 - what the errand gives.

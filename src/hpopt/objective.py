@@ -15,7 +15,7 @@ from hpopt.errors import DISK_TROUBLE, Diverged, Interrupted
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.config import PREPARED_BY
-from hpopt.training.run import Evaluation, Run
+from hpopt.training.run import Evaluation, Run, never
 
 _logger = logging.getLogger(__name__)
 
@@ -47,17 +47,17 @@ def load_function(objective: str) -> TrainingFunction:
     return import_function(OBJECTIVES.get(objective, objective))
 
 
-def fingerprint_data(file: StudyFile, cache: Path) -> str | None:
+def fingerprint_data(file: StudyFile, cache: Path, should_stop: Callable[[], bool] = never) -> str | None:
     """Name the data that all trials of a study share, preparing them if needed.
 
-    None where the objective keeps its own, or where each trial has another.
+    None where the objective keeps its own, or where each trial has another. Raises Interrupted when asked to stop.
     """
     if file.objective != "pretrain" or set(PREPARED_BY) & file.search_space.keys():
         return None
     from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - torch is imported by those who train.
 
     any_params = {name: searched.extremes()[0] for name, searched in file.search_space.items()}
-    return data_fingerprint(file.config(any_params), cache)
+    return data_fingerprint(file.config(any_params), cache, should_stop)
 
 
 def run_trial(file: StudyFile, config: Any, run: Run, judge: Judge) -> Outcome:  # noqa: ANN401 - the objective's.

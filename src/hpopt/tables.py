@@ -65,6 +65,8 @@ study = Table(
     Column("data_fingerprint", Text),
     # Logical trials that were begun, counted where the row is locked.
     Column("n_started", Integer, nullable=False, server_default="0"),
+    # What ended attempts cost, added where they end: a sum over all of them takes longer with each trial.
+    Column("device_seconds", Double, nullable=False, server_default="0"),
     Column("state", Text, nullable=False, server_default="open"),
     Column("state_reason", Text),
     Column("state_since", DateTime(timezone=True), nullable=False, server_default=func.now()),

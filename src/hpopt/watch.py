@@ -13,7 +13,7 @@ from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.errors import DatabaseError
 from hpopt.report.standing import paused_line, standing
 from hpopt.report.terminal import show_ended, show_metric, show_seconds
-from hpopt.storage import queries, steering
+from hpopt.storage import books, queries, steering
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -44,12 +44,13 @@ def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
     return min(estimates, default=None)
 
 
-def is_paused(database: Database, study: Study) -> bool:
-    """Say whether somebody, or a run of failures, has paused the study; not while the database is away."""
+def has_work(database: Database, study: Study) -> bool:
+    """Say whether there is anything for workers to do or to wait for: not in a study that is paused or over."""
     try:
-        return steering.find_state(database, study).state == "paused"
+        counted = books.read_books(database, study)
     except DatabaseError:
-        return False
+        return True
+    return counted.state != "paused" and books.finished(study, counted) is None
 
 
 def _live(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from hpopt import tpe
 from hpopt.errors import DatabaseError, Fenced, InputError
-from hpopt.storage import attempts, books, queries, reaping, studies
+from hpopt.storage import attempts, books, evaluations, queries, reaping, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
 from hpopt.storage.history import History
@@ -60,7 +60,7 @@ class Fleet:
 
     def record(self, attempt, step, loss=1.0, rung=None):
         evaluation = Evaluation(step=step, n_steps=90, tokens=step * 10, seconds=1.0, metrics={"val_loss": loss})
-        return attempts.record(self.database, self.study, attempt, evaluation, rung)
+        return evaluations.record(self.database, self.study, attempt, evaluation, rung)
 
     def finish(self, attempt, kind="complete", value=None, reason=None):
         attempts.finish(self.database, attempt, kind=kind, value=value, reason=reason)
@@ -123,6 +123,19 @@ def test_the_count_of_begun_trials_is_that_of_their_first_goes(fleet):
         "select count(*) filter (where go = 1) as n, max(n_started) as kept from hpopt.goes, hpopt.study"
     )
     assert (counted[0]["n"], counted[0]["kept"]) == (2, 2)
+
+
+def test_the_cost_of_a_study_is_that_of_its_goes(fleet):
+    """What ended goes cost is kept beside the rows; a go that is handed on costs once."""
+    ended, lost, running = (fleet.start() for _ in range(3))
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '100 seconds'")
+    for attempt in (ended, lost, running):
+        fleet.record(attempt, 10)
+    fleet.finish(ended, value=1.0)
+    fleet.lose(lost.attempt_id)
+    hours = books.read_books(fleet.database, fleet.study).device_hours
+    assert hours == pytest.approx(300 / 3600, abs=2 / 3600)
+    assert hours == pytest.approx(fleet.rows("select sum(device_seconds) / 3600 as h from hpopt.goes")[0]["h"])
 
 
 def test_the_first_trial_is_the_default_configuration(fleet):
@@ -502,7 +515,8 @@ def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
 def test_hours_and_target_end_a_study(database, budget, reason):
     text = f'name = "limits"\n[budget]\n{budget}\n[search_space]\nmomentum = {{ low = 0.8, high = 0.99 }}'
     fleet = Fleet(database, studies.create_study(database, text, "limits.toml"))
-    fleet.finish(fleet.start(), value=1.5)
-    fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour', device_seconds = 3600")
+    attempt = fleet.start()
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour'")
+    fleet.finish(attempt, value=1.5)
     assert fleet.reserve() is None
     assert books.finished(fleet.study, books.read_books(database, fleet.study)) == reason

@@ -60,7 +60,7 @@ def run(
     from hpopt.report.terminal import answer
     from hpopt.storage import queries
     from hpopt.storage.opening import open_database
-    from hpopt.watch import is_paused, watch
+    from hpopt.watch import has_work, watch
 
     text = _read(file)
     _check_patience(heartbeat_every, stale_after)
@@ -75,7 +75,7 @@ def run(
         progress = queries.progress(database, study)
         if progress.over is None and progress.books.state == "open":
             with LocalWorkers(command, n_workers, environment, logs) as fleet:
-                watch(database, study, err, stop, lambda: fleet.tend() and not is_paused(database, study))
+                watch(database, study, err, stop, lambda: fleet.tend() and has_work(database, study))
             progress = _progress_now(database, study)
         _refuse_paused(progress)
         out.print(answer(progress, study.file))
@@ -133,7 +133,8 @@ def worker(
 ) -> None:
     """Pull trials until the budget of the study is spent."""
     from hpopt.cli.patience import open_study_patiently
-    from hpopt.worker import Settings, find_device, work
+    from hpopt.go import Settings
+    from hpopt.worker import find_device, work
 
     _check_patience(heartbeat_every, stale_after)
     stop = _stop_on_signals()

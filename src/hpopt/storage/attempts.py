@@ -6,22 +6,19 @@ and each can be repeated after a lost reply. A trial is begun under a lock on it
 starts more than the budget allows. Whoever finds an attempt silent ends it; from then on its worker can write nothing.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt import __version__, plan, tables
+from hpopt import __version__, tables
 from hpopt.errors import Fenced
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_rows
-from hpopt.storage.books import limit_in, limit_reached, planned_trials
+from hpopt.storage.books import limit_in, planned_trials
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
-from hpopt.training.run import Evaluation
 
 MAX_GOES_WITHOUT_PROGRESS = 3
 # A run of failures in which no trial survives has a reason that the next trial would share.
@@ -55,16 +52,6 @@ class Standing:
     is_held: bool
     state: str
     state_reason: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What is thought of a trial at a step: that it is hopeless, that a limit of the budget is reached, or neither."""
-
-    step: int
-    is_hopeless: bool = False
-    limit: str | None = None
-    is_paused: bool = False
 
 
 def register_worker(
@@ -134,7 +121,7 @@ def start(
             tables.attempt.c.attempt_id == attempt.attempt_id, tables.attempt.c.ended_at.is_(None)
         )
         if connection.execute(held.values({**values, "heartbeat_at": sa.func.now()})).rowcount != 1:
-            raise _fenced(attempt)
+            raise fenced(attempt)
         optuna_rows.add_params(connection, attempt.trial_id, params, study.file.search_space)
 
 
@@ -144,33 +131,6 @@ def beat(database: Database, study_id: int, worker_id: int, attempt: Attempt | N
     with database.statement() as connection:
         row = connection.execute(_BEAT, about).mappings().one()
     return Standing(**row)
-
-
-def record(
-    database: Database, study: Study, attempt: Attempt, evaluation: Evaluation, rung: float | None = None
-) -> Verdict:
-    """Write one evaluation, which reaches `rung` or none, and say what is thought of the trial. Raises Fenced."""
-    value = evaluation.metrics.get(study.file.metric, math.nan)
-    row = {
-        "attempt_id": attempt.attempt_id,
-        "step": evaluation.step,
-        "tokens": evaluation.tokens,
-        "seconds": evaluation.seconds,
-        "metrics": _as_json(evaluation.metrics),
-        "peak": evaluation.metrics.get("peak_memory_gib"),
-        **optuna_rows.intermediate(value),
-        "rung": rung if math.isfinite(value) else None,
-    }
-    with database.statement() as connection:
-        found = connection.execute(_RECORD[study.file.direction], row).mappings().one_or_none()
-    if found is None:
-        raise _fenced(attempt)
-    return Verdict(
-        step=evaluation.step,
-        is_hopeless=not attempt.is_default and _is_hopeless(study, found),
-        limit="it was stopped" if found["state"] == "stopped" else limit_reached(database, study),
-        is_paused=found["state"] == "paused",
-    )
 
 
 def finish(
@@ -187,7 +147,7 @@ def finish(
         if ended is None:
             known = connection.scalar(_OUTCOME, about)
             if known != kind:
-                raise _fenced(attempt)
+                raise fenced(attempt)
             return
         if ended["is_ours"]:
             optuna_rows.end_trial(connection, attempt.trial_id, ended["outcome"], value)
@@ -228,18 +188,8 @@ def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     )
 
 
-def _is_hopeless(study: Study, found: sa.RowMapping) -> bool:
-    """Judge a trial where it first reaches a rung; see rungs.Rungs."""
-    rungs = plan.rungs_of(study.file)
-    return bool(found["is_first"]) and rungs.is_hopeless(n=found["n_others"] + 1, n_better=found["n_better"])
-
-
-def _as_json(metrics: Mapping[str, float]) -> str:
-    """Give the metrics as JSON, one that is not finite as the string that Postgres casts to a double."""
-    return json.dumps({k: v if math.isfinite(v) else json.dumps(v) for k, v in metrics.items()})
-
-
-def _fenced(attempt: Attempt) -> Fenced:
+def fenced(attempt: Attempt) -> Fenced:
+    """Give the error of an attempt that is no longer its worker's."""
     return Fenced(f"trial {attempt.number} was handed on to another worker")
 
 
@@ -284,7 +234,7 @@ _ADD_RETRY = sa.text(
 
 # A worker that was taken for dead is back. One that was away for half of what it takes to be taken for dead cannot
 # say who else was silent meanwhile.
-_CONTACT = """
+CONTACT = """
     update hpopt.worker
     set connected_since = case
             when seen_at < now() - make_interval(secs => stale_after_s / 2) then now() else connected_since
@@ -292,7 +242,7 @@ _CONTACT = """
         seen_at = now(), stopped_at = null, stop_reason = null
 """
 
-_SEEN = sa.text(f"{_CONTACT} where worker_id = :worker_id")
+_SEEN = sa.text(f"{CONTACT} where worker_id = :worker_id")
 
 _BEAT = sa.text(
     f"""
@@ -301,62 +251,12 @@ _BEAT = sa.text(
         set heartbeat_at = now(), device_seconds = extract(epoch from now() - started_at)
         where attempt_id = :attempt_id and ended_at is null
         returning attempt_id
-    ), seen as ({_CONTACT} where worker_id = :worker_id returning worker_id)
+    ), seen as ({CONTACT} where worker_id = :worker_id returning worker_id)
     select exists (select from held) as is_held, state, state_reason
     from hpopt.study where study_id = :study_id and exists (select from seen)
     """  # noqa: S608 - the only thing put in is the constant above.
 )
 
-
-# A repeated evaluation finds the rows of the first. The rows of this statement are not yet there for its own counts.
-def _record(better: str) -> sa.TextClause:
-    return sa.text(
-        f"""
-    with held as (
-        update hpopt.attempt a
-        set heartbeat_at = now(), device_seconds = extract(epoch from now() - a.started_at),
-            tokens = greatest(a.tokens, :tokens), peak_memory_gib = greatest(a.peak_memory_gib, :peak)
-        from public.trials t
-        where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id and t.state = 'RUNNING'
-        returning a.study_id, a.trial_id, a.first_trial_id, a.attempt_id, a.worker_id
-    ), seen as (
-        {_CONTACT} from held where worker.worker_id = held.worker_id
-    ), evaluated as (
-        insert into hpopt.evaluation (trial_id, step, attempt_id, tokens, seconds, metrics)
-        select trial_id, :step, attempt_id, :tokens, :seconds, cast(:metrics as jsonb) from held
-        on conflict do nothing
-    ), reported as (
-        insert into public.trial_intermediate_values
-            (trial_id, step, intermediate_value, intermediate_value_type)
-        select trial_id, :step, :value, cast(:value_type as trialintermediatevaluetype) from held
-        on conflict (trial_id, step) do update
-        set intermediate_value = excluded.intermediate_value,
-            intermediate_value_type = excluded.intermediate_value_type
-    ), compared as (
-        insert into hpopt.rung (first_trial_id, fraction, study_id, step, value)
-        select first_trial_id, :rung, study_id, :step, :value from held where :rung is not null
-        on conflict do nothing
-    )
-    select s.state,
-           :rung is not null and not exists (
-               select from hpopt.rung r
-               where r.first_trial_id = h.first_trial_id and r.fraction = :rung and r.step <> :step
-           ) as is_first,
-           (
-               select count(*) from hpopt.rung r
-               where r.study_id = h.study_id and r.fraction = :rung and r.first_trial_id <> h.first_trial_id
-           ) as n_others,
-           (
-               select count(*) from hpopt.rung r
-               where r.study_id = h.study_id and r.fraction = :rung and r.first_trial_id <> h.first_trial_id
-                 and r.value {better} :value
-           ) as n_better
-    from held h join hpopt.study s using (study_id)
-    """  # noqa: S608 - what is put in are constants.
-    )
-
-
-_RECORD = {"minimize": _record("<"), "maximize": _record(">")}
 
 # How many goes in a row, this one included, brought the trial no further; a preempted one was never the trial's fault.
 GOES_WITHOUT_PROGRESS = """
@@ -376,23 +276,33 @@ ENDED_ELSEWHERE = """
     case t.state when 'COMPLETE' then 'complete' when 'PRUNED' then 'pruned' when 'FAIL' then 'failed' end
 """
 
+# What the attempts of `ended` cost is added to their study.
+CHARGE = """
+    update hpopt.study s set device_seconds = s.device_seconds + e.cost
+    from (select study_id, sum(device_seconds) as cost from ended group by study_id) e
+    where s.study_id = e.study_id
+"""
+
 _END = sa.text(
     f"""
-    update hpopt.attempt a
-    set ended_at = now(), device_seconds = extract(epoch from now() - a.started_at),
-        outcome = coalesce(
-            {ENDED_ELSEWHERE},
-            case when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else :outcome end
-        ),
-        reason = case
-            when t.state <> 'RUNNING' then 'ended outside of hpopt'
-            when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes
-                then :reason || ' (' || :n_goes || ' times in a row without progress)'
-            else :reason
-        end
-    from public.trials t
-    where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id
-    returning a.outcome, t.state = 'RUNNING' as is_ours
+    with ended as (
+        update hpopt.attempt a
+        set ended_at = now(), device_seconds = extract(epoch from now() - a.started_at),
+            outcome = coalesce(
+                {ENDED_ELSEWHERE},
+                case when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else :outcome end
+            ),
+            reason = case
+                when t.state <> 'RUNNING' then 'ended outside of hpopt'
+                when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes
+                    then :reason || ' (' || :n_goes || ' times in a row without progress)'
+                else :reason
+            end
+        from public.trials t
+        where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id
+        returning a.outcome, t.state = 'RUNNING' as is_ours, a.study_id, a.device_seconds
+    ), charged as ({CHARGE})
+    select outcome, is_ours from ended
     """  # noqa: S608 - what is put in are the constants above.
 )
 

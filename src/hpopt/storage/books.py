@@ -86,7 +86,12 @@ def _sign(study: Study) -> float:
     return 1.0 if study.file.direction == "minimize" else -1.0
 
 
-_DEVICE_HOURS_QUERY = "select coalesce(sum(device_seconds), 0) / 3600 from hpopt.goes where study_id = :study_id"
+_DEVICE_HOURS_QUERY = """
+    select (ended.device_seconds + coalesce(
+               (select sum(g.device_seconds) from hpopt.goes g where g.study_id = :study_id and g.ended_at is null), 0
+           )) / 3600
+    from hpopt.study ended where ended.study_id = :study_id
+"""
 _WALL_HOURS_QUERY = """
     select extract(epoch from now() - min(started_at))::double precision / 3600
     from hpopt.goes where study_id = :study_id

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpopt.errors import Fenced, InputError
-from hpopt.storage import attempts, studies
+from hpopt.storage import attempts, evaluations, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
@@ -54,13 +54,14 @@ class Journal:
         }
         self._lock = threading.Lock()
         self._n_undelivered = len(inherited)
-        lines = [self._owner, *({"evaluation": asdict(evaluation)} for evaluation in inherited)]
-        with suppress(OSError):
-            copy = self.path.with_suffix(".tmp")
-            copy.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            copy.replace(self.path)
         if not inherited:
             self.path.unlink(missing_ok=True)
+            return
+        lines = [self._owner, *({"evaluation": asdict(evaluation)} for evaluation in inherited)]
+        copy = self.path.with_suffix(".tmp")
+        with suppress(OSError):
+            copy.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            copy.replace(self.path)
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Write down an evaluation that is about to be sent."""
@@ -134,7 +135,7 @@ def replay(database: Database, path: Path) -> str:
     end = content.end if content.is_final else {"kind": "preempted", "reason": "its worker lost the database"}
     try:
         for evaluation in content.evaluations:
-            attempts.record(database, study, attempt, evaluation)
+            evaluations.record(database, study, attempt, evaluation)
         attempts.finish(database, attempt, **(end or {}))
     except Fenced:
         if _count(database, attempt) == before:

@@ -194,7 +194,7 @@ _KNOWN = sa.text(
 _END = sa.text(
     """
     update public.trials
-    set state = cast(:state as trialstate), datetime_complete = now() at time zone 'UTC'
+    set state = cast(:state as public.trialstate), datetime_complete = now() at time zone 'UTC'
     where trial_id = :trial_id and state = 'RUNNING'
     """
 )
@@ -209,7 +209,7 @@ _CONSTRAIN = sa.text(
 _ADD_VALUE = sa.text(
     """
     insert into public.trial_values (trial_id, objective, value, value_type)
-    values (:trial_id, 0, :value, cast(:value_type as trialvaluetype))
+    values (:trial_id, 0, :value, cast(:value_type as public.trialvaluetype))
     on conflict (trial_id, objective) do update set value = excluded.value, value_type = excluded.value_type
     """
 )

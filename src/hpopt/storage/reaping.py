@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from hpopt.storage.attempts import ENDED_ELSEWHERE, GOES_WITHOUT_PROGRESS, MAX_GOES_WITHOUT_PROGRESS
+from hpopt.storage.attempts import CHARGE, ENDED_ELSEWHERE, GOES_WITHOUT_PROGRESS, MAX_GOES_WITHOUT_PROGRESS
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -15,7 +15,7 @@ def reap(database: Database, study: Study, worker_id: int) -> int:
     """
     about = {"study_id": study.study_id, "worker_id": worker_id, "n_goes": MAX_GOES_WITHOUT_PROGRESS}
     with database.brief() as connection:
-        ended = connection.execute(_END_SILENT, about).rowcount
+        ended = int(connection.execute(_END_SILENT, about).scalar_one())
         connection.execute(_STOP_SILENT_WORKERS, about)
     return ended
 
@@ -46,21 +46,24 @@ _END_SILENT = sa.text(
         update public.trials t
         set state = 'FAIL', datetime_complete = now() at time zone 'UTC'
         from silent where t.trial_id = silent.trial_id and t.state = 'RUNNING'
-    )
-    update hpopt.attempt a
-    set ended_at = now(),
-        outcome = coalesce(
-            {ENDED_ELSEWHERE}, case when {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else 'lost' end
-        ),
-        reason = case
-            when t.state <> 'RUNNING' then 'ended outside of hpopt'
-            when {GOES_WITHOUT_PROGRESS} >= :n_goes
-                then 'its worker died ' || :n_goes || ' times in a row without progress'
-            else 'silent for ' || w.stale_after_s || ' s'
-        end
-    from silent
-    join public.trials t on t.trial_id = silent.trial_id, hpopt.worker w
-    where a.attempt_id = silent.attempt_id and w.worker_id = a.worker_id
+    ), ended as (
+        update hpopt.attempt a
+        set ended_at = now(),
+            outcome = coalesce(
+                {ENDED_ELSEWHERE}, case when {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else 'lost' end
+            ),
+            reason = case
+                when t.state <> 'RUNNING' then 'ended outside of hpopt'
+                when {GOES_WITHOUT_PROGRESS} >= :n_goes
+                    then 'its worker died ' || :n_goes || ' times in a row without progress'
+                else 'silent for ' || w.stale_after_s || ' s'
+            end
+        from silent
+        join public.trials t on t.trial_id = silent.trial_id, hpopt.worker w
+        where a.attempt_id = silent.attempt_id and w.worker_id = a.worker_id
+        returning a.study_id, a.device_seconds
+    ), charged as ({CHARGE})
+    select count(*) from ended
     """  # noqa: S608 - what is put in are constants.
 )
 

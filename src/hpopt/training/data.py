@@ -49,9 +49,9 @@ class Data:
     meta: dict[str, Any]
 
 
-def data_fingerprint(config: PretrainConfig, cache: Path) -> str:
+def data_fingerprint(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool] = never) -> str:
     """Give the hash of the texts, split and tokenizer that this config trains on; prepares them when needed."""
-    return str(prepare(config, cache).meta["fingerprint"])
+    return str(prepare(config, cache, should_stop).meta["fingerprint"])
 
 
 def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool] = never) -> Data:

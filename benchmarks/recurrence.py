@@ -1,0 +1,135 @@
+"""Owns a training function of which every evaluation is known in closed form. Leaves running it to others.
+
+One step takes the state x to (FACTOR x + shift) mod PRIME, with start and shift drawn from params and seed. Between two
+goes the state lives in the checkpoint alone, so a step that is lost, doubled or taken from another trial's checkpoint
+changes every value after it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpopt.errors import Diverged, Interrupted
+from hpopt.training.run import Evaluation, Run
+
+# The minimal standard generator (Park and Miller 1988), whose states a double holds exactly.
+PRIME = 2**31 - 1
+FACTOR = 48271
+TOKENS_PER_STEP = 1000
+FAILS = 0
+DIVERGES = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a study of it may search and fix; of the values of `fate`, FAILS and DIVERGES end a trial early."""
+
+    rate: float = 0.1
+    width: int = 4
+    shape: str = "cosine"
+    fate: int = 9
+    max_steps: int = 60
+    eval_steps: int = 3
+    step_seconds: float = 0.1
+    seed: int = 0
+
+
+def train(config: Config, run: Run) -> Generator[Evaluation]:
+    """Step through the recurrence; the checkpoint is written before each evaluation, which a resumed run gives again.
+
+    Raises OSError when the disk is full; the checkpoint before stays.
+    """
+    step, state = _resume(config, run.checkpoint)
+    if is_evaluated(config, step):
+        yield evaluate(config, step, state)
+    while step < config.max_steps:
+        if run.should_stop():
+            _save(run.checkpoint, step, state)
+            raise Interrupted(f"stopped after step {step}")
+        time.sleep(config.step_seconds)
+        step += 1
+        _meet_fate(config, step)
+        state = (FACTOR * state + _draws(config)[1]) % PRIME
+        if is_evaluated(config, step):
+            _save(run.checkpoint, step, state)
+            yield evaluate(config, step, state)
+
+
+def fault_free(config: Config, step: int) -> Evaluation:
+    """Give the evaluation after `step` undisturbed steps, in closed form: the sum of a geometric series."""
+    start, shift = _draws(config)
+    power = pow(FACTOR, step, PRIME)
+    series = (power - 1) * pow(FACTOR - 1, -1, PRIME)
+    return evaluate(config, step, (power * start + shift * series) % PRIME)
+
+
+def evaluate(config: Config, step: int, state: int) -> Evaluation:
+    """Make an evaluation of a state: a loss that falls with the steps and carries the whole state in its digits."""
+    loss = abs(config.rate - 0.1) + 1 / step + 0.1 * state / PRIME
+    return Evaluation(
+        step=step,
+        n_steps=config.max_steps,
+        tokens=step * TOKENS_PER_STEP,
+        seconds=step * config.step_seconds,
+        metrics={"val_loss": loss, "state": float(state)},
+    )
+
+
+def expected_outcome(config: Config) -> str:
+    """Give the outcome of a trial that nothing stops and no pruner ends."""
+    return {FAILS: "failed", DIVERGES: "diverged"}.get(config.fate, "complete")
+
+
+def evaluated_steps(config: Config) -> list[int]:
+    """Give the steps of all evaluations of a trial that nothing stops and no pruner ends."""
+    return [step for step in range(1, _last_step(config) + 1) if is_evaluated(config, step)]
+
+
+def is_evaluated(config: Config, step: int) -> bool:
+    """Say whether a step ends with an evaluation."""
+    return step > 0 and (step % config.eval_steps == 0 or step == config.max_steps)
+
+
+def _draws(config: Config) -> tuple[int, int]:
+    """Draw start and shift from params and seed."""
+    drawn = hashlib.sha256(repr((config.rate, config.width, config.shape, config.fate, config.seed)).encode()).digest()
+    return int.from_bytes(drawn[:8]) % PRIME, int.from_bytes(drawn[8:16]) % PRIME
+
+
+def _last_step(config: Config) -> int:
+    """Give the last step that ends; a trial that fails or diverges does so in the step after it."""
+    return config.max_steps if config.fate > DIVERGES else _draws(config)[0] % config.max_steps
+
+
+def _meet_fate(config: Config, step: int) -> None:
+    if step <= _last_step(config):
+        return
+    # In letters, so that the failures of many trials have as many reasons: five of one kind would pause the study.
+    told = "as configured, " + "".join(chr(ord("a") + int(digit)) for digit in str(_draws(config)[0]))
+    raise Diverged(f"diverges {told}") if config.fate == DIVERGES else RuntimeError(f"fails {told}")
+
+
+def _resume(config: Config, checkpoint: Path) -> tuple[int, int]:
+    """Read step and state; a torn checkpoint is an error here, because none may ever be seen."""
+    if not checkpoint.exists():
+        return 0, _draws(config)[0]
+    saved = json.loads(checkpoint.read_text())
+    return saved["step"], saved["state"]
+
+
+def _save(checkpoint: Path, step: int, state: int) -> None:
+    temporary = checkpoint.with_name(f"{checkpoint.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            json.dump({"step": step, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # Where no disk can be filled, faults.py forbids files to grow instead.
+        raise OSError(errno.ENOSPC if error.errno == errno.EFBIG else error.errno, error.strerror) from error
+    temporary.replace(checkpoint)

@@ -1,0 +1,549 @@
+"""What does a trial cost in the database, as the study and the fleet grow, next to plain Optuna?
+
+Logical workers are threads that train by waiting, so that the service is measured and not the cores. Every call of
+every logical worker is timed, on both sides against the same Postgres, one after the other (scale_sides.py says what
+the sides do, finished_trials.py what they find). From 64 logical workers on both go through PgBouncer:
+
+    python benchmarks/scale.py [--quick] [--output FILE]
+"""
+
+import argparse
+import math
+import os
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import product
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from finished_trials import N_STEPS
+from pgbouncer import PgBouncer, is_installed, pgbouncer
+from scale_sides import HEARTBEAT_EVERY_S, SIDES, Clock, LogicalWorker, Side, draw_params
+
+from hpopt import embedded
+
+SIZES = (100, 1_000, 10_000)
+WORKERS = (1, 16, 64, 200)
+POOLED_FROM = 64
+POOL_SIZE = 20
+N_PROCESSES = 4
+N_EVALUATIONS = 5
+# What a logical worker pretends to train between two evaluations, and the real wait for each logical worker: the whole
+# fleet does the same number of calls a second whatever its size, and 200 workers do as many as they would in earnest.
+EVALUATE_EVERY_S = 60.0
+WAIT_FOR_EACH_S = EVALUATE_EVERY_S / 200
+CALLS = {"sweep": 1, "ask": 1, "evaluation": N_EVALUATIONS, "tell": 1}
+# In trials with an evaluation a second, and with an evaluation a minute: Optuna's thread beats at the start and then at
+# every interval, hpopt an interval after it was last heard of.
+HEARTBEATS = {"plain Optuna": (1, 21), "hpopt": (0, 18), "hpopt, long silent": (0, 18)}
+N_COMPOSED = 10_000
+N_COLD = 3
+
+_MACHINE_COLUMNS = (
+    *("finished trials", "workers", "side", "cores busy", "of Postgres", "of PgBouncer", "WAL, kB/s"),
+    *("connections to Postgres", "longest wait for one", "errors"),
+)
+
+_PLAIN, _OURS, _SILENT = SIDES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement: a side, a number of finished trials, a number of logical workers, for so many seconds."""
+
+    side: str
+    size: int
+    n_workers: int
+    seconds: float
+
+    @property
+    def wait_s(self) -> float:
+        """The mean wait of a logical worker between two evaluations."""
+        return self.n_workers * WAIT_FOR_EACH_S
+
+
+@dataclass(kw_only=True)
+class Result:
+    """The milliseconds of all calls and of their parts, and what else was seen."""
+
+    calls: dict[str, list[float]] = field(default_factory=dict)
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    cores: dict[str, float] = field(default_factory=dict)
+    wal_kb_per_s: float = 0.0
+    n_connections: int = 0
+    longest_wait_s: float = 0.0
+
+    def add(self, other: "Result") -> None:
+        """Take in the calls of another process."""
+        for mine, theirs in ((self.calls, other.calls), (self.parts, other.parts)):
+            for name, milliseconds in theirs.items():
+                mine.setdefault(name, []).extend(milliseconds)
+        self.errors.update(other.errors)
+
+    def trial(self, n_heartbeats: int) -> list[float]:
+        """Put whole trials together from calls drawn at random; none where a call is missing."""
+        n_calls = {**CALLS, "heartbeat": n_heartbeats}
+        if not self.calls.keys() >= n_calls.keys():
+            return []
+        draw = np.random.default_rng(0)
+        total = np.zeros(N_COMPOSED)
+        for name, n in n_calls.items():
+            total += draw.choice(np.array(self.calls[name]), size=(N_COMPOSED, n)).sum(axis=1)
+        return [float(milliseconds) for milliseconds in total]
+
+
+@dataclass(kw_only=True)
+class Base:
+    """What a filled database is before anybody works: its size, and the seconds of a cold worker's first ask."""
+
+    n_bytes: int
+    cold_s: list[float] = field(default_factory=list)
+
+
+# By finished trials, logical workers and side; and by finished trials and side.
+Results = dict[tuple[int, int, str], Result]
+Filled = dict[tuple[int, str], Base]
+
+
+class Shift:
+    """A logical worker at work: it waits as long as training would take, and calls."""
+
+    def __init__(self, cell: Cell, side: Side, seed: int, over: threading.Event) -> None:
+        self.clock = Clock()
+        self.errors: Counter[str] = Counter()
+        self._over = over
+        self._wait_s = cell.wait_s
+        self._beat_every_s = cell.wait_s * HEARTBEAT_EVERY_S / EVALUATE_EVERY_S
+        self._beat_at = 0.0
+        self._draw = random.Random(seed)  # noqa: S311 - no secret.
+        self._worker = side.hire(seed, self.clock)
+        _warm_up(self._worker, self._draw)
+
+    def run(self) -> None:
+        """Go on with the trial that is running, at any place of it, and then with others."""
+        self.clock.is_running = True
+        self._worker.rest()
+        self._beat_at = time.monotonic() + self._draw.uniform(0.0, self._beat_every_s)
+        first, wait_s = self._draw.randrange(N_EVALUATIONS), self._draw.uniform(0.0, self._wait_s)
+        while not self._over.is_set():
+            try:
+                self._go_on(first, wait_s)
+                if not self._over.is_set():
+                    self._worker.sweep()
+                    self._worker.ask()
+            except Exception as error:  # noqa: BLE001 - what fails is what is to be seen.
+                self.errors[f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"] += 1
+                self._over.wait(1.0)
+            first, wait_s = 0, self._draw_wait()
+
+    def _go_on(self, first: int, wait_s: float) -> None:
+        level = self._draw.uniform(3.8, 4.6)
+        for evaluation in range(first + 1, N_EVALUATIONS + 1):
+            self._train(wait_s)
+            if self._over.is_set():
+                return
+            step = evaluation * N_STEPS // N_EVALUATIONS
+            if self._worker.evaluate(step, level + 2 * math.exp(-step / 30)):
+                self._beat_at = time.monotonic() + self._beat_every_s
+            wait_s = self._draw_wait()
+        self._worker.end(level, is_complete=self._draw.random() < 1 / 3)
+
+    def _train(self, wait_s: float) -> None:
+        until = time.monotonic() + wait_s
+        self._worker.rest()
+        while self._beat_at < until:
+            if self._over.wait(max(0.0, self._beat_at - time.monotonic())):
+                return
+            self._worker.beat()
+            self._worker.rest()
+            self._beat_at += self._beat_every_s
+        self._over.wait(max(0.0, until - time.monotonic()))
+
+    def _draw_wait(self) -> float:
+        return self._draw.uniform(0.5, 1.5) * self._wait_s
+
+
+def _warm_up(worker: LogicalWorker, draw: random.Random) -> None:
+    """Do each call once, and begin the trial in whose midst the measurement begins."""
+    worker.begin(draw_params(draw))
+    worker.evaluate(N_STEPS // N_EVALUATIONS, 5.0)
+    worker.beat()
+    worker.end(5.0, is_complete=False)
+    worker.begin(draw_params(draw))
+
+
+def serve(connection: Connection, cell: Cell, url: str, n_workers: int, seed: int) -> None:
+    """Be a process of logical workers: warm up, say so, work when told, send what was measured."""
+    side = SIDES[cell.side](url, n_workers)
+    # What they share is loaded by an ask.
+    first = side.hire(seed * 1000 + 999, Clock())
+    first.ask()
+    first.end(5.0, is_complete=False)
+    over = threading.Event()
+    shifts = [Shift(cell, side, seed * 1000 + place, over) for place in range(n_workers)]
+    threads = [threading.Thread(target=shift.run, daemon=True) for shift in shifts]
+    connection.send("ready")
+    connection.recv()
+    for thread in threads:
+        thread.start()
+    time.sleep(cell.seconds)
+    over.set()
+    for thread in threads:
+        thread.join(timeout=60)
+    result = Result()
+    for shift in shifts:
+        result.add(Result(calls=shift.clock.calls, parts=shift.clock.parts, errors=shift.errors))
+    connection.send(result)
+
+
+def serve_cold(connection: Connection, side: str, url: str) -> None:
+    """Time the first trial of a worker that has seen nothing yet, up to its params."""
+    started = time.perf_counter()
+    SIDES[side](url, 1).hire(0, Clock()).ask()
+    connection.send(time.perf_counter() - started)
+
+
+def measure(cell: Cell, direct: str) -> Result:
+    """Run the logical workers of a cell in their processes, and watch the machine meanwhile."""
+    with ExitStack() as stack:
+        bouncer = None
+        if cell.n_workers >= POOLED_FROM:
+            bouncer = stack.enter_context(pgbouncer(direct, pool_size=POOL_SIZE))
+        url = bouncer.url if bouncer else direct
+        n_processes = min(N_PROCESSES, cell.n_workers)
+        connections = [
+            stack.enter_context(_process(serve, cell, url, cell.n_workers // n_processes, seed))
+            for seed in range(1, n_processes + 1)
+        ]
+        for connection in connections:
+            connection.recv()
+        for connection in connections:
+            connection.send("go")
+        result = _watch(cell.seconds, direct, bouncer)
+        for connection in connections:
+            result.add(connection.recv())
+    return result
+
+
+def measure_cold(side: str, url: str) -> float:
+    """Give the seconds of a cold worker's first ask."""
+    with _process(serve_cold, side, url) as connection:
+        return float(connection.recv())
+
+
+@contextmanager
+def _process(target: Any, *arguments: Any) -> Iterator[Connection]:  # noqa: ANN401 - any process, any arguments.
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.join(timeout=30)
+        process.kill()
+        process.join()
+
+
+def _watch(seconds: float, direct: str, bouncer: PgBouncer | None) -> Result:
+    """Look at the cores, the connections and the write-ahead log until the time is over."""
+    result = Result()
+    engine = sa.create_engine(direct)
+    began, before = time.monotonic(), _read_meters(engine, bouncer)
+    while (left_s := began + seconds - time.monotonic()) > 0:
+        result.n_connections = max(result.n_connections, int(_ask(engine, _CONNECTIONS)))
+        if bouncer:
+            waits = [row["maxwait"] + row["maxwait_us"] / 1e6 for row in bouncer.show("pools")]
+            result.longest_wait_s = max(result.longest_wait_s, *waits)
+        time.sleep(min(1.0, left_s))
+    passed_s = time.monotonic() - began
+    rates = {name: (value - before[name]) / passed_s for name, value in _read_meters(engine, bouncer).items()}
+    engine.dispose()
+    result.wal_kb_per_s = rates.pop("wal") / 1000
+    result.cores = {"all": (os.cpu_count() or 1) - rates.pop("idle"), **rates}
+    return result
+
+
+_CONNECTIONS = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+
+
+def _read_meters(engine: sa.Engine, bouncer: PgBouncer | None) -> dict[str, float]:
+    """Read what only grows: seconds of processor time, and bytes of write-ahead log."""
+    idle = Path("/proc/stat").read_text().splitlines()[0].split()[4:6]
+    backend = int(_ask(engine, "select pg_backend_pid()"))
+    postmaster = int(_process_fields(backend)[1])
+    return {
+        "idle": sum(map(int, idle)) / os.sysconf("SC_CLK_TCK"),
+        "Postgres": _processor_s(postmaster),
+        "PgBouncer": _processor_s(bouncer.pid) if bouncer else 0.0,
+        "wal": float(_ask(engine, "select pg_current_wal_insert_lsn() - '0/0'::pg_lsn")),
+    }
+
+
+def _processor_s(pid: int) -> float:
+    """Give the processor seconds of a process and of its children, dead and alive."""
+    ticks = sum(map(int, _process_fields(pid)[11:15]))
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        # It may have ended since.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            ticks += sum(map(int, _process_fields(int(child))[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _process_fields(pid: int) -> list[str]:
+    # What comes before the last parenthesis is the name, which may have spaces.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _ask(engine: sa.Engine, query: str) -> Any:  # noqa: ANN401 - what the query gives.
+    with engine.connect() as connection:
+        return connection.scalar(sa.text(query))
+
+
+class Server:
+    """A Postgres of our own, with a filled database for each side and size."""
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        self._admin = sa.create_engine(self._url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+
+    def fill(self, side: str, size: int) -> None:
+        """Make the database of a side and a size."""
+        self._execute(f"create database {_name(side, size)}")
+        SIDES[side].fill(self._url_of(_name(side, size)), size)
+
+    def count_bytes(self, side: str, size: int) -> int:
+        """Give what the database of a side and a size takes on disk."""
+        with self._admin.connect() as connection:
+            return int(connection.scalar(sa.text("select pg_database_size(:name)"), {"name": _name(side, size)}) or 0)
+
+    @contextmanager
+    def copy(self, side: str, size: int) -> Iterator[str]:
+        """Give the URL of a copy, so that every measurement begins with the same rows."""
+        self._execute(f"create database copied template {_name(side, size)}")
+        self._execute("checkpoint")
+        try:
+            yield self._url_of("copied")
+        finally:
+            self._execute("drop database copied with (force)")
+
+    def _url_of(self, name: str) -> str:
+        return self._url.set(database=name).render_as_string(hide_password=False)
+
+    def _execute(self, statement: str) -> None:
+        with self._admin.connect() as connection:
+            connection.execute(sa.text(statement))
+
+
+def _name(side: str, size: int) -> str:
+    return f"{side.replace(' ', '_').lower()}_{size}"
+
+
+@contextmanager
+def _server() -> Iterator[Server]:
+    home = Path(tempfile.mkdtemp(prefix="hpopt-scale-"))
+    # Below a folder that the user can enter whom a server started by root runs as.
+    home.chmod(0o755)
+    try:
+        with embedded.use(home):
+            yield Server(embedded.start(home))
+    finally:
+        embedded.stop(home)
+        shutil.rmtree(home)
+
+
+def run(sizes: Sequence[int], workers: Sequence[int], seconds: float) -> tuple[Results, Filled]:
+    """Measure every cell, and what is in the database before it; the sides take turns."""
+    results: Results = {}
+    filled: Filled = {}
+    with _server() as server:
+        for size in sizes:
+            for side in (_PLAIN, _OURS):
+                server.fill(side, size)
+                filled[size, side] = Base(n_bytes=server.count_bytes(side, size))
+            for _, side in product(range(N_COLD), (_PLAIN, _OURS)):
+                with server.copy(side, size) as url:
+                    filled[size, side].cold_s.append(measure_cold(side, url))
+            # Connecting costs the same whatever the size.
+            sides = SIDES if size == max(sizes) else (_PLAIN, _OURS)
+            for n_workers, side in product(workers, sides):
+                cell = Cell(side=side, size=size, n_workers=n_workers, seconds=seconds)
+                with server.copy(_PLAIN if side == _PLAIN else _OURS, size) as url:
+                    results[size, n_workers, side] = measure(cell, url)
+                _say(_summary(cell, results[size, n_workers, side]))
+    return results, filled
+
+
+def _summary(cell: Cell, result: Result) -> str:
+    calls = [f"{name} {_figures(result.calls.get(name, []))}" for name in (*CALLS, "heartbeat")]
+    return (
+        f"{cell.size:,} trials, {cell.n_workers} workers, {cell.side}: {'; '.join(calls)} ms; "
+        f"{result.cores['all']:.2f} cores busy{', ' + str(dict(result.errors)) if result.errors else ''}"
+    )
+
+
+def _figures(milliseconds: Sequence[float]) -> str:
+    if not milliseconds:
+        return "-"
+    return f"{np.median(milliseconds):,.1f} / {np.percentile(milliseconds, 99):,.1f}"
+
+
+def write_page(results: Results, filled: Filled) -> str:
+    """Write everything down in Markdown."""
+    machine = f"{_processor()}, {os.cpu_count()} cores"
+    both = ("plain Optuna", "hpopt", "ratio")
+    blocks = [
+        f"{datetime.now(UTC):%Y-%m-%d}; {machine}. Made by `python benchmarks/scale.py`.",
+        "## A call, and a whole trial with an evaluation a second: median / 99th percentile, in milliseconds",
+        _table(("finished trials", "workers", "call", *both, "calls measured"), _call_rows(results)),
+        "## How such a trial grows, by the median",
+        _table(("from", "to", "plain Optuna", "hpopt"), _growth_rows(results)),
+        "## A whole trial with an evaluation a minute: median / 99th percentile, in milliseconds",
+        _table(("finished trials", "workers", "of it", *both), _silent_rows(results)),
+        "## The first ask of a cold worker, in seconds",
+        _table(("finished trials", *both), _cold_rows(filled)),
+        "## On disk, with 20 evaluations a trial, in kB a trial",
+        _table(("finished trials", *both), _disk_rows(filled)),
+        "## What the calls are made of: median / 99th percentile, in milliseconds",
+        _table(("finished trials", "workers", "side", "part", "milliseconds"), _part_rows(results)),
+        "## The machine meanwhile",
+        _table(_MACHINE_COLUMNS, _machine_rows(results)),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _call_rows(results: Results) -> Iterator[Sequence[str]]:
+    for size, n_workers in dict.fromkeys((size, n_workers) for size, n_workers, _ in results):
+        plain, ours = (results[size, n_workers, side] for side in (_PLAIN, _OURS))
+        for name in (*CALLS, "heartbeat"):
+            both = [side.calls.get(name, []) for side in (plain, ours)]
+            n_calls = ", ".join(str(len(values)) for values in both)
+            yield f"{size:,}", str(n_workers), name, *map(_figures, both), _ratio(*both), n_calls
+        both = [_fast_trial(results, size, n_workers, side) for side in (_PLAIN, _OURS)]
+        yield f"{size:,}", str(n_workers), "**whole trial**", *map(_figures, both), _ratio(*both), ""
+
+
+def _fast_trial(results: Results, size: int, n_workers: int, side: str) -> list[float]:
+    return results[size, n_workers, side].trial(HEARTBEATS[side][0])
+
+
+def _growth_rows(results: Results) -> Iterator[Sequence[str]]:
+    sizes = sorted({size for size, _, _ in results})
+    fleets = sorted({n_workers for _, n_workers, _ in results})
+    more_trials = [((sizes[0], n_workers), (sizes[-1], n_workers)) for n_workers in fleets]
+    more_workers = [((size, fleets[0]), (size, fleets[-1])) for size in sizes]
+    for one, other in more_trials + more_workers:
+        growth = [_ratio(*(_fast_trial(results, *end, side) for end in (other, one))) for side in (_PLAIN, _OURS)]
+        yield *(f"{size:,} trials, {n_workers} workers" for size, n_workers in (one, other)), *growth
+
+
+def _silent_rows(results: Results) -> Iterator[Sequence[str]]:
+    for size, n_workers in ((size, n_workers) for size, n_workers, side in results if side == _SILENT):
+        plain, ours = (results[size, n_workers, side] for side in (_PLAIN, _SILENT))
+        where = f"{size:,}", str(n_workers)
+        for name in ("evaluation", "heartbeat"):
+            both = [side.calls.get(name, []) for side in (plain, ours)]
+            yield *where, name, *map(_figures, both), _ratio(*both)
+        yield *where, "to connect again", "", _figures(ours.parts.get("connect", [])), ""
+        wholes = [plain.trial(HEARTBEATS[_PLAIN][1]), ours.trial(HEARTBEATS[_SILENT][1])]
+        yield *where, "**whole trial**", *map(_figures, wholes), _ratio(*wholes)
+
+
+def _cold_rows(filled: Filled) -> Iterator[Sequence[str]]:
+    for size in dict.fromkeys(size for size, _ in filled):
+        both = [filled[size, side].cold_s for side in (_PLAIN, _OURS)]
+        yield f"{size:,}", *(", ".join(f"{seconds:.2f}" for seconds in values) for values in both), _ratio(*both)
+
+
+def _disk_rows(filled: Filled) -> Iterator[Sequence[str]]:
+    """What an empty database takes is taken from the smallest and the largest of the filled ones."""
+    sizes = sorted({size for size, _ in filled})
+    if len(sizes) > 1:
+        small, large = sizes[0], sizes[-1]
+        both = [
+            [(filled[large, side].n_bytes - filled[small, side].n_bytes) / 1000 / (large - small)]
+            for side in (_PLAIN, _OURS)
+        ]
+        yield f"{small:,} to {large:,}", *(f"{kilobytes:.1f}" for (kilobytes,) in both), _ratio(*both)
+
+
+def _part_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (size, n_workers, side), result in results.items():
+        for part, milliseconds in result.parts.items():
+            yield f"{size:,}", str(n_workers), side, part, _figures(milliseconds)
+
+
+def _machine_rows(results: Results) -> Iterator[Sequence[str]]:
+    for (size, n_workers, side), result in results.items():
+        is_pooled = n_workers >= POOLED_FROM
+        yield (
+            f"{size:,}",
+            str(n_workers),
+            side,
+            *(f"{cores:.3f}" for cores in result.cores.values()),
+            f"{result.wal_kb_per_s:.1f}",
+            f"{result.n_connections}" + (f" of {POOL_SIZE}" if is_pooled else ""),
+            f"{result.longest_wait_s:.2f} s" if is_pooled else "",
+            "; ".join(f"{n} x {error}" for error, n in result.errors.items()) or "none",
+        )
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> str:
+    if not one or not other:
+        return "-"
+    return f"{np.median(one) / np.median(other):.2f}"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
+    parser.add_argument("--seconds", type=float, default=35.0, help="of each measurement")
+    parser.add_argument("--quick", action="store_true", help="a minute: 100 and 1,000 trials, 1 and 16 workers")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.sizes, options.workers, options.seconds = (100, 1000), (1, 16), 5.0
+    if max(options.workers) >= POOLED_FROM and not is_installed():
+        parser.error(f"{POOLED_FROM} workers and more need PgBouncer: apt-get install pgbouncer")
+    page = write_page(*run(options.sizes, options.workers, options.seconds))
+    print(page)
+    if options.output:
+        options.output.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
