@@ -166,4 +166,11 @@ _RUNGS = sa.text(
     """
 )
 
-_STARTED = sa.text("update hpopt.study set n_started = (select count(*) from filled) where study_id = :study_id")
+_STARTED = sa.text(
+    """
+    update hpopt.study
+    set n_started = n_trials, device_seconds = seconds
+    from (select count(*) as n_trials, sum(device_seconds) as seconds from hpopt.attempt where study_id = :study_id) a
+    where study_id = :study_id
+    """
+)

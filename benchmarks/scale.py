@@ -63,12 +63,16 @@ _PLAIN, _OURS, _SILENT = SIDES
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One measurement: a side, a number of finished trials, a number of logical workers, for so many seconds."""
+    """One measurement: a side, a number of finished trials, a number of logical workers, for so many seconds.
+
+    Besides, `n_running` trials of workers that train all the time and call nobody.
+    """
 
     side: str
     size: int
     n_workers: int
     seconds: float
+    n_running: int = 0
 
     @property
     def wait_s(self) -> float:
@@ -190,6 +194,7 @@ def _warm_up(worker: LogicalWorker, draw: random.Random) -> None:
 def serve(connection: Connection, cell: Cell, url: str, n_workers: int, seed: int) -> None:
     """Be a process of logical workers: warm up, say so, work when told, send what was measured."""
     side = SIDES[cell.side](url, n_workers)
+    side.crowd(cell.n_running)
     # What they share is loaded by an ask.
     first = side.hire(seed * 1000 + 999, Clock())
     first.ask()
@@ -387,6 +392,12 @@ def run(sizes: Sequence[int], workers: Sequence[int], seconds: float) -> tuple[R
                 with server.copy(_PLAIN if side == _PLAIN else _OURS, size) as url:
                     results[size, n_workers, side] = measure(cell, url)
                 _say(_summary(cell, results[size, n_workers, side]))
+        if n_running:
+            for side in (_PLAIN, _OURS):
+                cell = Cell(side=side, size=max(sizes), n_workers=1, seconds=seconds, n_running=n_running - 1)
+                with server.copy(side, cell.size) as url:
+                    results[cell.size, n_running, side] = measure(cell, url)
+                _say(_summary(cell, results[cell.size, n_running, side]))
     return results, filled
 
 
@@ -531,7 +542,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
-    parser.add_argument("--seconds", type=float, default=35.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
     parser.add_argument("--quick", action="store_true", help="a minute: 100 and 1,000 trials, 1 and 16 workers")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

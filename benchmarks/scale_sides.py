@@ -115,6 +115,9 @@ class Side(Protocol):
     def hire(self, seed: int, clock: Clock) -> LogicalWorker:
         """Add a logical worker, whose calls the clock takes."""
 
+    def crowd(self, n_trials: int) -> None:
+        """Begin trials that go on running and call nobody."""
+
 
 def draw_params(draw: random.Random) -> dict[str, Any]:
     """Draw params at random."""
@@ -156,6 +159,13 @@ class PlainOptuna:
             pruner=SuccessiveHalvingPruner(min_resource=min(RUNGS), reduction_factor=3),
         )
         return PlainOptunaWorker(study, self._storage, clock)
+
+    def crowd(self, n_trials: int) -> None:
+        """Begin trials that go on running and call nobody."""
+        draw = random.Random(n_trials)  # noqa: S311 - no secret.
+        worker = self.hire(0, Clock())
+        for _ in range(n_trials):
+            worker.begin(draw_params(draw))
 
 
 class PlainOptunaWorker:
@@ -250,7 +260,14 @@ class Hpopt:
 
     def hire(self, seed: int, clock: Clock) -> "HpoptWorker":
         """Add a logical worker."""
-        return HpoptWorker(self, seed, clock)
+        return HpoptWorker(self, Database(self.url), seed, clock)
+
+    def crowd(self, n_trials: int) -> None:
+        """Begin trials that go on running and call nobody."""
+        draw = random.Random(n_trials)  # noqa: S311 - no secret.
+        for seed in range(n_trials):
+            HpoptWorker(self, self.database, seed, Clock(), stale_after_s=3600.0).begin(draw_params(draw))
+        self.database.release()
 
 
 class HpoptIdle(Hpopt):
@@ -262,11 +279,15 @@ class HpoptIdle(Hpopt):
 class HpoptWorker:
     """A logical worker of hpopt, with a connection of its own."""
 
-    def __init__(self, side: Hpopt, seed: int, clock: Clock) -> None:
+    def __init__(
+        self, side: Hpopt, database: Database, seed: int, clock: Clock, *, stale_after_s: float = 60.0
+    ) -> None:
         self._side = side
         self._clock = clock
-        self._database = Database(side.url)
-        self._worker_id = attempts.register_worker(self._database, side.study, host="scale", pid=seed, device="cpu")
+        self._database = database
+        self._worker_id = attempts.register_worker(
+            database, side.study, host="scale", pid=seed, device="cpu", stale_after_s=stale_after_s
+        )
         self._attempt: Attempt
         self._step = 0
 

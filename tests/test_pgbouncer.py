@@ -106,7 +106,19 @@ class Fleet:
 
     def _start_worker(self, name):
         return subprocess.Popen(
-            [sys.executable, "-m", "hpopt", "worker", "patient", "--device", "cpu", "--heartbeat-every", "30"],
+            [
+                sys.executable,
+                "-m",
+                "hpopt",
+                "worker",
+                "patient",
+                "--device",
+                "cpu",
+                "--heartbeat-every",
+                "30",
+                "--stale-after",
+                "90",
+            ],
             cwd=self.folder,
             env={**self._environment(self.url), "PGAPPNAME": name},
             stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from proxy import Network
 
+from hpopt import go
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
 from hpopt.go import Settings
 from hpopt.storage import books, journal, migrate, queries, studies
@@ -211,6 +212,62 @@ def test_a_trial_that_somebody_ended_meanwhile_is_left_alone_and_the_next_one_ta
     assert workshop.outcomes()[0][1:] == ("complete", 0.25, "ended outside of hpopt")
 
 
+@pytest.mark.parametrize(
+    ("field", "check", "outcome"),
+    [
+        ("root: pathlib.Path = pathlib.Path('/data')", "True", "complete"),
+        ("limit: float = math.inf", "True", "complete"),
+        ("limit: float = math.nan", "True", "complete"),
+        ("n: int = 0", "1 / self.n", "failed"),
+        ("n: int = 0", "self.__dict__['m']", "failed"),
+    ],
+)
+def test_a_config_of_the_users_own_may_hold_and_raise_anything(workshop, field, check, outcome):
+    (workshop.folder / "odd_config.py").write_text(
+        "import math, pathlib\nfrom dataclasses import dataclass\nimport cheap_objective\n"
+        f"@dataclass(frozen=True)\nclass Config:\n    x: float = 0.5\n    seed: int = 0\n    {field}\n"
+        f"    def __post_init__(self):\n        if self.x == 0.25: {check}\n"
+        "def train(config: Config, run):\n"
+        "    yield from cheap_objective.train(cheap_objective.Config(x=config.x), run)\n"
+    )
+    sys.modules.pop("odd_config", None)
+    text = STUDY.replace("cheap_objective:train", "odd_config:train").split("kind =")[0]
+    study = workshop.create(text, {"x": 0.25})
+    work(workshop.database, study, workshop.settings)
+    assert [row[1] for row in workshop.outcomes()] == ["complete", outcome, "complete"]
+
+
+def test_an_objective_that_exits_fails_its_trial_and_not_the_worker(workshop):
+    study = workshop.create()
+    workshop.objective.HOOK = _raise_at(2, SystemExit(0))
+    assert work(workshop.database, study, workshop.settings) == "3 trials done"
+    assert workshop.outcomes()[0][1:] == ("failed", None, "SystemExit: 0")
+
+
+def test_a_study_that_is_deleted_ends_its_workers_with_one_line(workshop):
+    study = workshop.create()
+    delete = lambda: optuna.delete_study(study_name=study.name, storage=workshop.database.optuna)  # noqa: E731
+    workshop.objective.HOOK = lambda _config, step: delete() if step == 4 else None
+    with pytest.raises(InputError, match="no study 'cheap'"):
+        work(workshop.database, study, workshop.settings)
+
+
+def test_a_limit_that_is_set_meanwhile_ends_the_running_trial(workshop):
+    study = workshop.create()
+
+    text = STUDY.replace("[sampler]", "wall_hours = 1.0\n[sampler]")
+    workshop.objective.HOOK = lambda _config, step: (
+        (
+            workshop.execute("update hpopt.attempt set started_at = now() - interval '2 hours'"),
+            studies.create_study(workshop.database, text, "cheap.toml"),
+        )
+        if step == 4
+        else None
+    )
+    assert work(workshop.database, study, workshop.settings) == "1 hours passed"
+    assert workshop.outcomes()[0][3] == "the budget ended at step 4: 1 hours passed"
+
+
 def test_a_metric_that_is_not_reported_is_named_with_those_that_are(workshop):
     study = workshop.create(STUDY.replace('metric = "loss"', 'metric = "accuracy"'))
     work(workshop.database, study, workshop.settings)
@@ -348,10 +405,13 @@ def give_up_on(workshop, link, study, *, at_step):
 def test_what_a_worker_could_not_deliver_is_taken_in_once(workshop, link):
     study = workshop.create()
     left = give_up_on(workshop, link, study, at_step=4)
+    # Nobody was there to reap it, and whoever replays it comes the next morning.
+    workshop.execute("update hpopt.attempt set started_at = now() - interval '10 hours'")
     assert journal.replay(workshop.database, left) == "trial 0: 6 of 6 evaluations were new; it ended as complete"
     assert journal.replay(workshop.database, left) == "trial 0 was ended or handed on before: nothing was taken in"
     assert workshop.outcomes()[0][1:3] == ("complete", 0.5 + 1 / 9)
     assert workshop.steps() == [list(range(1, 10))]
+    assert books.read_books(workshop.database, study).device_hours < 0.1
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
 
 
@@ -463,7 +523,9 @@ def test_running_out_of_memory_is_a_failure_of_the_configuration(workshop):
     assert workshop.outcomes()[0][1] == "failed"
 
 
-def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop):
+def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop, monkeypatch):
+    """Other trials go first meanwhile: one whose files cannot be read must not hold up the study."""
+    monkeypatch.setattr(go, "_DISK_RETRY_S", 2.0)
     study = workshop.create()
     n_left = [2]
 
@@ -478,9 +540,13 @@ def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop):
 
     workshop.objective.HOOK = fill_the_disk
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    goes = queries.read_rows(workshop.database, "select outcome, reason from hpopt.goes order by attempt_id")[1]
-    assert [outcome for outcome, _ in goes[:3]] == ["preempted", "preempted", "complete"]
-    assert "No space left on device" in goes[0][1]
+    goes = queries.read_rows(workshop.database, "select go, outcome, reason from hpopt.goes order by attempt_id")[1]
+    sent_back = [reason for _, outcome, reason in goes if outcome == "preempted"]
+    assert len(sent_back) == 2
+    assert all("No space left on device" in reason for reason in sent_back)
+    # The second go is one at another trial.
+    assert goes[1][0] == 1
+    assert "preempted" not in {outcome for _, outcome, _, _ in workshop.outcomes()}
 
 
 def test_a_paused_study_gets_its_trial_back_and_goes_on_when_it_is_resumed(workshop):

@@ -79,6 +79,7 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("retry_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("device_seconds", sa.Double(), server_default="0", nullable=False),
         sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("peak_memory_gib", sa.Double(), nullable=True),

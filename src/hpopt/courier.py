@@ -67,9 +67,16 @@ class Courier:
         return self._away_since is not None
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether it is worth waiting for an answer: the database is there, and nobody asked the worker to stop."""
+        return not self.is_away and self._fault is None and not self._manners.stop.is_set()
+
+    @property
     def has_given_up(self) -> bool:
-        """Whether the database was away for longer than this worker waits."""
+        """Whether the database was away for longer than this worker waits, or the courier itself failed."""
         away_since = self._away_since
+        if self._fault is not None:
+            return True
         return away_since is not None and time.monotonic() - away_since > self._manners.give_up_after_s
 
     def send(self, errand: Callable[[], T], *, is_beat: bool = False) -> "Future[T]":

@@ -37,8 +37,7 @@ class Delivery:
         self._rungs = plan.rungs_of(study.file)
         # Copied here with the checkpoint of the go before, whose worker did not get it delivered.
         self.inherited = journal.read_if_whole(folder / journal.NAME)
-        written = self.inherited.evaluations if self.inherited else ()
-        self._journal = Journal(folder, study, attempt, written)
+        self._journal = Journal(folder, study, attempt, self.inherited)
         self._sent: deque[Future[Verdict]] = deque()
 
     def hand_on(self) -> None:
@@ -51,7 +50,7 @@ class Delivery:
         self._journal.evaluation(evaluation)
         self._send_evaluation(evaluation)
         deadline = time.monotonic() + _PATIENCE_S
-        while not self._courier.is_away and time.monotonic() < deadline and wait(self._sent, _POLL_S).not_done:
+        while self._courier.is_waited_for and time.monotonic() < deadline and wait(self._sent, _POLL_S).not_done:
             continue
         verdict = None
         while self._sent and self._sent[0].done():
@@ -62,7 +61,8 @@ class Delivery:
 
     def end(self, **end: Any) -> None:  # noqa: ANN401 - kind, value and reason, as attempts.finish takes them.
         """Send how the attempt ended and wait until it is known. Raises Fenced and DatabaseLostError."""
-        self._journal.end(**end)
+        if self.inherited is None or not self.inherited.is_final:
+            self._journal.end(**end)
         self._courier.wait_for(self._send(lambda: attempts.finish(self._database, self._attempt, **end)))
         while self._sent:
             self._sent.popleft().result()

@@ -26,6 +26,9 @@ from hpopt.storage.history import History
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation, Run
 
+# How long a trial waits that a disk was at fault for; other trials go first meanwhile.
+_DISK_RETRY_S = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -97,16 +100,22 @@ def _train(post: Post, study: Study, attempt: Attempt, trial_folder: Path) -> Ou
         folder = _prepare_folder(trial_folder, attempt.go)
     except OSError as error:
         outcome = Outcome(kind="preempted", reason=f"{trial_folder}: {error.strerror or error}", at_fault="disk")
-        courier.call(lambda: attempts.finish(database, attempt, kind=outcome.kind, reason=outcome.reason))
+        finish = partial(attempts.finish, database, attempt, retry_after_s=_DISK_RETRY_S)
+        courier.call(lambda: finish(kind=outcome.kind, reason=outcome.reason))
         return outcome
     delivery = Delivery(courier, database, study, attempt, folder)
     params = _sample(post, study, attempt)
     outcome = _configure(post, study, attempt, params)
     if not isinstance(outcome, Outcome):
         outcome = _run(post, attempt, outcome, delivery)
-    if post.hold.is_fenced:
+    if post.hold.is_fenced and outcome.at_fault != "device":
         raise Fenced(f"trial {attempt.number} was handed on to another worker")
-    delivery.end(kind=outcome.kind, value=outcome.value, reason=outcome.reason)
+    retry_after_s = _DISK_RETRY_S if outcome.at_fault == "disk" else None
+    try:
+        delivery.end(kind=outcome.kind, value=outcome.value, reason=outcome.reason, retry_after_s=retry_after_s)
+    except Fenced:
+        if outcome.at_fault != "device":
+            raise
     return outcome
 
 
@@ -127,6 +136,8 @@ def _configure(post: Post, study: Study, attempt: Attempt, params: Mapping[str, 
         about |= {"seed": config.seed, "config": asdict(config)}
     except (ConfigError, TypeError, ValueError) as error:
         config = Outcome(kind="failed", reason=str(error))
+    except Exception as error:  # noqa: BLE001 - a config of the user's own may raise anything.
+        config = Outcome(kind="failed", reason=f"{type(error).__name__}: {error}")
     start = partial(attempts.start, post.database, study, attempt, data_fingerprint=post.fingerprint)
     try:
         post.courier.call(lambda: start(**about))
@@ -141,7 +152,8 @@ def _run(post: Post, attempt: Attempt, config: Any, delivery: Delivery) -> Outco
     hold, courier, settings = post.hold, post.courier, post.settings
     delivery.hand_on()
     if delivery.inherited is not None and delivery.inherited.is_final:
-        return Outcome(**(delivery.inherited.end or {}))
+        end = delivery.inherited.end or {}
+        return Outcome(kind=end["kind"], value=end["value"], reason=end["reason"])
     settings.say(f"trial {attempt.number} starts" + (f" (go {attempt.go})" if attempt.go > 1 else ""))
     run = Run(
         folder=delivery.folder,

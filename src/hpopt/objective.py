@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hpopt.errors import DISK_TROUBLE, Diverged, Interrupted
-from hpopt.study.file import StudyFile
+from hpopt.study.file import POSTGRES_MAX_INT, StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.config import PREPARED_BY
 from hpopt.training.run import Evaluation, Run, never
@@ -82,7 +82,7 @@ def run_trial(file: StudyFile, config: Any, run: Run, judge: Judge) -> Outcome: 
 def _start(objective: str, config: Any, run: Run) -> Generator[Evaluation] | Outcome:  # noqa: ANN401 - the objective's.
     try:
         evaluations = load_function(objective)(config, run)
-    except Exception as error:  # noqa: BLE001 - as in _next.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as in _next.
         return _failed(error)
     if not isinstance(evaluations, Generator):
         return Outcome(kind="failed", reason=f"{objective} is no generator function: it returned {evaluations!r}")
@@ -108,7 +108,7 @@ def _next(evaluations: Generator[Evaluation], metric: str) -> Evaluation | Outco
         return Outcome(kind="preempted", reason=str(stop))
     except Diverged as error:
         return Outcome(kind="diverged", reason=str(error))
-    except Exception as error:  # noqa: BLE001 - whatever an objective raises is the end of its trial, not of the worker.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the end of the trial, not of the worker.
         return _failed(error)
 
 
@@ -119,6 +119,8 @@ def _plain(evaluation: Evaluation, metric: str) -> Evaluation | Outcome:
     if metric not in evaluation.metrics:
         known = ", ".join(sorted(evaluation.metrics))
         return Outcome(kind="failed", reason=f"the objective reports no '{metric}'; it reports {known}")
+    if not 0 <= evaluation.step <= POSTGRES_MAX_INT:
+        return Outcome(kind="failed", reason=f"step {evaluation.step} is not within 0 and {POSTGRES_MAX_INT}")
     return Evaluation(
         step=int(evaluation.step),
         n_steps=int(evaluation.n_steps),
@@ -143,7 +145,7 @@ def _complete(value: float | None) -> Outcome:
     return Outcome(kind="complete", value=value)
 
 
-def _failed(error: Exception) -> Outcome:
+def _failed(error: Exception | SystemExit) -> Outcome:
     """Tell a failure of the configuration from one of the machine, which says nothing about the configuration."""
     # The trial gets one line; whoever wrote the objective finds the rest in the worker's log.
     _logger.error("the objective failed", exc_info=error)
@@ -155,7 +157,7 @@ def _failed(error: Exception) -> Outcome:
     return Outcome(kind="failed", reason=reason)
 
 
-def _is_sticky(error: Exception) -> bool:
+def _is_sticky(error: BaseException) -> bool:
     """Say whether an error leaves the process without a usable device; running out of memory does not."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return "OutOfMemoryError" not in kinds and ("AcceleratorError" in kinds or "CUDA error" in str(error))

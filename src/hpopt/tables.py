@@ -114,6 +114,8 @@ attempt = Table(
     Column("ended_at", DateTime(timezone=True)),
     Column("outcome", Text),
     Column("reason", Text),
+    # A trial that a machine's fault sent back lets others go first.
+    Column("retry_at", DateTime(timezone=True)),
     Column("device_seconds", Double, nullable=False, server_default="0"),
     Column("tokens", BigInteger, nullable=False, server_default="0"),
     Column("peak_memory_gib", Double),
@@ -158,7 +160,7 @@ rung = Table(
 _GOES = """
 create view hpopt.goes as
 select a.study_id, a.first_trial_id, a.go, a.trial_id, a.attempt_id, a.worker_id, a.seed, a.config, a.outcome, a.reason,
-       a.started_at, a.ended_at, a.heartbeat_at, a.device_seconds, a.tokens, a.peak_memory_gib,
+       a.started_at, a.ended_at, a.retry_at, a.heartbeat_at, a.device_seconds, a.tokens, a.peak_memory_gib,
        not exists (
            select from hpopt.attempt later where later.first_trial_id = a.first_trial_id and later.go > a.go
        ) as is_last

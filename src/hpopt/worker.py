@@ -55,7 +55,8 @@ def work(database: Database, study: Study, settings: Settings) -> str:
             reason = str(error)
             raise
         finally:
-            _say_farewell(database, courier, hold, reason)
+            if not courier.is_away:
+                _say_farewell(database, courier, hold, reason)
     return reason
 
 
@@ -97,8 +98,7 @@ def _register(database: Database, study: Study, settings: Settings) -> int:
 
 
 def _say_farewell(database: Database, courier: Courier, hold: Hold, reason: str) -> None:
-    if not courier.is_away:
-        wait([courier.send(lambda: attempts.end_worker(database, hold.worker_id, reason))], timeout=_FAREWELL_S)
+    wait([courier.send(lambda: attempts.end_worker(database, hold.worker_id, reason))], timeout=_FAREWELL_S)
 
 
 def _beat(database: Database, study: Study, hold: Hold) -> None:
@@ -133,10 +133,11 @@ def _pull(post: Post, study: Study) -> str:
 def _look_for_work(post: Post, study: Study) -> _Offer:
     database, worker_id = post.database, post.hold.worker_id
     study = studies.reload(database, study)
+    studies.require_version(study)
     reaping.reap(database, study, worker_id)
     attempt = attempts.reserve(database, study, worker_id)
     if attempt is not None:
         return _Offer(study=study, attempt=attempt)
     counted = books.read_books(database, study)
-    waiting = f"paused: {counted.state_reason or 'by hand'}" if counted.state == "paused" else None
+    waiting = f"paused: {counted.state_reason}" if counted.state == "paused" else None
     return _Offer(study=study, attempt=None, over=books.finished(study, counted), waiting=waiting)

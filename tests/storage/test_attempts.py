@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from hpopt import tpe
+from hpopt import strategy, tpe
 from hpopt.errors import DatabaseError, Fenced, InputError
 from hpopt.storage import attempts, books, evaluations, queries, reaping, studies
 from hpopt.storage import database as database_module
@@ -483,6 +483,9 @@ def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
         warnings.simplefilter("ignore")
         theirs = stock.ask({"momentum": optuna.distributions.FloatDistribution(0.1, 0.2)})
         stock.tell(theirs, 0.1)
+        space = strategy.distributions(fleet.study.file.search_space)
+        other_names = {f"my_{name}": distribution for name, distribution in space.items()}
+        stock.tell(stock.ask(other_names), 0.1)
     fleet.history.refresh()
     assert fleet.history.observed().n_ended == 0
 

@@ -20,7 +20,16 @@ _EVERY_S = 1.0
 _AWAY = (
     "Connection refused",
     "Connection reset by peer",
+    "Connection timed out",
     "No route to host",
+    "Network is unreachable",
+    "too many clients already",
+    "remaining connection slots",
+    # PgBouncer's words for a server that is away or full.
+    "server login has been failing",
+    "query_wait_timeout",
+    "no more connections allowed",
+    "pgbouncer cannot connect to server",
     "timeout expired",
     "no answer for",
     "server closed the connection unexpectedly",

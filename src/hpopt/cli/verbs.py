@@ -134,9 +134,11 @@ def worker(
     """Pull trials until the budget of the study is spent."""
     from hpopt.cli.patience import open_study_patiently
     from hpopt.go import Settings
+    from hpopt.storage.database import limit_waits
     from hpopt.worker import find_device, work
 
     _check_patience(heartbeat_every, stale_after)
+    limit_waits()
     stop = _stop_on_signals()
     if stop_with_parent:
         threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
@@ -274,8 +276,9 @@ def params(
 
 
 def _check_patience(heartbeat_every: float, stale_after: float) -> None:
-    if stale_after < 2 * heartbeat_every:
-        raise InputError(f"--stale-after: {stale_after:g} s is below two heartbeats of {heartbeat_every:g} s")
+    # Half of it must be longer than the time between two heartbeats, by which a worker knows that it was cut off.
+    if stale_after < 3 * heartbeat_every:
+        raise InputError(f"--stale-after: {stale_after:g} s is below three heartbeats of {heartbeat_every:g} s")
 
 
 def _read(file: Path) -> str:

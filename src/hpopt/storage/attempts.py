@@ -6,6 +6,7 @@ and each can be repeated after a lost reply. A trial is begun under a lock on it
 starts more than the budget allows. Whoever finds an attempt silent ends it; from then on its worker can write nothing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,6 @@ class Standing:
 
     is_held: bool
     state: str
-    state_reason: str | None
 
 
 def register_worker(
@@ -115,7 +115,7 @@ def start(
     data_fingerprint: str | None,
 ) -> None:
     """Write down the params that were sampled, and what is trained with them; raises Fenced."""
-    values = {"seed": seed, "config": None if config is None else dict(config), "data_fingerprint": data_fingerprint}
+    values = {"seed": seed, "config": _plain(config), "data_fingerprint": data_fingerprint}
     with database.brief() as connection:
         held = sa.update(tables.attempt).where(
             tables.attempt.c.attempt_id == attempt.attempt_id, tables.attempt.c.ended_at.is_(None)
@@ -129,24 +129,41 @@ def beat(database: Database, study_id: int, worker_id: int, attempt: Attempt | N
     """Renew the heartbeats of the worker and of its attempt."""
     about = {"study_id": study_id, "worker_id": worker_id, "attempt_id": attempt.attempt_id if attempt else None}
     with database.statement() as connection:
-        row = connection.execute(_BEAT, about).mappings().one()
-    return Standing(**row)
+        row = connection.execute(_BEAT, about).mappings().one_or_none()
+    # Somebody deleted the study.
+    return Standing(is_held=False, state="stopped") if row is None else Standing(**row)
 
 
 def finish(
-    database: Database, attempt: Attempt, *, kind: str, value: float | None = None, reason: str | None = None
+    database: Database,
+    attempt: Attempt,
+    *,
+    kind: str,
+    value: float | None = None,
+    reason: str | None = None,
+    retry_after_s: float | None = None,
+    is_live: bool = True,
 ) -> None:
     """End the attempt as one of tables.OUTCOMES; raises Fenced when others ended it otherwise.
 
     One that is lost too often without progress has failed. A trial that was ended in Optuna's tables by other means
-    has ended as it did there.
+    has ended as it did there. One that is handed back waits `retry_after_s` before its next go. What is not live is
+    told by a journal: its worker is gone, and it cost what it had cost when it was last heard of.
     """
-    about = {"attempt_id": attempt.attempt_id, "outcome": kind, "reason": reason, "n_goes": MAX_GOES_WITHOUT_PROGRESS}
+    about = {
+        "attempt_id": attempt.attempt_id,
+        "outcome": kind,
+        # Postgres has no text with a zero in it.
+        "reason": None if reason is None else reason.replace("\0", ""),
+        "n_goes": MAX_GOES_WITHOUT_PROGRESS,
+        "retry_after_s": retry_after_s,
+        "is_live": is_live,
+    }
     with database.brief() as connection:
         ended = connection.execute(_END, about).mappings().one_or_none()
         if ended is None:
-            known = connection.scalar(_OUTCOME, about)
-            if known != kind:
+            # Told again because the reply was lost; what was lost once too often has failed.
+            if connection.scalar(_OUTCOME, about) not in {kind, "failed" if kind == "lost" else kind}:
                 raise fenced(attempt)
             return
         if ended["is_ours"]:
@@ -188,6 +205,11 @@ def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     )
 
 
+def _plain(config: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - JSON.
+    """Give a config as Postgres takes it: what JSON has no word for becomes a string."""
+    return None if config is None else json.loads(json.dumps(dict(config), default=str), parse_constant=str)
+
+
 def fenced(attempt: Attempt) -> Fenced:
     """Give the error of an attempt that is no longer its worker's."""
     return Fenced(f"trial {attempt.number} was handed on to another worker")
@@ -214,6 +236,7 @@ _WAITING = sa.text(
     """
     select study_id, trial_id, first_trial_id, go, seed from hpopt.goes
     where study_id = :study_id and outcome in ('lost', 'preempted') and is_last
+      and coalesce(retry_at, '-infinity') <= now()
     order by first_trial_id limit 1
     """
 )
@@ -252,7 +275,7 @@ _BEAT = sa.text(
         where attempt_id = :attempt_id and ended_at is null
         returning attempt_id
     ), seen as ({CONTACT} where worker_id = :worker_id returning worker_id)
-    select exists (select from held) as is_held, state, state_reason
+    select exists (select from held) as is_held, state
     from hpopt.study where study_id = :study_id and exists (select from seen)
     """  # noqa: S608 - the only thing put in is the constant above.
 )
@@ -264,9 +287,13 @@ GOES_WITHOUT_PROGRESS = """
         select count(*) from hpopt.goes later
         where later.first_trial_id = a.first_trial_id and later.outcome is distinct from 'preempted'
           and later.go > coalesce((
-              select further.go from hpopt.goes further
-              where further.first_trial_id = a.first_trial_id and further.tokens > 0
-              order by further.tokens desc, further.go limit 1
+              select further.go
+              from hpopt.goes further
+              cross join lateral (
+                  select max(e.step) as step from hpopt.evaluation e where e.trial_id = further.trial_id
+              ) reached
+              where further.first_trial_id = a.first_trial_id and reached.step is not null
+              order by reached.step desc, further.go limit 1
           ), 0)
     )
 """
@@ -287,7 +314,8 @@ _END = sa.text(
     f"""
     with ended as (
         update hpopt.attempt a
-        set ended_at = now(), device_seconds = extract(epoch from now() - a.started_at),
+        set ended_at = now(), retry_at = now() + make_interval(secs => :retry_after_s),
+            device_seconds = case when :is_live then extract(epoch from now() - a.started_at) else a.device_seconds end,
             outcome = coalesce(
                 {ENDED_ELSEWHERE},
                 case when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else :outcome end

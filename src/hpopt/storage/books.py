@@ -4,7 +4,6 @@ import sqlalchemy as sa
 
 from hpopt import strategy
 from hpopt.analysis.progress import Books
-from hpopt.storage import studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -21,14 +20,12 @@ def read_books(database: Database, study: Study) -> Books:
 
 
 def limit_reached(database: Database, study: Study) -> str | None:
-    """Say which limit in hours or which target the study has reached, as its file stands in the database now."""
-    with database.begin() as connection:
-        limit = limit_in(connection, study)
-    if limit is None:
+    """Say which limit in hours or which target the study has reached; asks only where its budget has one."""
+    budget = study.file.budget
+    if budget.gpu_hours is None and budget.wall_hours is None and budget.target is None:
         return None
-    now = studies.reload(database, study)
     with database.begin() as connection:
-        return limit_in(connection, now)
+        return limit_in(connection, study)
 
 
 def limit_in(connection: sa.Connection, study: Study) -> str | None:
@@ -68,7 +65,8 @@ def finished(study: Study, books: Books) -> str | None:
     if limit is not None:
         return limit if books.n_held == 0 else None
     n_trials = planned_trials(study)
-    if n_trials is not None and books.n_ended >= n_trials:
+    # A budget that was lowered leaves trials running or waiting beyond it: they come to their end.
+    if n_trials is not None and books.n_ended >= n_trials and books.n_held + books.n_waiting == 0:
         return f"{n_trials} trials done"
     return None
 

@@ -25,7 +25,7 @@ _BRIEF = f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'; set local idle_in_tra
 # The SQLSTATE of read_only_sql_transaction.
 READ_ONLY = "25006"
 
-# One connection does the work, a second lets the heartbeat through while the first is in use.
+# A worker uses one; the second is for those that work in several threads, as the dashboard does.
 _ENGINE_OPTIONS = {
     "pool_size": 1,
     "max_overflow": 1,

@@ -15,7 +15,7 @@ from hpopt.storage import optuna_rows
 from hpopt.storage.attempts import CONTACT, Attempt, fenced
 from hpopt.storage.books import limit_reached
 from hpopt.storage.database import Database
-from hpopt.storage.studies import Study
+from hpopt.storage.studies import Study, load_study
 from hpopt.training.run import Evaluation
 
 
@@ -30,9 +30,18 @@ class Verdict:
 
 
 def record(
-    database: Database, study: Study, attempt: Attempt, evaluation: Evaluation, rung: float | None = None
+    database: Database,
+    study: Study,
+    attempt: Attempt,
+    evaluation: Evaluation,
+    rung: float | None = None,
+    *,
+    is_live: bool = True,
 ) -> Verdict:
-    """Write one evaluation, which reaches `rung` or none, and say what is thought of the trial. Raises Fenced."""
+    """Write one evaluation, which reaches `rung` or none, and say what is thought of the trial. Raises Fenced.
+
+    One that is not live is told by a journal, and is no sign of life of its worker.
+    """
     value = evaluation.metrics.get(study.file.metric, math.nan)
     row = {
         "attempt_id": attempt.attempt_id,
@@ -43,6 +52,7 @@ def record(
         "peak": evaluation.metrics.get("peak_memory_gib"),
         **optuna_rows.intermediate(value),
         "rung": rung if math.isfinite(value) else None,
+        "is_live": is_live,
     }
     with database.statement() as connection:
         found = connection.execute(_RECORD[study.file.direction], row).mappings().one_or_none()
@@ -51,9 +61,14 @@ def record(
     return Verdict(
         step=evaluation.step,
         is_hopeless=not attempt.is_default and _is_hopeless(study, found),
-        limit="it was stopped" if found["state"] == "stopped" else limit_reached(database, study),
+        limit="it was stopped" if found["state"] == "stopped" else _limit(database, study, found["file_sha256"]),
         is_paused=found["state"] == "paused",
     )
+
+
+def _limit(database: Database, study: Study, file_sha256: str) -> str | None:
+    """Say which limit is reached of the budget as it is now; somebody may have changed it since the trial began."""
+    return limit_reached(database, study if study.file_sha256 == file_sha256 else load_study(database, study.name))
 
 
 def _is_hopeless(study: Study, found: sa.RowMapping) -> bool:
@@ -73,13 +88,14 @@ def _record(better: str) -> sa.TextClause:
         f"""
     with held as (
         update hpopt.attempt a
-        set heartbeat_at = now(), device_seconds = extract(epoch from now() - a.started_at),
+        set heartbeat_at = now(),
+            device_seconds = case when :is_live then extract(epoch from now() - a.started_at) else a.device_seconds end,
             tokens = greatest(a.tokens, :tokens), peak_memory_gib = greatest(a.peak_memory_gib, :peak)
         from public.trials t
         where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id and t.state = 'RUNNING'
         returning a.study_id, a.trial_id, a.first_trial_id, a.attempt_id, a.worker_id
     ), seen as (
-        {CONTACT} from held where worker.worker_id = held.worker_id
+        {CONTACT} from held where worker.worker_id = held.worker_id and :is_live
     ), evaluated as (
         insert into hpopt.evaluation (trial_id, step, attempt_id, tokens, seconds, metrics)
         select trial_id, :step, attempt_id, :tokens, :seconds, cast(:metrics as jsonb) from held
@@ -96,7 +112,7 @@ def _record(better: str) -> sa.TextClause:
         select first_trial_id, :rung, study_id, :step, :value from held where :rung is not null
         on conflict do nothing
     )
-    select s.state,
+    select s.state, s.file_sha256,
            :rung is not null and not exists (
                select from hpopt.rung r
                where r.first_trial_id = h.first_trial_id and r.fraction = :rung and r.step <> :step

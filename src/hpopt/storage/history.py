@@ -88,7 +88,7 @@ class History:
 
     def _kind(self, row: Mapping[str, Any]) -> int:
         # One that has no params yet, never got any, or has those of another space tells the sampler nothing.
-        if len(row["names"]) != len(self._space):
+        if set(row["names"]) != self._space.keys():
             return _NONE
         if row["state"] in {"COMPLETE", "PRUNED"} and row["violation"] > 0:
             return tpe.INFEASIBLE

@@ -6,7 +6,7 @@ One JSON object a line: first whose it is, then evaluations in order, at last ho
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpopt import plan
 from hpopt.errors import Fenced, InputError
 from hpopt.storage import attempts, evaluations, studies
 from hpopt.storage.attempts import Attempt
@@ -39,11 +40,16 @@ class Content:
         """Whether the trial came to its end."""
         return self.end is not None and self.end["kind"] in _FINAL
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Give what the next go has to tell: the evaluations, and the end if it is final."""
+        told: list[dict[str, Any]] = [{"evaluation": asdict(evaluation)} for evaluation in self.evaluations]
+        return [*told, {"end": dict(self.end)}] if self.is_final and self.end else told
+
 
 class Journal:
     """Holds what was said until all of it was delivered. A full disk costs the journal, never the training."""
 
-    def __init__(self, folder: Path, study: Study, attempt: Attempt, inherited: Sequence[Evaluation] = ()) -> None:
+    def __init__(self, folder: Path, study: Study, attempt: Attempt, inherited: "Content | None" = None) -> None:
         """Begin with what the go before could not deliver, all of it or, on a full disk, nothing."""
         self.path = folder / NAME
         self._owner = {
@@ -53,11 +59,12 @@ class Journal:
             "trial": attempt.number,
         }
         self._lock = threading.Lock()
-        self._n_undelivered = len(inherited)
-        if not inherited:
+        lines = [] if inherited is None else inherited.lines()
+        self._n_undelivered = len(lines)
+        if not lines:
             self.path.unlink(missing_ok=True)
             return
-        lines = [self._owner, *({"evaluation": asdict(evaluation)} for evaluation in inherited)]
+        lines = [self._owner, *lines]
         copy = self.path.with_suffix(".tmp")
         with suppress(OSError):
             copy.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -88,7 +95,10 @@ class Journal:
 
 
 def read(path: Path) -> Content | None:
-    """Read a journal, or None where there is none. A line that was cut off ends it. Raises InputError for others."""
+    """Read a journal, or None where there is none; lines that were cut off are left out.
+
+    Raises InputError for a file that is no journal.
+    """
     try:
         lines = path.read_text().splitlines()
     except FileNotFoundError:
@@ -97,10 +107,9 @@ def read(path: Path) -> Content | None:
         raise InputError(f"{path}: {error}") from error
     entries = []
     for line in lines:
-        try:
+        # A disk that was full for a moment has cut one off.
+        with suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     try:
         owner = {key: entries[0][key] for key in ("study", "created_at", "attempt_id", "trial")}
         evaluations = tuple(Evaluation(**entry["evaluation"]) for entry in entries[1:] if "evaluation" in entry)
@@ -133,10 +142,13 @@ def replay(database: Database, path: Path) -> str:
     attempt = Attempt(**row, params={})
     before = _count(database, attempt)
     end = content.end if content.is_final else {"kind": "preempted", "reason": "its worker lost the database"}
+    rungs, step = plan.rungs_of(study.file), _last_step(database, attempt)
     try:
         for evaluation in content.evaluations:
-            evaluations.record(database, study, attempt, evaluation)
-        attempts.finish(database, attempt, **(end or {}))
+            rung = rungs.reached(evaluation.step, evaluation.n_steps, step)
+            evaluations.record(database, study, attempt, evaluation, rung, is_live=False)
+            step = max(step, evaluation.step)
+        attempts.finish(database, attempt, **(end or {}), is_live=False)
     except Fenced:
         if _count(database, attempt) == before:
             return f"trial {attempt.number} was ended or handed on before: nothing was taken in"
@@ -154,6 +166,15 @@ def _find(database: Database, content: Content) -> dict[str, Any] | None:
     with database.begin() as connection:
         row = connection.execute(sa.text(query), content.owner).mappings().one_or_none()
     return None if row is None else dict(row)
+
+
+def _last_step(database: Database, attempt: Attempt) -> int:
+    query = """
+        select max(e.step) from hpopt.goes g join hpopt.evaluation e using (trial_id)
+        where g.first_trial_id = :first_trial_id
+    """
+    with database.begin() as connection:
+        return int(connection.scalar(sa.text(query), {"first_trial_id": attempt.first_trial_id}) or 0)
 
 
 def _count(database: Database, attempt: Attempt) -> int:

@@ -54,7 +54,7 @@ def pause(database: Database, study: Study, reason: str | None = None) -> State:
 
     A study that is paused stays so, for the reason it was, unless another is given.
     """
-    with database.begin() as connection:
+    with database.brief() as connection:
         about = {"study_id": study.study_id, "reason": reason, "otherwise": _BY_HAND}
         connection.execute(_PAUSE, about)
         state = _read_state(connection, study)
@@ -108,7 +108,7 @@ def _ends_before(study: Study, spent: Books, n_enqueued: int) -> str | None:
 
 
 def _turn(database: Database, study: Study, state: str, reason: str | None) -> State:
-    with database.begin() as connection:
+    with database.brief() as connection:
         connection.execute(_TURN, {"study_id": study.study_id, "state": state, "reason": reason})
         return _read_state(connection, study)
 

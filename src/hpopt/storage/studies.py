@@ -46,6 +46,7 @@ class Study:
     created_at: datetime
     data_fingerprint: str | None
     versions: Mapping[str, str]
+    file_sha256: str
 
 
 def create_study(
@@ -68,7 +69,7 @@ def create_study(
         )
     with database.errors():
         _enqueue(open_optuna(database, known), file)
-    with database.begin() as connection:
+    with database.brief() as connection:
         row = {"file": text, "file_sha256": _sha256(text), "versions": _versions()}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
     return load_study(database, file.name)
@@ -87,7 +88,7 @@ def find_study(database: Database, name: str) -> Study | None:
     query = sa.text(
         """
         select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint,
-               h.versions, p.study_name as parent
+               h.versions, h.file_sha256, p.study_name as parent
         from hpopt.study h
         join public.studies s on s.study_id = h.study_id
         left join public.studies p on p.study_id = h.parent_id
@@ -117,11 +118,16 @@ def open_optuna(database: Database, study: Study) -> optuna.Study:
 
 
 def reload(database: Database, study: Study) -> Study:
-    """Give the study with what `hpopt create` changed in its file since it was read."""
+    """Give the study with what `hpopt create` changed since it was read. Raises InputError when it is another one."""
     query = "select file_sha256 from hpopt.study where study_id = :study_id"
     with database.begin() as connection:
         known = connection.scalar(sa.text(query), {"study_id": study.study_id})
-    return study if known == _sha256(study.text) else load_study(database, study.name)
+    if known == study.file_sha256:
+        return study
+    now = load_study(database, study.name)
+    if now.study_id != study.study_id:
+        raise InputError(f"study '{study.name}' was deleted and created anew; start the workers anew too")
+    return now
 
 
 def require_version(study: Study) -> None:
@@ -142,7 +148,7 @@ def require_data(database: Database, study: Study, fingerprint: str | None) -> N
         update hpopt.study set data_fingerprint = coalesce(data_fingerprint, :fingerprint)
         where study_id = :study_id returning data_fingerprint
     """
-    with database.begin() as connection:
+    with database.brief() as connection:
         known = connection.scalar(sa.text(query), {"fingerprint": fingerprint, "study_id": study.study_id})
     if known != fingerprint:
         raise InputError(
