@@ -50,6 +50,10 @@ CALLS = {"sweep": 1, "ask": 1, "evaluation": N_EVALUATIONS, "tell": 1}
 # In trials with an evaluation a second, and with an evaluation a minute: Optuna's thread beats at the start and then at
 # every interval, hpopt an interval after it was last heard of.
 HEARTBEATS = {"plain Optuna": (1, 21), "hpopt": (0, 18), "hpopt, long silent": (0, 18)}
+PARTS = (
+    *("fail_stale_trials", "ask", "four suggests", "report", "should_prune", "tell", "record_heartbeat"),
+    *("connect", "reload", "reap", "reserve", "refresh", "propose", "start", "record", "finish", "beat"),
+)
 N_COMPOSED = 10_000
 N_COLD = 3
 
@@ -59,6 +63,29 @@ _MACHINE_COLUMNS = (
 )
 
 _PLAIN, _OURS, _SILENT = SIDES
+
+_METHOD = """\
+Each side has a database of its own on one PostgreSQL 18 (the embedded one, with fsync), filled with the same finished
+trials: 4 params, 20 evaluations each, a third complete and the others pruned. Logical workers are threads in four
+processes that wait where they would train. Whatever their number, all together begin 0.67 trials a second with five
+evaluations each and a heartbeat every quarter of the time between two evaluations, which is what 200 workers do that
+evaluate once a minute: the cores stay nearly idle (last table), so that a call is slow only by what it does itself.
+Every measurement begins on a fresh copy of the filled database. From 64 workers on, both sides go through PgBouncer in
+transaction mode with a pool of 20.
+
+Plain Optuna is what `Study.optimize` does: `RDBStorage` with `heartbeat_interval=15`, the default `TPESampler`,
+`SuccessiveHalvingPruner(min_resource=11, reduction_factor=3)`; fail_stale_trials (sweep), ask and four suggests (ask),
+report and should_prune (evaluation), tell, record_heartbeat. hpopt is what its worker does, with a budget in trials and
+in device hours: reload and reap (sweep); reserve, refresh, propose and start (ask); record (evaluation); finish (tell);
+beat (heartbeat).
+
+The workers of a process share one cache of finished trials, on both sides. In a fleet each has its own, and an ask
+brings in what all others have finished since its last one: the first ask of a cold worker says what that costs a trial.
+
+A whole trial is computed: 10,000 times one sweep, ask and tell and five evaluations are drawn from the measured ones
+and added up. With an evaluation a second hpopt keeps its connection, and evaluations spare it the heartbeats; plain
+Optuna has one heartbeat, at the start. With an evaluation a minute hpopt closes its connection each time and has 18
+heartbeats; plain Optuna keeps it and has 21."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +149,15 @@ class Base:
 # By finished trials, logical workers and side; and by finished trials and side.
 Results = dict[tuple[int, int, str], Result]
 Filled = dict[tuple[int, str], Base]
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """All that was measured; `crowded` is one worker among many running trials, by side."""
+
+    results: Results = field(default_factory=dict)
+    filled: Filled = field(default_factory=dict)
+    crowded: dict[str, Result] = field(default_factory=dict)
 
 
 class Shift:
@@ -373,38 +409,39 @@ def _server() -> Iterator[Server]:
         shutil.rmtree(home)
 
 
-def run(sizes: Sequence[int], workers: Sequence[int], seconds: float) -> tuple[Results, Filled]:
+def run(sizes: Sequence[int], workers: Sequence[int], seconds: float, n_running: int) -> Measured:
     """Measure every cell, and what is in the database before it; the sides take turns."""
-    results: Results = {}
-    filled: Filled = {}
+    measured = Measured()
     with _server() as server:
         for size in sizes:
             for side in (_PLAIN, _OURS):
                 server.fill(side, size)
-                filled[size, side] = Base(n_bytes=server.count_bytes(side, size))
+                measured.filled[size, side] = Base(n_bytes=server.count_bytes(side, size))
             for _, side in product(range(N_COLD), (_PLAIN, _OURS)):
                 with server.copy(side, size) as url:
-                    filled[size, side].cold_s.append(measure_cold(side, url))
+                    measured.filled[size, side].cold_s.append(measure_cold(side, url))
             # Connecting costs the same whatever the size.
             sides = SIDES if size == max(sizes) else (_PLAIN, _OURS)
             for n_workers, side in product(workers, sides):
                 cell = Cell(side=side, size=size, n_workers=n_workers, seconds=seconds)
-                with server.copy(_PLAIN if side == _PLAIN else _OURS, size) as url:
-                    results[size, n_workers, side] = measure(cell, url)
-                _say(_summary(cell, results[size, n_workers, side]))
-        if n_running:
-            for side in (_PLAIN, _OURS):
-                cell = Cell(side=side, size=max(sizes), n_workers=1, seconds=seconds, n_running=n_running - 1)
-                with server.copy(side, cell.size) as url:
-                    results[cell.size, n_running, side] = measure(cell, url)
-                _say(_summary(cell, results[cell.size, n_running, side]))
-    return results, filled
+                measured.results[size, n_workers, side] = _measure_copy(server, cell)
+        for side in (_PLAIN, _OURS) if n_running else ():
+            cell = Cell(side=side, size=max(sizes), n_workers=1, seconds=seconds, n_running=n_running)
+            measured.crowded[side] = _measure_copy(server, cell)
+    return measured
+
+
+def _measure_copy(server: Server, cell: Cell) -> Result:
+    with server.copy(_PLAIN if cell.side == _PLAIN else _OURS, cell.size) as url:
+        result = measure(cell, url)
+    print(_summary(cell, result), file=sys.stderr, flush=True)
+    return result
 
 
 def _summary(cell: Cell, result: Result) -> str:
     calls = [f"{name} {_figures(result.calls.get(name, []))}" for name in (*CALLS, "heartbeat")]
     return (
-        f"{cell.size:,} trials, {cell.n_workers} workers, {cell.side}: {'; '.join(calls)} ms; "
+        f"{cell.size:,} trials, {cell.n_workers} workers, {cell.n_running} others, {cell.side}: {'; '.join(calls)} ms; "
         f"{result.cores['all']:.2f} cores busy{', ' + str(dict(result.errors)) if result.errors else ''}"
     )
 
@@ -415,24 +452,28 @@ def _figures(milliseconds: Sequence[float]) -> str:
     return f"{np.median(milliseconds):,.1f} / {np.percentile(milliseconds, 99):,.1f}"
 
 
-def write_page(results: Results, filled: Filled) -> str:
+def write_page(measured: Measured, n_running: int) -> str:
     """Write everything down in Markdown."""
-    machine = f"{_processor()}, {os.cpu_count()} cores"
+    results, filled = measured.results, measured.filled
     both = ("plain Optuna", "hpopt", "ratio")
     blocks = [
-        f"{datetime.now(UTC):%Y-%m-%d}; {machine}. Made by `python benchmarks/scale.py`.",
+        "# What a trial costs in the database",
+        f"{datetime.now(UTC):%Y-%m-%d}; {_processor()}, {os.cpu_count()} cores. Made by `python benchmarks/scale.py`.",
+        _METHOD,
         "## A call, and a whole trial with an evaluation a second: median / 99th percentile, in milliseconds",
         _table(("finished trials", "workers", "call", *both, "calls measured"), _call_rows(results)),
-        "## How such a trial grows, by the median",
-        _table(("from", "to", "plain Optuna", "hpopt"), _growth_rows(results)),
+        "## How such a trial grows, in milliseconds by the median",
+        _table(("from", "to", "plain Optuna", "hpopt", "hpopt but the sampler"), _growth_rows(results)),
         "## A whole trial with an evaluation a minute: median / 99th percentile, in milliseconds",
         _table(("finished trials", "workers", "of it", *both), _silent_rows(results)),
+        f"## One worker, while {n_running:,} other trials are running: median / 99th percentile, in milliseconds",
+        _table(("call", *both, "calls measured"), _crowded_rows(measured.crowded)),
         "## The first ask of a cold worker, in seconds",
         _table(("finished trials", *both), _cold_rows(filled)),
         "## On disk, with 20 evaluations a trial, in kB a trial",
         _table(("finished trials", *both), _disk_rows(filled)),
         "## What the calls are made of: median / 99th percentile, in milliseconds",
-        _table(("finished trials", "workers", "side", "part", "milliseconds"), _part_rows(results)),
+        _table(("finished trials", "workers", "side", "part", "milliseconds"), _part_rows(measured, n_running)),
         "## The machine meanwhile",
         _table(_MACHINE_COLUMNS, _machine_rows(results)),
     ]
@@ -459,9 +500,14 @@ def _growth_rows(results: Results) -> Iterator[Sequence[str]]:
     fleets = sorted({n_workers for _, n_workers, _ in results})
     more_trials = [((sizes[0], n_workers), (sizes[-1], n_workers)) for n_workers in fleets]
     more_workers = [((size, fleets[0]), (size, fleets[-1])) for size in sizes]
-    for one, other in more_trials + more_workers:
-        growth = [_ratio(*(_fast_trial(results, *end, side) for end in (other, one))) for side in (_PLAIN, _OURS)]
-        yield *(f"{size:,} trials, {n_workers} workers" for size, n_workers in (one, other)), *growth
+    for ends in more_trials + more_workers:
+        trials = {side: [_fast_trial(results, *end, side) for end in ends] for side in (_PLAIN, _OURS)}
+        if all(trials[_PLAIN]) and all(trials[_OURS]):
+            medians = [[float(np.median(trial)) for trial in trials[side]] for side in (_PLAIN, _OURS)]
+            sampling = [float(np.median(results[(*end, _OURS)].parts["propose"])) for end in ends]
+            medians.append([whole - part for whole, part in zip(medians[1], sampling, strict=True)])
+            growth = [f"{one:,.1f} to {other:,.1f}, {other / one:.2f} times" for one, other in medians]
+            yield *(f"{size:,} trials, {n_workers} workers" for size, n_workers in ends), *growth
 
 
 def _silent_rows(results: Results) -> Iterator[Sequence[str]]:
@@ -494,10 +540,27 @@ def _disk_rows(filled: Filled) -> Iterator[Sequence[str]]:
         yield f"{small:,} to {large:,}", *(f"{kilobytes:.1f}" for (kilobytes,) in both), _ratio(*both)
 
 
-def _part_rows(results: Results) -> Iterator[Sequence[str]]:
+def _crowded_rows(crowded: dict[str, Result]) -> Iterator[Sequence[str]]:
+    if crowded:
+        plain, ours = (crowded[side] for side in (_PLAIN, _OURS))
+        for name in (*CALLS, "heartbeat"):
+            both = [side.calls.get(name, []) for side in (plain, ours)]
+            yield name, *map(_figures, both), _ratio(*both), ", ".join(str(len(values)) for values in both)
+        wholes = [crowded[side].trial(HEARTBEATS[side][0]) for side in (_PLAIN, _OURS)]
+        yield "**whole trial**", *map(_figures, wholes), _ratio(*wholes), ""
+
+
+def _part_rows(measured: Measured, n_running: int) -> Iterator[Sequence[str]]:
+    """The smallest and the largest of everything; the rest lies between."""
+    results = measured.results
+    ends = [{key[place] for key in results} for place in (0, 1)]
     for (size, n_workers, side), result in results.items():
-        for part, milliseconds in result.parts.items():
-            yield f"{size:,}", str(n_workers), side, part, _figures(milliseconds)
+        if size in {min(ends[0]), max(ends[0])} and n_workers in {min(ends[1]), max(ends[1])}:
+            for part in (part for part in PARTS if part in result.parts):
+                yield f"{size:,}", str(n_workers), side, part, _figures(result.parts[part])
+    for side, result in measured.crowded.items():
+        for part in (part for part in PARTS if part in result.parts):
+            yield f"{max(ends[0]):,}", f"1 and {n_running:,}", side, part, _figures(result.parts[part])
 
 
 def _machine_rows(results: Results) -> Iterator[Sequence[str]]:
@@ -533,24 +596,21 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
-    parser.add_argument("--quick", action="store_true", help="a minute: 100 and 1,000 trials, 1 and 16 workers")
+    parser.add_argument("--running", type=int, default=2000, help="other trials that are running at the end")
+    parser.add_argument("--quick", action="store_true", help="a minute: 100 trials, 1 and 16 workers")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.workers, options.seconds = (100, 1000), (1, 16), 5.0
+        options.sizes, options.workers, options.seconds, options.running = (100,), (1, 16), 5.0, 50
     if max(options.workers) >= POOLED_FROM and not is_installed():
         parser.error(f"{POOLED_FROM} workers and more need PgBouncer: apt-get install pgbouncer")
-    page = write_page(*run(options.sizes, options.workers, options.seconds))
+    page = write_page(run(options.sizes, options.workers, options.seconds, options.running), options.running)
     print(page)
     if options.output:
         options.output.write_text(page)
