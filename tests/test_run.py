@@ -388,6 +388,7 @@ def test_pausing_hands_trials_back_and_ends_the_run_with_the_way_to_go_on(place)
     assert len(place.rows("select * from hpopt.trials")) == 2
 
 
+@pytest.mark.long
 def test_a_worker_waits_through_a_pause_and_watching_it_goes_on_too(place):
     place.write_study(trials=1, steps=200, evaluate_every=20)
     place.environment["OMP_NUM_THREADS"] = "1"
@@ -430,6 +431,7 @@ def test_stopping_ends_the_run_with_the_answer_it_has(place):
     assert (again.returncode, again.stdout) == (0, out)
 
 
+@pytest.mark.long
 def test_a_run_whose_output_nobody_reads_hands_its_trials_back(place):
     """As `hpopt run FILE 2>&1 | head` does."""
     place.write_study(trials=50, steps=40)
@@ -442,6 +444,7 @@ def test_a_run_whose_output_nobody_reads_hands_its_trials_back(place):
     assert "was not running" in place.hpopt("db", "stop").stdout
 
 
+@pytest.mark.long
 def test_a_worker_waits_for_a_database_that_is_started_after_it(place):
     place.write_study(trials=1)
     place.hpopt("create", "small.toml")
@@ -456,6 +459,7 @@ def test_a_worker_waits_for_a_database_that_is_started_after_it(place):
     assert "over: 1 trials done" in err
 
 
+@pytest.mark.long
 def test_a_worker_that_asks_to_be_run_again_is_after_pauses_that_grow(tmp_path):
     """A node whose GPU is sick, or that cannot reach the database, must neither spin nor end the run."""
     command = ["worker", "x", "--storage", "postgresql://me@127.0.0.1:1/nowhere", "--device", "cpu"]
@@ -477,6 +481,7 @@ def test_a_worker_that_asks_to_be_run_again_is_after_pauses_that_grow(tmp_path):
     assert 1 <= pauses[0] < 2 <= pauses[1] < 3
 
 
+@pytest.mark.long
 def test_a_second_sigterm_does_not_cut_a_checkpoint_short(place):
     """Schedulers send it again while they wait."""
     place.write_study(trials=2, steps=200)
