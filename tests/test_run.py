@@ -64,6 +64,17 @@ class Place:
         text = STUDY.format(trials=trials, steps=steps, evaluate_every=evaluate_every, dataset=documents)
         (self.folder / "small.toml").write_text(text)
 
+    def break_study(self, message):
+        """Give the study an objective that raises in every trial; `message` is Python source."""
+        (self.folder / "broken.py").write_text(
+            "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Config:\n"
+            "    learning_rate: float = 0.02\n    momentum: float = 0.9\n    seed: int = 0\n\n"
+            f'def train(config: Config, run):\n    raise RuntimeError("{message}")\n'
+        )
+        study = self.folder / "small.toml"
+        text = study.read_text().split("[fixed]")[0]
+        study.write_text(text.replace('name = "small"', 'name = "small"\nobjective = "broken:train"'))
+
     def start(self, *arguments):
         process = subprocess.Popen(
             [*HPOPT, *arguments],
@@ -309,23 +320,7 @@ def test_a_second_ctrl_c_ends_everything_at_once(place):
 def test_a_study_without_a_completed_trial_ends_without_an_answer(place):
     """A script that goes on with the best parameters must notice that there are none."""
     place.write_study(trials=2)
-    (place.folder / "broken.py").write_text(
-        """
-from dataclasses import dataclass
-
-@dataclass(frozen=True)
-class Config:
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    seed: int = 0
-
-def train(config: Config, run):
-    raise RuntimeError("two\\nlines")
-"""
-    )
-    study = place.folder / "small.toml"
-    text = study.read_text().split("[fixed]")[0]
-    study.write_text(text.replace('name = "small"', 'name = "small"\nobjective = "broken:train"'))
+    place.break_study("two\\nlines")
     done = place.hpopt("run", "small.toml")
     assert done.returncode == 3, (done, place.logs())
     assert "[2/2] trial   1  failed" in done.stderr
@@ -499,23 +494,7 @@ def test_a_second_sigterm_does_not_cut_a_checkpoint_short(place):
 def test_a_run_of_failures_ends_with_their_reason(place):
     """What fails five times in a row would fail for the rest of the budget, and somebody has to look at it."""
     place.write_study(trials=50)
-    (place.folder / "broken.py").write_text(
-        """
-from dataclasses import dataclass
-
-@dataclass(frozen=True)
-class Config:
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    seed: int = 0
-
-def train(config: Config, run):
-    raise RuntimeError("the data are gone")
-"""
-    )
-    study = place.folder / "small.toml"
-    text = study.read_text().split("[fixed]")[0]
-    study.write_text(text.replace('name = "small"', 'name = "small"\nobjective = "broken:train"'))
+    place.break_study("the data are gone")
     done = place.hpopt("run", "small.toml", "--workers", "1")
     assert (done.returncode, done.stdout) == (1, ""), (done, place.logs())
     last = done.stderr.splitlines()[-1]

@@ -19,9 +19,9 @@ from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_rows
 from hpopt.storage.books import limit_in, planned_trials
 from hpopt.storage.database import Database
+from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
-MAX_GOES_WITHOUT_PROGRESS = 3
 # A run of failures in which no trial survives has a reason that the next trial would share.
 _FAILURES_THAT_PAUSE = 5
 
@@ -281,34 +281,7 @@ _BEAT = sa.text(
 )
 
 
-# How many goes in a row, this one included, brought the trial no further; a preempted one was never the trial's fault.
-GOES_WITHOUT_PROGRESS = """
-    (
-        select count(*) from hpopt.goes later
-        where later.first_trial_id = a.first_trial_id and later.outcome is distinct from 'preempted'
-          and later.go > coalesce((
-              select further.go
-              from hpopt.goes further
-              cross join lateral (
-                  select max(e.step) as step from hpopt.evaluation e where e.trial_id = further.trial_id
-              ) reached
-              where further.first_trial_id = a.first_trial_id and reached.step is not null
-              order by reached.step desc, further.go limit 1
-          ), 0)
-    )
-"""
-
-# What an attempt has ended as, whatever was said, when its trial was ended in Optuna's tables by other means.
-ENDED_ELSEWHERE = """
-    case t.state when 'COMPLETE' then 'complete' when 'PRUNED' then 'pruned' when 'FAIL' then 'failed' end
-"""
-
-# What the attempts of `ended` cost is added to their study.
-CHARGE = """
-    update hpopt.study s set device_seconds = s.device_seconds + e.cost
-    from (select study_id, sum(device_seconds) as cost from ended group by study_id) e
-    where s.study_id = e.study_id
-"""
+_TOO_OFTEN = ":reason || ' (' || :n_goes || ' times in a row without progress)'"
 
 _END = sa.text(
     f"""
@@ -316,16 +289,7 @@ _END = sa.text(
         update hpopt.attempt a
         set ended_at = now(), retry_at = now() + make_interval(secs => :retry_after_s),
             device_seconds = case when :is_live then extract(epoch from now() - a.started_at) else a.device_seconds end,
-            outcome = coalesce(
-                {ENDED_ELSEWHERE},
-                case when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else :outcome end
-            ),
-            reason = case
-                when t.state <> 'RUNNING' then 'ended outside of hpopt'
-                when :outcome = 'lost' and {GOES_WITHOUT_PROGRESS} >= :n_goes
-                    then :reason || ' (' || :n_goes || ' times in a row without progress)'
-                else :reason
-            end
+            {ended_as(kind=":outcome", reason=":reason", too_often=_TOO_OFTEN)}
         from public.trials t
         where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id
         returning a.outcome, t.state = 'RUNNING' as is_ours, a.study_id, a.device_seconds

@@ -83,9 +83,7 @@ def _as_json(metrics: Mapping[str, float]) -> str:
 
 
 # A repeated evaluation finds the rows of the first. The rows of this statement are not yet there for its own counts.
-def _record(better: str) -> sa.TextClause:
-    return sa.text(
-        f"""
+_TEMPLATE = """
     with held as (
         update hpopt.attempt a
         set heartbeat_at = now(),
@@ -95,7 +93,7 @@ def _record(better: str) -> sa.TextClause:
         where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id and t.state = 'RUNNING'
         returning a.study_id, a.trial_id, a.first_trial_id, a.attempt_id, a.worker_id
     ), seen as (
-        {CONTACT} from held where worker.worker_id = held.worker_id and :is_live
+        {contact} from held where worker.worker_id = held.worker_id and :is_live
     ), evaluated as (
         insert into hpopt.evaluation (trial_id, step, attempt_id, tokens, seconds, metrics)
         select trial_id, :step, attempt_id, :tokens, :seconds, cast(:metrics as jsonb) from held
@@ -127,8 +125,9 @@ def _record(better: str) -> sa.TextClause:
                  and r.value {better} :value
            ) as n_better
     from held h join hpopt.study s using (study_id)
-    """  # noqa: S608 - what is put in are constants.
-    )
+    """
 
-
-_RECORD = {"minimize": _record("<"), "maximize": _record(">")}
+_RECORD = {
+    direction: sa.text(_TEMPLATE.format(contact=CONTACT, better=better))
+    for direction, better in (("minimize", "<"), ("maximize", ">"))
+}

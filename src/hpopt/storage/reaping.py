@@ -2,8 +2,8 @@
 
 import sqlalchemy as sa
 
-from hpopt.storage.attempts import CHARGE, ENDED_ELSEWHERE, GOES_WITHOUT_PROGRESS, MAX_GOES_WITHOUT_PROGRESS
 from hpopt.storage.database import Database
+from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as
 from hpopt.storage.studies import Study
 
 
@@ -32,6 +32,9 @@ _IS_DEAD = """
     )
 """
 
+_SILENT = "'silent for ' || w.stale_after_s || ' s'"
+_TOO_OFTEN = "'its worker died ' || :n_goes || ' times in a row without progress'"
+
 # Its Optuna trial ends in the same statement. A silent attempt did nothing after its last heartbeat: that is what it
 # is charged for.
 _END_SILENT = sa.text(
@@ -49,15 +52,7 @@ _END_SILENT = sa.text(
     ), ended as (
         update hpopt.attempt a
         set ended_at = now(),
-            outcome = coalesce(
-                {ENDED_ELSEWHERE}, case when {GOES_WITHOUT_PROGRESS} >= :n_goes then 'failed' else 'lost' end
-            ),
-            reason = case
-                when t.state <> 'RUNNING' then 'ended outside of hpopt'
-                when {GOES_WITHOUT_PROGRESS} >= :n_goes
-                    then 'its worker died ' || :n_goes || ' times in a row without progress'
-                else 'silent for ' || w.stale_after_s || ' s'
-            end
+            {ended_as(kind="'lost'", reason=_SILENT, too_often=_TOO_OFTEN)}
         from silent
         join public.trials t on t.trial_id = silent.trial_id, hpopt.worker w
         where a.attempt_id = silent.attempt_id and w.worker_id = a.worker_id
