@@ -7,11 +7,12 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
+from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState, create_trial
 
 from hpopt import tpe
 from hpopt.strategy import Draw, propose
-from hpopt.tpe import Observed
+from hpopt.tpe import ColumnTPESampler, Observed, log_density
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
@@ -68,6 +69,16 @@ def columns_of(study, kinds):
     )
 
 
+def drawn_at_random(space, n, seed):
+    sampler = optuna.samplers.RandomSampler(seed=seed)
+    return {
+        name: np.array(
+            [each.to_internal_repr(sampler.sample_independent(None, None, name, each)) for _ in range(n)], float
+        )
+        for name, each in space.items()
+    }
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("n_trials", [0, 5, 12, 60, 400])
 def test_tpe_over_columns_is_optunas_tpe_to_the_bit(direction, n_trials):
@@ -81,6 +92,23 @@ def test_tpe_over_columns_is_optunas_tpe_to_the_bit(direction, n_trials):
         assert propose(draw, SPACE, observed, {}) == stock.params
         # The next one is not to see it.
         study.tell(stock, state=TrialState.FAIL)
+
+
+@pytest.mark.parametrize("n_trials", [0, 1, 30, 2000])
+def test_densities_are_optunas_in_every_kind_of_range(n_trials):
+    """Tails, ties, steps and logarithms: a candidate that is taken for likelier than it is gets chosen."""
+    space = {
+        "adam_eps": FloatDistribution(1e-12, 1e-3, log=True),
+        "batch_size": IntDistribution(1, 4096, log=True),
+        "dropout": FloatDistribution(0.0, 0.5, step=0.1),
+        "max_steps": IntDistribution(100, 90000, step=100),
+        "momentum": FloatDistribution(0.8, 0.99),
+        "optimizer": CategoricalDistribution(("muon", "adamw", "sgd")),
+    }
+    drawn, candidates = drawn_at_random(space, n_trials, seed=0), drawn_at_random(space, 24, seed=1)
+    estimator = _ParzenEstimator(drawn, space, ColumnTPESampler()._parzen_estimator_parameters)
+    ours = log_density(estimator._mixture_distribution, np.column_stack(list(candidates.values())))
+    np.testing.assert_allclose(ours, estimator.log_pdf(candidates), rtol=0, atol=1e-9)
 
 
 def test_known_params_stay_and_the_rest_is_sampled():
