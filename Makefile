@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test test-all lint schema dashboard clean
+.PHONY: install demo test test-all test-engines lint schema dashboard clean
 
 install: $(VENV)/.installed
 
@@ -24,7 +24,13 @@ test: install
 
 # The fast tests and those that take minutes.
 test-all: install
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not engine"
+
+# A real Slurm, Ray and containers, on Debian 12 as root: installs what they need.
+test-engines: install
+	bash tests/engines/install.sh
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	$(BIN)/python -m pytest -m engine --dist loadgroup -rs
 
 lint: install
 	$(BIN)/ruff check

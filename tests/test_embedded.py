@@ -181,7 +181,7 @@ def test_a_stale_pid_of_another_program_is_no_obstacle(home: Path):
     embedded.stop(home)
     # Postgres gives way only to a program of its own user.
     owner = (home / "postgres").stat().st_uid
-    stranger = subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None)  # noqa: S607
+    stranger = subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None)
     try:
         pid_file.write_text("\n".join([str(stranger.pid), *stale[1:]]))
         assert embedded.running_url(home) is None
@@ -222,7 +222,7 @@ def test_a_copied_folder_gets_a_server_of_its_own(home: Path, open_folder: Path)
     """The copy has the password, the port and the postmaster.pid of the original, which runs on."""
     url = embedded.start(home)
     copy = open_folder / "copy"
-    subprocess.run(["cp", "-a", home, copy], check=True)  # noqa: S607 - cp is where it is.
+    subprocess.run(["cp", "-a", home, copy], check=True)
     try:
         assert embedded.running_url(copy) is None
         assert embedded.start(copy) != url

@@ -1,9 +1,5 @@
-"""Owns the serving of optuna-dashboard to this machine. Leaves connections to storage.
+"""Owns the serving of optuna-dashboard. Leaves who may do what to gate.py, and connections to storage."""
 
-optuna-dashboard lets everybody who reaches it delete studies, so only this machine may.
-"""
-
-import ipaddress
 import logging
 import signal
 import threading
@@ -14,8 +10,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 import waitress
 from optuna_dashboard import wsgi
+from waitress.server import MultiSocketServer, TcpWSGIServer
 
 from hpopt.errors import DatabaseError, InputError
+from hpopt.gate import HEALTH, USER, guard, is_loopback
 from hpopt.storage.database import Database
 
 if TYPE_CHECKING:
@@ -23,27 +21,56 @@ if TYPE_CHECKING:
 
 # A browser asks for several things at once; the database answers each in milliseconds once its trials are cached.
 N_THREADS = 4
+# Notes are the longest that anybody sends.
+MAX_REQUEST_BYTES = 2**20
 
 
-def serve(database: Database, host: str, port: int, say: Callable[[str], None] = print) -> None:
-    """Serve the dashboard until SIGTERM or Ctrl-C, saying where. Raises InputError if the address cannot be had."""
-    if not _is_loopback(host):
+def serve(
+    database: Database,
+    host: str,
+    port: int,
+    say: Callable[[str], None] = print,
+    *,
+    password: str | None = None,
+    writable: bool = False,
+) -> None:
+    """Serve the dashboard until SIGTERM or Ctrl-C, saying where; with a password it can be read only unless `writable`.
+
+    Raises InputError if the address cannot be had, or reaches beyond this machine and there is no password.
+    """
+    if password is None and not is_loopback(host):
         raise InputError(
-            f"host {host}: the dashboard has no password yet and can only listen on this machine; use 127.0.0.1"
+            f"host {host}: other machines may reach this dashboard, so it needs a password; give it by --password-file "
+            "or HPOPT_DASHBOARD_PASSWORD, or listen on 127.0.0.1"
         )
-    app = make_app(database)
+    app = guard(make_app(database), password=password, writable=writable)
     # A waiting request is no news.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    try:
-        server = waitress.create_server(app, host=host, port=port, threads=N_THREADS, ident="hpopt")
-    except (OSError, OverflowError) as error:
-        raise InputError(f"port {port} of {host} cannot be had: {getattr(error, 'strerror', None) or error}") from error
-    say(f"dashboard on http://{host}:{server.effective_port}/dashboard (Ctrl-C ends it)")
+    server = _listen(app, host, port)
+    rights = "" if password is None else f", user {USER} and its password, {'writable' if writable else 'read-only'}"
+    say(f"dashboard on {_url(server, host)}/dashboard{rights} (Ctrl-C ends it)")
     with _sigterm_as_exit():
         try:
             server.run()
         finally:
             server.close()
+
+
+def _listen(app: "WSGIApplication", host: str, port: int) -> MultiSocketServer | TcpWSGIServer:
+    try:
+        return waitress.create_server(
+            app, host=host, port=port, threads=N_THREADS, ident="hpopt", max_request_body_size=MAX_REQUEST_BYTES
+        )
+    except (OSError, OverflowError) as error:
+        raise InputError(f"port {port} of {host} cannot be had: {getattr(error, 'strerror', None) or error}") from error
+    except ValueError as error:
+        raise InputError(f"host {host}: no such name or address") from error
+
+
+def _url(server: MultiSocketServer | TcpWSGIServer, host: str) -> str:
+    # A name may stand for several addresses, each with a server of its own.
+    port = server.effective_listen[0][1] if isinstance(server, MultiSocketServer) else server.effective_port
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def make_app(database: Database) -> "WSGIApplication":
@@ -55,7 +82,7 @@ def make_app(database: Database) -> "WSGIApplication":
     dashboard = wsgi(database.optuna)
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        if environ.get("PATH_INFO") == "/healthz":
+        if environ.get("PATH_INFO") == HEALTH:
             return _answer_health(database, start_response)
         answer: Iterable[bytes] = dashboard(environ, start_response)
         return answer
@@ -73,13 +100,6 @@ def _answer_health(database: Database, start_response: "StartResponse") -> Itera
         status, body = "200 OK", b"ok\n"
     start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager

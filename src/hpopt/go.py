@@ -3,6 +3,7 @@
 Leaves the way to the database to delivery.py and courier.py, and the training to objective.py.
 """
 
+import platform
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -32,9 +33,15 @@ _DISK_RETRY_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where a worker keeps its files and how patient it is; `say` takes one line about what happens."""
+    """Where a worker is, where it keeps its files and how patient it is.
+
+    `engine` is what started it and `job` what that calls it; `say` takes one line about what happens.
+    """
 
     home: Path
+    host: str = field(default_factory=platform.node)
+    engine: str = "local"
+    job: str | None = None
     device: str = "cpu"
     heartbeat_every_s: float = 15.0
     stale_after_s: float = 60.0

@@ -4,7 +4,6 @@ Leaves one go at a trial to go.py, the way to the database to courier.py and the
 """
 
 import os
-import platform
 from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +88,10 @@ def _register(database: Database, study: Study, settings: Settings) -> int:
     return attempts.register_worker(
         database,
         study,
-        host=platform.node(),
+        host=settings.host,
         pid=os.getpid(),
+        engine=settings.engine,
+        job=settings.job,
         device=settings.device,
         stale_after_s=settings.stale_after_s,
         give_up_after_s=settings.give_up_after_s,

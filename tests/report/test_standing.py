@@ -23,9 +23,17 @@ def worker(worker_id, **changed):
     idle = dict.fromkeys(
         ("trial", "go", "trial_started_at", "seconds", "trial_device_seconds", "step", "tokens", "value")
     )
-    about = {"host": "node3", "pid": 1, "device": "cuda", "started_at": NOON, "device_seconds": 0.0}
+    about = {
+        "host": "node3",
+        "pid": 1,
+        "engine": "local",
+        "job": None,
+        "device": "cuda",
+        "started_at": NOON,
+        "device_seconds": 0.0,
+    }
     silence = {"silent_seconds": 1.0, "is_silent": False, "tokens_per_second": None}
-    return WorkerRow(worker_id=worker_id, **{**idle, **about, **silence, **changed})
+    return WorkerRow(worker_id=worker_id, **{**idle, **about, **place, **silence, **changed})
 
 
 TRAINING = {"trial": 7, "go": 2, "trial_started_at": NOON, "seconds": 125.0, "trial_device_seconds": 300.0}
@@ -78,6 +86,13 @@ def test_who_works_on_what_is_told_at_any_width(width):
     text = drawn(standing(progress(worker(12, **TRAINING, **EVALUATED)), [], None), width)
     for told in ("12@node3", "cuda", "7(go2)", "120", "3.2500", "5,600", "2min05s", "5min00s", "1h30min"):
         assert told in words(text)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 1000])
+def test_workers_of_an_engine_are_told_with_their_jobs(width):
+    text = drawn(standing(progress(worker(12, engine="slurm", job="41_7", **TRAINING), worker(13)), [], None), width)
+    assert "slurm41_7" in words(text)
+    assert "job" not in drawn(standing(progress(worker(13)), [], None), width)
 
 
 @pytest.mark.parametrize("width", [60, 120])

@@ -49,12 +49,15 @@ class Best:
 class WorkerRow:
     """A worker of the fleet and what it last reported; the trial's fields are None between trials.
 
-    `seconds` are those of this go at the trial, `trial_device_seconds` those of all its goes, on any worker.
+    `engine` started it, on the node `host`, as `job`, which is None on this machine. `seconds` are those of this go at
+    the trial, `trial_device_seconds` those of all its goes, on any worker.
     """
 
     worker_id: int
     host: str
     pid: int
+    engine: str
+    job: str | None
     device: str
     started_at: datetime
     silent_seconds: float

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import database, steering, verbs
+from hpopt.cli import database, launching, steering, verbs, working
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    *(verbs.run, verbs.create, verbs.check, verbs.worker, verbs.status),
+    *(working.run, verbs.create, verbs.check, working.worker, launching.launch, verbs.status),
     *(steering.pause, steering.resume, steering.stop, steering.enqueue),
     *(verbs.best, verbs.report, verbs.dashboard, verbs.params),
 ):

@@ -1,12 +1,16 @@
 """Owns the worker processes of this machine: starts, restarts and stops them. Leaves what they do to worker.py."""
 
+import fcntl
 import os
+import platform
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
@@ -48,15 +52,52 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def announced(folder: Path, name: str) -> Iterator[None]:
+    """Let `stop_announced` find this process, by a file that it keeps locked for as long as it lives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{platform.node()}.{os.getpid()}"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def stop_announced(folder: Path, name: str) -> int:
+    """Send SIGTERM to the processes of this machine that announced themselves by a name; give their number."""
+    n_stopped = 0
+    for path in folder.glob(f"{name}.{platform.node()}.*"):
+        with path.open() as file:
+            try:
+                # Whoever had it is dead, and its number may be another's by now.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            except BlockingIOError:
+                os.kill(int(path.suffix[1:]), signal.SIGTERM)
+                n_stopped += 1
+    return n_stopped
+
+
 class LocalWorkers:
     """The workers that one command runs on this machine; they end with it, however it ends."""
 
-    def __init__(self, command: Sequence[str], n_workers: int, environment: Mapping[str, str], logs: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        n_workers: int,
+        environment: Mapping[str, str],
+        logs: Path,
+        *,
+        gpus_per_worker: int = 1,
+    ) -> None:
         """Take the arguments of `hpopt`, and the environment, of every worker."""
         self._command = command
         self._environment = dict(environment)
-        self._logs = logs
-        self._gpus = list_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
+        self.logs = logs
+        self._gpus = list_gpus(environment.get("CUDA_VISIBLE_DEVICES")) if gpus_per_worker else []
+        self._gpus_per_worker = gpus_per_worker
         self._n_workers = n_workers
         self._n_restarts = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -67,13 +108,21 @@ class LocalWorkers:
         self._log_starts: dict[int, int] = {}
 
     def __enter__(self) -> Self:
-        self._logs.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
         for place in range(self._n_workers):
             self._processes[place] = self._spawn(place)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop()
+
+    def preview(self) -> list[str]:
+        """Give the command of each worker, with what is its own in its environment."""
+        shares = [
+            " ".join(f"{name}={value}" for name, value in self._share(place).items())
+            for place in range(self._n_workers)
+        ]
+        return [f"{share} hpopt {shlex.join(self._command)}" for share in shares]
 
     def tend(self) -> bool:
         """Start dead workers anew; False once all have ended by themselves. Raises HpoptError when they keep dying.
@@ -138,19 +187,22 @@ class LocalWorkers:
             )
 
     def _share(self, place: int) -> dict[str, str]:
-        """Give a worker its GPU, or its part of the processor's cores."""
+        """Give a worker its GPUs, or its part of the processor's cores where the user has not said how many."""
         if self._gpus:
-            return {"CUDA_VISIBLE_DEVICES": self._gpus[place % len(self._gpus)]}
-        return {"OMP_NUM_THREADS": str(max(1, count_cores() // self._n_workers))}
+            first = place * self._gpus_per_worker
+            mine = {self._gpus[i % len(self._gpus)]: None for i in range(first, first + self._gpus_per_worker)}
+            return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+        cores = str(max(1, count_cores() // self._n_workers))
+        return {"OMP_NUM_THREADS": self._environment.get("OMP_NUM_THREADS", cores)}
 
     def _log(self, place: int, mode: str) -> IO[bytes]:
-        return (self._logs / f"worker-{place}.log").open(mode)
+        return (self.logs / f"worker-{place}.log").open(mode)
 
     def _last_words(self, place: int) -> str:
         with self._log(place, "rb") as log:
             log.seek(self._log_starts[place])
             lines = log.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "no output") + f" (log: {self._logs})"
+        return next((line for line in reversed(lines) if line.strip()), "no output") + f" (log: {self.logs})"
 
 
 def _describe_end(code: int) -> str:

@@ -140,17 +140,21 @@ def _best_line(progress: Progress) -> Text:
 
 def _fleet(progress: Progress) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("worker", "device", "trial", "step", progress.metric, "tokens/s", "for", "device time"):
-        table.add_column(title, justify="left" if title in {"worker", "device"} else "right")
+    has_jobs = any(worker.job for worker in progress.workers)
+    jobs = ("job",) if has_jobs else ()
+    for title in ("worker", *jobs, "device", "trial", "step", progress.metric, "tokens/s", "for", "device time"):
+        table.add_column(title, justify="left" if title in {"worker", "job", "device"} else "right")
     lines = []
     for worker in progress.workers:
         style = "red" if worker.is_silent else ""
         cells = _worker_cells(worker)
+        if not has_jobs:
+            del cells["job"]
         table.add_row(*cells.values(), style=style)
         named = {"value": f"{progress.metric} {{}}", "step": "step {}", "speed": "{} tokens/s", "trial": "trial {}"}
         named |= {"for": "{}" if worker.is_silent else "for {}", "device time": "device time {}"}
         told = [named[name].format(cell) for name, cell in cells.items() if name in named and cell not in {"", "-"}]
-        place = f"{cells['worker']} {cells['device']}"
+        place = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
         lines.append(Text(f"{place}: {', '.join(told) or 'between trials'}", style=style, overflow="fold"))
     return _WhatFits(table, lines)
 
@@ -161,6 +165,7 @@ def _worker_cells(worker: WorkerRow) -> dict[str, str]:
     lasted = "" if worker.seconds is None else show_seconds(worker.seconds)
     return {
         "worker": f"{worker.worker_id}@{worker.host}",
+        "job": f"{worker.engine} {worker.job}" if worker.job else worker.engine,
         "device": worker.device,
         "trial": "-" if worker.trial is None else f"{worker.trial}{go}",
         "step": "" if worker.step is None else str(worker.step),

@@ -61,6 +61,8 @@ def register_worker(
     host: str,
     pid: int,
     device: str,
+    engine: str = "local",
+    job: str | None = None,
     stale_after_s: float = 60.0,
     give_up_after_s: float = 900.0,
 ) -> int:
@@ -70,6 +72,8 @@ def register_worker(
         "host": host,
         "pid": pid,
         "device": device,
+        "engine": engine,
+        "job": job,
         "hpopt_version": __version__,
         "stale_after_s": stale_after_s,
         "give_up_after_s": give_up_after_s,

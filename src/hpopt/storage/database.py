@@ -1,5 +1,6 @@
 """Owns the connections to Postgres, ours and Optuna's. Leaves what is said over them to its neighbours."""
 
+import ipaddress
 import select
 import time
 from collections.abc import Iterator
@@ -55,6 +56,23 @@ class Database:
     def url(self) -> str:
         """The whole URL, password included: for child processes, never for output."""
         return self._url.render_as_string(hide_password=False)
+
+    @property
+    def password(self) -> str | None:
+        """The password in the URL: for files that only their owner can read."""
+        found = self._url.password or self._url.query.get("password")
+        return None if found is None else str(found)
+
+    @property
+    def url_without_password(self) -> str:
+        """The whole URL but for the password, options such as sslmode included."""
+        return self._url._replace(password=None).difference_update_query(["password"]).render_as_string()
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether only processes of this machine reach it: by a socket of the file system, or the loopback network."""
+        host = self._url.host or self._url.query.get("host") or ""
+        return any(_is_loopback(each) for each in ([host] if isinstance(host, str) else host))
 
     @property
     def address(self) -> str:
@@ -149,6 +167,13 @@ def parse_url(url: str) -> sa.URL:
             f"storage '{backend}' is not supported; hpopt keeps its studies in Postgres (postgresql://...)"
         )
     return parsed.set(drivername=DRIVER)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host in {"", "localhost"} or host.startswith("/") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_out_of_reach(error: DBAPIError) -> bool:

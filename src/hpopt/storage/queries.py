@@ -139,8 +139,8 @@ _ENDED = sa.text(
 
 _WORKERS = sa.text(
     """
-    select f.worker_id, f.host, f.pid, f.device, f.started_at, f.silent_seconds, f.is_silent, f.device_seconds,
-           f.trial, f.go, f.trial_started_at,
+    select f.worker_id, f.host, f.pid, f.engine, f.job, f.device, f.started_at, f.silent_seconds, f.is_silent,
+           f.device_seconds, f.trial, f.go, f.trial_started_at,
            extract(epoch from now() - f.trial_started_at)::double precision as seconds,
            t.device_seconds as trial_device_seconds,
            f.step, f.tokens, (e.metrics ->> :metric)::double precision as value, f.tokens_per_second

@@ -31,6 +31,12 @@ def read_study_file(path: Path) -> StudyFile:
     return study
 
 
+def read_study_text(path: Path) -> str:
+    """Give the text of a study file that is in order; raises StudyFileError."""
+    read_study_file(path)
+    return path.read_text(encoding="utf-8-sig")
+
+
 def parse_study_file(text: str, source: str) -> StudyFile:
     """Check the text of a study file; `source` is the name that the message of StudyFileError starts with."""
     try:

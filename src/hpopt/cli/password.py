@@ -1,0 +1,42 @@
+"""Owns reading the password of the dashboard, and refusing one that is none. Leaves asking for it to gate.py.
+
+There is no option that takes the password itself: everybody on a machine can read its command lines.
+"""
+
+import os
+from pathlib import Path
+
+from hpopt.errors import InputError
+
+# Letters and digits at random, and thousands of guesses a second take longer than anybody has.
+MIN_LENGTH = 12
+_VARIABLE = "HPOPT_DASHBOARD_PASSWORD"
+
+
+def read_password(file: Path | None) -> str | None:
+    """Read the password from the file, else from the environment, if it is in either.
+
+    Raises InputError, without the password in its message, for one that is empty, short or not one line of text.
+    """
+    # Taken out, so that a Postgres that is started by this process does not inherit it.
+    inherited = os.environ.pop(_VARIABLE, None)
+    password = inherited if file is None else _read(file)
+    source = _VARIABLE if file is None else f"--password-file: {file}"
+    if password is None:
+        return None
+    if not password:
+        raise InputError(f"{source}: the password is empty")
+    if not password.isprintable():
+        raise InputError(f"{source}: a password is one line of printable characters")
+    if len(password) < MIN_LENGTH:
+        raise InputError(f"{source}: a password has {MIN_LENGTH} characters or more; `openssl rand -hex 16` makes one")
+    return password
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig").rstrip("\r\n")
+    except OSError as error:
+        raise InputError(f"--password-file: {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--password-file: {file}: not UTF-8") from error
