@@ -33,7 +33,7 @@ def worker(worker_id, **changed):
         "device_seconds": 0.0,
     }
     silence = {"silent_seconds": 1.0, "is_silent": False, "tokens_per_second": None}
-    return WorkerRow(worker_id=worker_id, **{**idle, **about, **place, **silence, **changed})
+    return WorkerRow(worker_id=worker_id, **{**idle, **about, **silence, **changed})
 
 
 TRAINING = {"trial": 7, "go": 2, "trial_started_at": NOON, "seconds": 125.0, "trial_device_seconds": 300.0}
