@@ -42,7 +42,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[26821-26823] CPUs=4 RealMemory=4000 Gres=gpu:fake:2
-PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=60 State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=urgent Nodes=n[1-3] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
 _GRES = "AutoDetect=off\nNodeName=n[1-3] Name=gpu Type=fake File={folder}/fakegpu[0-1]\n"

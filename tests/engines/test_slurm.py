@@ -1,7 +1,10 @@
 """`hpopt launch --on slurm` on a real Slurm: every trial is accounted for, whatever becomes of the nodes."""
 
 import stat
+import subprocess
+import sys
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -137,3 +140,33 @@ def test_a_refusal_of_slurm_is_one_line(user):
     assert done.stderr.count("\n") == 1
     assert "sbatch" in done.stderr
     assert "partition" in done.stderr
+
+
+def test_the_readme_is_followed_word_for_word(slurm, user):
+    """But for the names that stand for one's own, and for 64 workers."""
+    readme = Path(__file__).parents[2] / "README.md"
+    section = readme.read_text().split("### On a cluster")[1]
+    commands = section.split("```bash\n")[1].split("```")[0]
+    assert commands.count("hpopt launch quickstart --on slurm") == 2
+    ours = {
+        "postgresql://USER:PASSWORD@HOST/NAME": user.url,
+        "/shared/hpopt ": f"{user.folder}/home ",
+        "studies/quickstart.toml": "quickstart.toml",
+        "--workers 64": "--workers 3 --same-host",
+    }
+    for theirs, mine in ours.items():
+        assert theirs in commands
+        commands = commands.replace(theirs, mine)
+    user.write("quickstart", trials=100, steps=30)
+    # Nobody reads on before the workers are there.
+    told = "until hpopt status quickstart | grep -q 'slurm '; do sleep 0.5; done\nhpopt status quickstart"
+    commands = commands.replace("hpopt status quickstart ", f"{told} ", 1)
+    shell = {**user.environment, "PATH": f"{Path(sys.executable).parent}:{user.environment['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-e"], input=commands, text=True, cwd=user.folder, env=shell, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done
+    assert "Slurm job" in done.stdout
+    assert "@n1" in done.stdout
+    assert "quickstart: 3 cancelled (tasks in Slurm)" in done.stdout
+    user.wait_until("quickstart", lambda status: not status["workers"], seconds=30)

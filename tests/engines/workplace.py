@@ -69,9 +69,13 @@ class Workplace:
         self.environment = {**inherited, "HPOPT_STORAGE": url, "HPOPT_HOME": str(folder / "home"), **variables}
         (folder / "paced.py").write_text(TRAINING)
 
+    def write(self, name, *, trials, steps):
+        """Write a study file; a step takes a tenth of a second."""
+        (self.folder / f"{name}.toml").write_text(STUDY.format(name=name, trials=trials, steps=steps))
+
     def create(self, name, *, trials, steps):
         """Register a study."""
-        (self.folder / f"{name}.toml").write_text(STUDY.format(name=name, trials=trials, steps=steps))
+        self.write(name, trials=trials, steps=steps)
         self.hpopt("create", f"{name}.toml")
 
     def hpopt(self, *arguments):
