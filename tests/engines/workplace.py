@@ -21,8 +21,9 @@ name = "none"
 learning_rate = {{ low = 0.0, high = 1.0 }}
 [fixed]
 max_steps = {steps}
+pace = {pace}
 """
-# Each step takes a tenth of a second and is kept, so that a trial that goes on somewhere else does not begin again.
+# Each step takes `pace` seconds and is kept, so that a trial that goes on somewhere else does not begin again.
 TRAINING = """
 import os, time
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from hpopt.training.run import Evaluation, Run
 class Config:
     learning_rate: float = 0.5
     max_steps: int = 20
+    pace: float = 0.1
     seed: int = 0
 
 
@@ -45,12 +47,14 @@ def train(config: Config, run: Run):
         places.write(f"{node} {seen}\\n")
     first = int(run.checkpoint.read_text()) + 1 if run.checkpoint.exists() else 1
     for step in range(first, config.max_steps + 1):
-        if run.should_stop():
-            raise Interrupted(f"stopped before step {step}")
-        time.sleep(0.1)
+        end = time.monotonic() + config.pace
+        while time.monotonic() < end:
+            if run.should_stop():
+                raise Interrupted(f"stopped before step {step}")
+            time.sleep(min(config.pace, 0.1))
         loss = (config.learning_rate - 0.3) ** 2 + 1 / step
         metrics = {"val_loss": loss}
-        yield Evaluation(step=step, n_steps=config.max_steps, tokens=step, seconds=0.1 * step, metrics=metrics)
+        yield Evaluation(step=step, n_steps=config.max_steps, tokens=step, seconds=config.pace * step, metrics=metrics)
         draft = run.checkpoint.with_suffix(".draft")
         draft.write_text(str(step))
         draft.replace(run.checkpoint)
@@ -69,13 +73,13 @@ class Workplace:
         self.environment = {**inherited, "HPOPT_STORAGE": url, "HPOPT_HOME": str(folder / "home"), **variables}
         (folder / "paced.py").write_text(TRAINING)
 
-    def write(self, name, *, trials, steps):
-        """Write a study file; a step takes a tenth of a second."""
-        (self.folder / f"{name}.toml").write_text(STUDY.format(name=name, trials=trials, steps=steps))
+    def write(self, name, *, trials, steps, pace=0.1):
+        """Write a study file; a step takes `pace` seconds."""
+        (self.folder / f"{name}.toml").write_text(STUDY.format(name=name, trials=trials, steps=steps, pace=pace))
 
-    def create(self, name, *, trials, steps):
+    def create(self, name, **asked):
         """Register a study."""
-        self.write(name, trials=trials, steps=steps)
+        self.write(name, **asked)
         self.hpopt("create", f"{name}.toml")
 
     def hpopt(self, *arguments):

@@ -10,14 +10,14 @@ from hpopt.launch.slurm import slurm_time, write_script
 
 
 def test_the_script_asks_for_what_was_ordered(order, tmp_path):
-    lines = write_script(order, tmp_path, partition="a100", time="4h").splitlines()
+    lines = write_script(order, tmp_path, partition="a100", limit="4h").splitlines()
     directives = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
     assert {"--job-name=hpopt-tiny-0123abcd", "--array=1-3", "--gres=gpu:1", "--requeue"} <= set(directives)
     assert {"--partition=a100", "--time=240", f'--chdir="{tmp_path}"'} <= set(directives)
 
 
 def test_the_script_has_no_password_and_says_where_it_is(order, tmp_path):
-    script = write_script(order, tmp_path, partition=None, time=None)
+    script = write_script(order, tmp_path, partition=None, limit=None)
     assert order.access.password not in script
     assert f"export PGPASSFILE={shlex.quote(str(order.passfile))}" in script.splitlines()
     assert "export HPOPT_STORAGE='postgresql+psycopg2://ann@db.example:5432/studies?sslmode=require'" in script
@@ -41,7 +41,7 @@ def test_a_task_runs_again_when_its_worker_asks_for_it(order, tmp_path, code, st
     for name, body in {"squeue": f"echo {state}", "scontrol": 'echo "$@" >> "$CALLS"'}.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
-    script = write_script(order, tmp_path, partition=None, time=None)
+    script = write_script(order, tmp_path, partition=None, limit=None)
     command = next(line for line in script.splitlines() if line.endswith("&"))
     calls = tmp_path / "calls"
     done = subprocess.run(
@@ -57,7 +57,7 @@ def test_a_task_runs_again_when_its_worker_asks_for_it(order, tmp_path, code, st
 
 
 def test_sigterm_reaches_the_worker_and_its_exit_code_is_kept(order, tmp_path):
-    script = write_script(order, tmp_path, partition=None, time=None)
+    script = write_script(order, tmp_path, partition=None, limit=None)
     command = next(line for line in script.splitlines() if line.endswith("&"))
     polite = """bash -c 'trap "sleep 0.5; exit 2" TERM; echo ready; while :; do sleep 0.1; done' &"""
     path = tmp_path / "script"

@@ -146,7 +146,7 @@ def _local(order: "Order", database: "Database", study: "Study", *, n_workers: i
 def _slurm(order: "Order", partition: str | None, time: str | None, extra: list[str]) -> _Engine:
     from hpopt.launch import slurm
 
-    script = slurm.write_script(order, Path.cwd(), partition=partition, time=time)
+    script = slurm.write_script(order, Path.cwd(), partition=partition, limit=time)
     return _Engine(
         preview=lambda: script,
         submit=lambda: f"Slurm job {slurm.submit(order, script, extra, os.environ)}",

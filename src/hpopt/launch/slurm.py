@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from hpopt.launch.order import Order, without_secrets, write_passfile
 _MISSING = "Slurm is asked from a login node of its cluster"
 # A worker answers SIGTERM within 10 s. Slurm looks at time limits twice a minute.
 _WARNING_S = 90
+# Sites let processes go on for half a minute after SIGTERM, as a rule.
+_GONE_AFTER_S = 60
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?")
 # Slurm's own: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on.
 _SLURM_TIME = re.compile(r"\d+|\d+(:\d+){1,2}|\d+-\d+(:\d+){0,2}")
@@ -47,11 +50,11 @@ exit "$code"
 """
 
 
-def write_script(order: Order, folder: Path, *, partition: str | None, time: str | None) -> str:
+def write_script(order: Order, folder: Path, *, partition: str | None, limit: str | None) -> str:
     """Give the batch script of an order, to be run in `folder`; there is no password in it."""
     exports = order.environment(order.passfile)
     return _SCRIPT.format(
-        directives="\n".join(f"#SBATCH {each}" for each in _directives(order, folder, partition, time)),
+        directives="\n".join(f"#SBATCH {each}" for each in _directives(order, folder, partition, limit)),
         unset=" ".join(name for name in ("HPOPT_STORAGE", "PGPASSFILE") if name not in exports) or "PGPASSWORD",
         exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         command=shlex.join([sys.executable, "-m", "hpopt", *order.command]),
@@ -67,16 +70,26 @@ def submit(order: Order, script: str, extra: Sequence[str], environment: Mapping
 
 
 def cancel(order: Order) -> int:
-    """Cancel the jobs of a study that this user has, and give the number of their tasks."""
+    """Cancel the jobs of a study that this user has, wait until they are gone, and give the number of their tasks."""
     mine = ["--name", order.name, "--user", str(os.getuid())]
-    listed = ask(["squeue", "--noheader", "--array", "--format=%i", *mine], missing=_MISSING)
-    if listed:
+
+    def count() -> int:
+        listed = ask(["squeue", "--noheader", "--array", "--format=%i", *mine], missing=_MISSING)
+        return len(listed.splitlines())
+
+    n_tasks = count()
+    if n_tasks:
         ask(["scancel", *mine], missing=_MISSING)
-    order.passfile.unlink(missing_ok=True)
-    return len(listed.splitlines())
+    deadline = time.monotonic() + _GONE_AFTER_S
+    while (n_left := count()) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    if not n_left:
+        # Until then workers may need it to hand their trials back.
+        order.passfile.unlink(missing_ok=True)
+    return n_tasks
 
 
-def _directives(order: Order, folder: Path, partition: str | None, time: str | None) -> list[str]:
+def _directives(order: Order, folder: Path, partition: str | None, limit: str | None) -> list[str]:
     return [
         f"--job-name={order.name}",
         f"--array=1-{order.n_workers}",
@@ -84,7 +97,7 @@ def _directives(order: Order, folder: Path, partition: str | None, time: str | N
         "--ntasks=1",
         *([f"--gres=gpu:{order.gpus_per_worker}"] if order.gpus_per_worker else []),
         *([f"--partition={partition}"] if partition else []),
-        *([f"--time={slurm_time(time)}"] if time else []),
+        *([f"--time={slurm_time(limit)}"] if limit else []),
         f"--signal=B:TERM@{_WARNING_S}",
         "--requeue",
         "--open-mode=append",
