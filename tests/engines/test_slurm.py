@@ -128,6 +128,14 @@ def _text(path):
     return path.read_bytes().decode(errors="replace")
 
 
+def test_on_one_machine_the_embedded_database_will_do(slurm, user):
+    """Whoever comes first starts it, and it stops with the last."""
+    del user.environment["HPOPT_STORAGE"]
+    user.create("embedded", trials=4, steps=10)
+    launch(user, "embedded", "--workers", "2")
+    user.wait_until_over("embedded", seconds=60)
+
+
 def test_a_refusal_of_slurm_is_one_line(user):
     user.create("refused", trials=1, steps=1)
     done = user.try_hpopt(

@@ -1,5 +1,7 @@
 """The Job that Kubernetes gets. No cluster was there to take it."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -31,7 +33,7 @@ def test_exit_codes_and_evictions_mean_what_they_mean_everywhere(job):
     """Being asked to run again counts for nothing, whatever the limit of failures."""
     rules = job["spec"]["podFailurePolicy"]["rules"]
     by_code = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in rules if "onExitCodes" in rule}
-    assert by_code == {75: "Ignore", 2: "FailJob", 1: "FailIndex"}
+    assert by_code == {75: "Ignore", 2: "FailJob"}
     assert [rule["action"] for rule in rules if "onPodConditions" in rule] == ["Ignore"]
     # The policy holds for pods that are not started again in place.
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
@@ -44,6 +46,20 @@ def test_the_database_is_named_by_a_secret_of_the_cluster(job, order):
     variables = {each["name"]: each for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
     reference = variables["HPOPT_STORAGE"]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "hpopt-database", "key": "url"}
+
+
+def test_it_is_the_job_that_is_described_beside_the_service(job):
+    """What docker/kubernetes shows to those who write their own."""
+    path = Path(__file__).parents[2] / "docker" / "kubernetes" / "worker" / "worker.yaml"
+    shown = yaml.safe_load(path.read_text())
+    for name in ("completionMode", "backoffLimitPerIndex", "podFailurePolicy"):
+        assert job["spec"][name] == shown["spec"][name]
+    pod, its_pod = job["spec"]["template"]["spec"], shown["spec"]["template"]["spec"]
+    (worker,), (its_worker,) = pod.pop("containers"), its_pod.pop("containers")
+    assert pod == its_pod
+    for name in ("env", "securityContext", "volumeMounts"):
+        assert worker[name] == its_worker[name]
+    assert worker["resources"]["limits"] == its_worker["resources"]["limits"]
 
 
 @pytest.mark.parametrize("namespace", ["", "ML", "a b", "-x", "x" * 64])

@@ -51,7 +51,7 @@ def launch(
         str | None, typer.Option(envvar="RAY_ADDRESS", help="ray: the cluster; one on this machine if not given.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="kubernetes: the image of a worker.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="kubernetes: the namespace, if not `default`.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="kubernetes: the namespace, if not `hpopt`.")] = None,
     same_host: Annotated[
         bool, typer.Option("--same-host", help="slurm, ray: every node is this machine, its own database will do.")
     ] = False,
@@ -91,7 +91,7 @@ def launch(
             "local": lambda: _local(order, database, found, n_workers=workers, per_gpu=per_gpu or 1),
             "slurm": lambda: _slurm(order, partition, time, extra or []),
             "ray": lambda: _ray(order, address),
-            "kubernetes": lambda: _kubernetes(order, image, namespace or "default", is_needed=not stop),
+            "kubernetes": lambda: _kubernetes(order, image, namespace, is_needed=not stop),
         }[on]()
         if stop:
             out.print(f"{study}: {engine.cancel()} cancelled ({engine.noun})")
@@ -166,9 +166,10 @@ def _ray(order: "Order", address: str | None) -> _Engine:
     )
 
 
-def _kubernetes(order: "Order", image: str | None, namespace: str, *, is_needed: bool) -> _Engine:
+def _kubernetes(order: "Order", image: str | None, namespace: str | None, *, is_needed: bool) -> _Engine:
     from hpopt.launch import kubernetes
 
+    namespace = namespace or kubernetes.NAMESPACE
     if image is None and is_needed:
         raise InputError("--image: name the image of the worker; docker/Dockerfile builds it as target `worker`")
     manifest = kubernetes.write_manifest(order, image=image or "", namespace=namespace)

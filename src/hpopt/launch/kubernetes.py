@@ -14,13 +14,14 @@ from hpopt.launch.client import ask
 from hpopt.launch.order import Order
 
 # As docker/kubernetes has them.
+NAMESPACE = "hpopt"
 SECRET, SECRET_KEY = "hpopt-database", "url"
 VOLUME, HOME = "hpopt-home", "/var/lib/hpopt"
 _USER = 10001
-# A worker answers SIGTERM within 10 s; a large checkpoint on a slow disk may take longer.
-_GRACE_S = 60
+# A worker answers SIGTERM within 10 s.
+_GRACE_S = 30
 _WEEK_S = 7 * 24 * 3600
-# How often one worker is started anew in another pod after it was killed; being preempted does not count.
+# How often a worker that failed or was killed is started anew in another pod; being preempted does not count.
 _MAX_DEATHS = 5
 _MISSING = "it hands the job to the cluster; --dry-run prints the job without it"
 _LABEL = "hpopt/study"
@@ -48,7 +49,7 @@ def write_manifest(order: Order, *, image: str, namespace: str) -> str:
             "backoffLimitPerIndex": _MAX_DEATHS,
             "ttlSecondsAfterFinished": _WEEK_S,
             "podFailurePolicy": {"rules": _what_an_end_means()},
-            "template": {"metadata": {"labels": labels}, "spec": _pod(order, image)},
+            "template": {"metadata": {"labels": {**labels}}, "spec": _pod(order, image)},
         },
     }
     text: str = yaml.safe_dump(job, sort_keys=False)
@@ -67,13 +68,13 @@ def delete(order: Order, *, namespace: str) -> int:
 
 
 def _what_an_end_means() -> list[dict[str, Any]]:
-    """Say what becomes of a pod by its exit code; 0 means that the study is over."""
+    """Say what becomes of a pod by its end: 0 is the end of the study, and what is not told here is tried again."""
 
     def by_code(action: str, code: int) -> dict[str, Any]:
         return {"action": action, "onExitCodes": {"containerName": "worker", "operator": "In", "values": [code]}}
 
     evicted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    return [by_code("Ignore", 75), by_code("FailJob", 2), by_code("FailIndex", 1), evicted]
+    return [by_code("Ignore", 75), evicted, by_code("FailJob", 2)]
 
 
 def _pod(order: Order, image: str) -> dict[str, Any]:
@@ -90,8 +91,12 @@ def _pod(order: Order, image: str) -> dict[str, Any]:
             {"name": "HPOPT_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
         ],
         **gpus,
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "home", "mountPath": HOME}],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "home", "mountPath": HOME}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - of the pod.
     }
     return {
         "restartPolicy": "Never",
@@ -103,8 +108,12 @@ def _pod(order: Order, image: str) -> dict[str, Any]:
             "runAsUser": _USER,
             "runAsGroup": _USER,
             "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [worker],
-        "volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": VOLUME}}],
+        "volumes": [
+            {"name": "home", "persistentVolumeClaim": {"claimName": VOLUME}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
     }
