@@ -6,12 +6,21 @@ import signal
 import pytest
 from workplace import Workplace
 
+from hpopt.cli.working import fleet_here
+from hpopt.storage.database import Database
+from hpopt.storage.opening import open_database
+from hpopt.storage.studies import create_study
+
 
 @pytest.fixture
 def user(tmp_path, database_url):
     """Somebody with a study of eight trials of two seconds."""
     user = Workplace(tmp_path, database_url)
-    user.create("paced", trials=8, steps=20)
+    user.write("paced", trials=8, steps=20)
+    with open_database(database_url, tmp_path, make=True) as database, pytest.MonkeyPatch.context() as patch:
+        # As for the program: the training code stands beside the study file.
+        patch.syspath_prepend(tmp_path)
+        create_study(database, (tmp_path / "paced.toml").read_text(), "paced.toml")
     return user
 
 
@@ -57,19 +66,24 @@ def test_an_unknown_study_is_refused_with_the_nearest(user):
 
 
 @pytest.mark.parametrize(
-    ("options", "gpus"),
+    ("asked", "gpus"),
     [
-        ([], ["0", "1", "2", "3"]),
-        (["--per-gpu", "2"], ["0", "1", "2", "3", "0", "1", "2", "3"]),
-        (["--gpus-per-worker", "2"], ["0,1", "2,3"]),
-        (["--workers", "5"], ["0", "1", "2", "3", "0"]),
+        ({}, ["0", "1", "2", "3"]),
+        ({"per_gpu": 2}, ["0", "1", "2", "3", "0", "1", "2", "3"]),
+        ({"gpus_per_worker": 2}, ["0,1", "2,3"]),
+        ({"n_workers": 5}, ["0", "1", "2", "3", "0"]),
     ],
 )
-def test_a_dry_run_shows_which_worker_gets_which_gpu(user, options, gpus):
-    user.environment["CUDA_VISIBLE_DEVICES"] = "0,1,2,3"
-    lines = user.hpopt("launch", "paced", "--dry-run", *options).splitlines()
-    shares = [f"CUDA_VISIBLE_DEVICES={gpu} hpopt worker paced" for gpu in gpus]
-    assert [line.split(" --")[0] for line in lines] == shares
+def test_workers_of_this_machine_get_its_gpus_in_turn(asked, gpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    database = Database("postgresql://nobody@127.0.0.1/nowhere")
+    fleet = fleet_here(database, ["worker", "paced"], tmp_path, **{"n_workers": None, **asked})
+    assert fleet.preview() == [f"CUDA_VISIBLE_DEVICES={gpu} hpopt worker paced" for gpu in gpus]
+
+
+def test_a_dry_run_starts_nothing(user):
+    lines = user.hpopt("launch", "paced", "--dry-run", "--workers", "2").splitlines()
+    assert [line.split(" --")[0].split(" ", 1)[1] for line in lines] == ["hpopt worker paced"] * 2
     assert not user.status("paced")["workers"]
 
 
