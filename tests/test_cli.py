@@ -155,7 +155,7 @@ def test_sql_changes_nothing(database_url, study_file):
 
 def test_a_dashboard_that_others_could_reach_is_refused_in_one_line(database_url):
     hpopt("db", "upgrade", HPOPT_STORAGE=database_url)
-    assert "no password yet" in refused("dashboard", "--host", "192.168.1.5", HPOPT_STORAGE=database_url)
+    assert "needs a password" in refused("dashboard", "--host", "192.168.1.5", HPOPT_STORAGE=database_url)
 
 
 def test_a_worker_that_would_be_taken_for_dead_between_two_heartbeats_is_refused(study_file):

@@ -1,0 +1,100 @@
+"""The dashboard in a real browser, as a colleague sees it who was given the password."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hpopt.storage import migrate
+from hpopt.storage.database import Database
+
+playwright = pytest.importorskip("playwright.sync_api", reason="SKIPPED: the browser test needs the package playwright")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="SKIPPED: the browser test needs the program chromium")
+
+PASSWORD = "correct horse battery"
+# Root has no sandbox of its own in a container, and a test has no business with the network.
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+SAY_VIOLATIONS = """
+document.addEventListener("securitypolicyviolation", e => console.error(e.violatedDirective, e.blockedURI));
+"""
+
+
+@pytest.fixture
+def address(database_url: str, tmp_path: Path) -> Iterator[str]:
+    """A study, served as to other machines."""
+    migrate.upgrade(Database(database_url))
+    study = optuna.create_study(study_name="moe-muon", storage=database_url)
+
+    def objective(trial: optuna.Trial) -> float:
+        learning_rate = trial.suggest_float("learning_rate", 1e-3, 0.3, log=True)
+        ns_steps = trial.suggest_int("ns_steps", 1, 9)
+        for step in range(3):
+            trial.report(learning_rate / (step + 1), step)
+        return learning_rate + ns_steps
+
+    study.optimize(objective, n_trials=12)
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    command = [sys.executable, "-m", "hpopt", "dashboard", "--host", "0.0.0.0", "--port", "0"]  # noqa: S104
+    command += ["--password-file", str(tmp_path / "password")]
+    environment = {**os.environ, "HPOPT_STORAGE": database_url}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        yield process.stderr.readline().split()[2].rstrip(",").replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        process.terminate()
+
+
+@pytest.fixture
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: playwright.Browser) -> playwright.Page:
+    credentials = {"username": "hpopt", "password": PASSWORD}
+    return browser.new_context(http_credentials=credentials).new_page()
+
+
+def test_every_view_of_a_study_is_drawn_without_a_complaint(page: playwright.Page, address: str):
+    """The policy of content forbids what the page does not need; the browser says where that is too much."""
+    complaints: list[str] = []
+    page.add_init_script(SAY_VIOLATIONS)
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: None if is_ours(request.url, address) else complaints.append(request.url))
+    page.goto(address)
+    page.get_by_text("moe-muon").click()
+    page.get_by_text("Hyperparameter Importance").first.wait_for()
+    study = page.url.partition("?")[0]
+    texts = {"": "Timeline", "/analytics": "Contour", "/trials": "Best Trial", "/smartSelection": "You can drag"}
+    for view, text in {**texts, "/note": "Note"}.items():
+        page.goto(study + view)
+        page.get_by_text(text).locator("visible=true").first.wait_for()
+        page.wait_for_load_state("networkidle")
+    assert complaints == []
+
+
+def is_ours(url: str, address: str) -> bool:
+    return url.startswith((address.removesuffix("/dashboard"), "data:", "blob:"))
+
+
+def test_the_page_says_why_nothing_can_be_saved(page: playwright.Page, address: str):
+    page.goto(f"{address}/studies/1/note")
+    page.locator(".MuiCard-root button").first.click()
+    page.locator("textarea").first.fill("Looks good.")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Failed: this dashboard is read-only").wait_for()
+
+
+def test_who_has_no_password_sees_nothing(browser: playwright.Browser, address: str):
+    with pytest.raises(playwright.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
+        browser.new_page().goto(address)
