@@ -22,9 +22,9 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# The fast tests and those that take minutes.
-test-all: install
-	$(BIN)/python -m pytest -m "not engine"
+# The fast tests, those of engines, and those that take minutes.
+test-all: test test-engines
+	$(BIN)/python -m pytest -m long
 
 # A real Slurm, Ray and containers, on Debian 12 as root: installs what they need.
 test-engines: install

@@ -1,6 +1,5 @@
 """Owns the connections to Postgres, ours and Optuna's. Leaves what is said over them to its neighbours."""
 
-import ipaddress
 import select
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from hpopt.errors import DatabaseError
+from hpopt.gate import is_loopback
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
@@ -72,7 +72,8 @@ class Database:
     def is_on_loopback(self) -> bool:
         """Whether only processes of this machine reach it: by a socket of the file system, or the loopback network."""
         host = self._url.host or self._url.query.get("host") or ""
-        return any(_is_loopback(each) for each in ([host] if isinstance(host, str) else host))
+        hosts = [host] if isinstance(host, str) else host
+        return any(not each or each.startswith("/") or is_loopback(each) for each in hosts)
 
     @property
     def address(self) -> str:
@@ -167,13 +168,6 @@ def parse_url(url: str) -> sa.URL:
             f"storage '{backend}' is not supported; hpopt keeps its studies in Postgres (postgresql://...)"
         )
     return parsed.set(drivername=DRIVER)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host in {"", "localhost"} or host.startswith("/") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_out_of_reach(error: DBAPIError) -> bool:
