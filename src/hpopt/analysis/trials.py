@@ -3,14 +3,17 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
 from hpopt.hyperparameters import Scalar
+from hpopt.rungs import Rungs
 from hpopt.search_space import Range
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
+Outcome = Literal["complete", "pruned", "diverged", "failed"]
+NO_RUNGS = Rungs()
 Params = tuple[tuple[str, Scalar], ...]
 
 
@@ -26,7 +29,11 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One logical trial. `value` is the metric of a COMPLETE trial and the last reported one of a PRUNED trial."""
+    """One logical trial. `value` is the metric of a COMPLETE trial and the last reported one of a PRUNED trial.
+
+    `outcome` is None until the trial is over; a diverged trial is PRUNED. `metrics` are those of the last evaluation,
+    finite or not. `is_default` marks the objective's own defaults.
+    """
 
     trial: int
     state: State
@@ -40,11 +47,14 @@ class TrialRow:
     tokens: int = 0
     reason: str | None = None
     curve: tuple[CurvePoint, ...] = ()
+    outcome: Outcome | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    is_default: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTable:
-    """A study and all its trials as they were at one moment."""
+    """A study and all its trials as they were at one moment; `rungs` are where its pruner compares them."""
 
     name: str
     metric: str
@@ -53,6 +63,7 @@ class StudyTable:
     file_text: str
     search_space: Mapping[str, Range]
     trials: tuple[TrialRow, ...]
+    rungs: Rungs = NO_RUNGS
 
     def complete(self) -> tuple[TrialRow, ...]:
         """Give the COMPLETE trials that have a finite value."""
@@ -61,6 +72,10 @@ class StudyTable:
     def pruned(self) -> tuple[TrialRow, ...]:
         """Give the PRUNED trials, with or without a value."""
         return tuple(row for row in self.trials if row.state == "PRUNED")
+
+    def diverged(self) -> tuple[TrialRow, ...]:
+        """Give the trials whose metric stopped being a number, or left all bounds."""
+        return tuple(row for row in self.trials if row.outcome == "diverged")
 
     def ranked(self) -> tuple[TrialRow, ...]:
         """Give the complete trials, the best first; of equals the earlier first."""

@@ -10,6 +10,7 @@ from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.hyperparameters import Scalar
+from hpopt.plan import rungs_of
 from hpopt.storage import books
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
@@ -70,10 +71,7 @@ def read_table(database: Database, study: Study) -> StudyTable:
     about = {"study_id": study.study_id, "metric": study.file.metric, "name": study.name}
     with database.begin() as connection:
         trials = connection.execute(_TRIALS, about).mappings().all()
-        points = connection.execute(_CURVES, about).all()
-    curves: dict[int, list[CurvePoint]] = {}
-    for trial, step, tokens, seconds, value in points:
-        curves.setdefault(trial, []).append(CurvePoint(step=step, tokens=tokens, seconds=seconds, value=value))
+        curves = {row.trial: row for row in connection.execute(_CURVES, about)}
     return StudyTable(
         name=study.name,
         metric=study.file.metric,
@@ -81,10 +79,21 @@ def read_table(database: Database, study: Study) -> StudyTable:
         objective=study.file.objective,
         file_text=study.text,
         search_space=study.file.search_space,
-        trials=tuple(
-            TrialRow(**{**row, "params": _in_order(study, row["params"])}, curve=tuple(curves.get(row["trial"], ())))
-            for row in trials
-        ),
+        trials=tuple(_trial_row(study, row, curves.get(row["trial"])) for row in trials),
+        rungs=rungs_of(study.file),
+    )
+
+
+def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
+    known = {**row, "params": _in_order(study, row["params"])}
+    if curve is None:
+        return TrialRow(**known)
+    points = zip(curve.steps, curve.tokens, curve.seconds, curve.values, strict=True)
+    return TrialRow(
+        **known,
+        curve=tuple(CurvePoint(step=s, tokens=t, seconds=seconds, value=value) for s, t, seconds, value in points),
+        # A metric that is not finite is kept as a string, since JSON has no such numbers.
+        metrics={name: float(value) for name, value in curve.metrics.items() if value is not None},
     )
 
 
@@ -154,15 +163,27 @@ _WORKERS = sa.text(
 )
 
 _TRIALS = sa.text(
-    """
-    select trial, state, value, params, seed, n_attempts, started_at, finished_at, device_seconds, tokens, reason
-    from hpopt.trials where study_id = :study_id order by trial
-    """
+    f"""
+    select t.trial, t.state, t.value, t.params, t.seed, t.n_attempts, t.started_at, t.finished_at, t.device_seconds,
+           t.tokens, t.reason,
+           case when t.state in ('COMPLETE', 'PRUNED', 'FAIL')
+               then coalesce(t.outcome, case t.state when 'FAIL' then 'failed' else lower(t.state) end)
+           end as outcome,
+           exists (
+               select from public.trial_user_attributes u
+               where u.trial_id = t.first_trial_id and u.key = '{DEFAULT_CONFIGURATION}'
+           ) as is_default
+    from hpopt.trials t where t.study_id = :study_id order by t.trial
+    """  # noqa: S608 - the only thing put in is a constant.
 )
 
+# One row a trial: most of the time to read long curves goes into rows, not into numbers.
 _CURVES = sa.text(
     """
-    select trial, step, tokens, seconds, (metrics ->> :metric)::double precision
-    from hpopt.learning_curves where study_name = :name order by trial, step
+    select trial, array_agg(step order by step) as steps, array_agg(tokens order by step) as tokens,
+           array_agg(seconds order by step) as seconds,
+           array_agg((metrics ->> :metric)::double precision order by step) as values,
+           (array_agg(metrics order by step desc))[1] as metrics
+    from hpopt.learning_curves where study_name = :name group by trial
     """
 )
