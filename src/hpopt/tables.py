@@ -156,6 +156,22 @@ rung = Table(
     Index(None, "study_id", "fraction", "value"),
 )
 
+# What the analysis warns of, as it was last found; see findings.py for the codes.
+finding = Table(
+    "finding",
+    metadata,
+    Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), primary_key=True),
+    Column("code", Text, primary_key=True),
+    # The parameter that it is about, or nothing.
+    Column("subject", Text, primary_key=True, server_default=""),
+    # The gravest first.
+    Column("place", SmallInteger, nullable=False),
+    Column("sentence", Text, nullable=False),
+    Column("evidence", JSONB, nullable=False),
+    Column("remedy", Text, nullable=False),
+    Column("found_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
 # Which Optuna trials are goes of one logical trial. Whatever counts, compares or shows trials asks this view.
 _GOES = """
 create view hpopt.goes as
@@ -285,6 +301,12 @@ left join lateral (
 ) e on true
 """
 
+_FINDINGS = """
+create view hpopt.findings as
+select s.study_name, f.place, f.code, nullif(f.subject, '') as subject, f.sentence, f.evidence, f.remedy, f.found_at
+from hpopt.finding f join public.studies s using (study_id)
+"""
+
 VIEWS = {
     "goes": _GOES,
     "trials": _TRIALS,
@@ -292,6 +314,7 @@ VIEWS = {
     "best_params": _BEST_PARAMS,
     "learning_curves": _LEARNING_CURVES,
     "fleet": _FLEET,
+    "findings": _FINDINGS,
 }
 
 # Roles belong to the whole server: whoever may not create them is told, and an administrator can do it later.

@@ -26,8 +26,8 @@ def _names(database: Database, query: str) -> set[str]:
 def test_upgrade_from_empty_makes_tables_views_and_roles(database):
     in_schema = "select table_name from information_schema.tables where table_schema = 'hpopt'"
     assert _names(database, in_schema) == {
-        *("study", "worker", "attempt", "evaluation", "rung", "alembic_version"),
-        *("goes", "trials", "leaderboard", "best_params", "learning_curves", "fleet"),
+        *("study", "worker", "attempt", "evaluation", "rung", "finding", "alembic_version"),
+        *("goes", "trials", "leaderboard", "best_params", "learning_curves", "fleet", "findings"),
     }
     assert set(tables.ROLES) <= _names(database, "select rolname from pg_roles")
 
@@ -87,6 +87,15 @@ def test_downgrade_drops_ours_and_leaves_optunas(database, study):
     assert optuna.get_all_study_names(database.optuna) == ["tiny"]
     migrate.upgrade(database)
     assert studies.study_names(database) == []
+
+
+def test_going_back_one_revision_and_on_again_keeps_the_studies(database, study):
+    migrate.downgrade(database, "-1")
+    with pytest.raises(DatabaseError, match="run `hpopt db upgrade`"):
+        migrate.require_current(database)
+    migrate.upgrade(database)
+    migrate.require_current(database)
+    assert studies.study_names(database) == ["tiny"]
 
 
 def test_a_database_without_our_tables_is_refused_with_the_remedy(database_url):
