@@ -1,0 +1,69 @@
+"""Owns which two parameters must be chosen together: the part of a pair that neither has alone.
+
+Source: the second-order effects of the surrogate's functional ANOVA (anova.py); whether they are chance, dependence.py.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpopt.analysis.anova import decompose, resample
+from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
+from hpopt.analysis.importance import INTERVAL, N_RESAMPLES, NO_DIFFERENCE
+from hpopt.analysis.sample import LeftOut, find_left_out, settled, sign_of
+from hpopt.analysis.surrogate import Surrogate, clip_bad, why_not
+from hpopt.analysis.trials import StudyTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """A pair, its share of the variance that the surrogate sees, with its 90% interval, and whether it is chance.
+
+    `chance` is how likely a pair at least as joint as this one would be among all pairs if there were none.
+    """
+
+    pair: tuple[str, str]
+    share: float
+    low: float
+    high: float
+    chance: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Say whether the pair is more than chance."""
+        return self.chance <= SIGNIFICANT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interactions:
+    """All pairs, the largest share first; none with the reason for it."""
+
+    pairs: tuple[Interaction, ...]
+    n_trials: int
+    left_out: LeftOut | None = None
+    reason: str | None = None
+
+
+def measure_interactions(table: StudyTable, surrogate: Surrogate | None) -> Interactions:
+    """Measure all pairs on the complete trials."""
+    design = settled(table)
+    n_trials = len(design.rows)
+    reason = why_not(table, design)
+    if reason is None and len(design.axes) < 2:  # noqa: PLR2004 - a pair is two.
+        reason = "the study searches one parameter"
+    if reason is None and n_trials < n_for_pairs(design):
+        reason = f"not enough data: {n_for_pairs(design)} complete trials are needed, there are {n_trials}"
+    if reason is not None or surrogate is None:
+        return Interactions(pairs=(), n_trials=n_trials, reason=reason)
+    decomposition = decompose(surrogate, resample(surrogate, N_RESAMPLES))
+    if decomposition is None:
+        return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
+    chances = assess_pairs(design, clip_bad(design.values(), sign_of(table)))
+    found = []
+    for pair, shares in decomposition.pairs.items():
+        low, high = np.quantile(shares[1:], INTERVAL)
+        share = float(shares[0])
+        ends = {"low": min(float(low), share), "high": max(float(high), share)}
+        found.append(Interaction(pair=pair, share=share, **ends, chance=chances[pair]))
+    found.sort(key=lambda interaction: -interaction.share)
+    return Interactions(pairs=tuple(found), n_trials=n_trials, left_out=find_left_out(table))

@@ -1,0 +1,91 @@
+"""Owns which trials are analysed, and what leaving out the others does to the answer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpopt.analysis.axes import Design, build_design
+from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
+from hpopt.analysis.surrogate import Surrogate, fit, why_not
+from hpopt.analysis.trials import StudyTable, TrialRow
+
+# Fewer than this many cannot show that they are unlike the others.
+_MIN_LEFT_OUT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """The trials without a final value that an analysis leaves out: pruned and diverged ones.
+
+    `unlike` names the parameters in which they differ from the complete ones: what is said of those is too little.
+    """
+
+    n: int
+    n_diverged: int
+    unlike: tuple[str, ...]
+
+    @property
+    def is_biased(self) -> bool:
+        """Say whether the trials that are left are no fair sample."""
+        return bool(self.unlike)
+
+    @property
+    def bias_sentence(self) -> str | None:
+        """Say what leaving them out does, if any were."""
+        if not self.n:
+            return None
+        who = f"{self.n} pruned trials are left out" if self.n > 1 else "1 pruned trial is left out"
+        if self.n_diverged:
+            who += f", {self.n_diverged} of which diverged" if self.n > 1 else ", which diverged"
+        if not self.unlike:
+            return f"{who}; in no parameter do they differ from the complete ones by more than chance."
+        return (
+            f"{who}, and they differ from the complete ones in {_enumerate(self.unlike)}, whose weight is understated."
+        )
+
+
+def settled(table: StudyTable) -> Design:
+    """Place the trials that completed."""
+    return build_design(table, table.complete())
+
+
+def fit_table(table: StudyTable) -> Surrogate | None:
+    """Model the final values of the complete trials; None where there are too few of them."""
+    design = settled(table)
+    return None if why_not(table, design) else fit(design, design.values(), sign=sign_of(table))
+
+
+def find_left_out(table: StudyTable) -> LeftOut:
+    """Compare the params of the trials that were stopped with those of the complete ones."""
+    design = build_design(table, (*table.complete(), *table.pruned()))
+    is_out = np.array([row.state == "PRUNED" for row in design.rows], dtype=float)
+    n = int(is_out.sum())
+    unlike: tuple[str, ...] = ()
+    if design.axes and min(n, len(is_out) - n) >= _MIN_LEFT_OUT:
+        chances = assess_parameters(design, is_out)
+        unlike = tuple(name for name, chance in chances.items() if chance <= SIGNIFICANT)
+    return LeftOut(n=n, n_diverged=sum(row.outcome == "diverged" for row in design.rows), unlike=unlike)
+
+
+def assess_table(table: StudyTable) -> dict[str, float]:
+    """Give for each parameter the chance that it only seems to matter, over all parameters together.
+
+    Pruned trials count as worse than all complete ones. Source: see dependence.py.
+    """
+    design = build_design(table, (*table.complete(), *table.pruned()))
+    if why_not(table, settled(table)) is not None:
+        return {}
+    return dict(assess_parameters(design, to_scores(np.array([_badness(table, row) for row in design.rows]))))
+
+
+def sign_of(table: StudyTable) -> int:
+    """Give 1 where low values are good, and -1 where high ones are."""
+    return 1 if table.direction == "minimize" else -1
+
+
+def _badness(table: StudyTable, row: TrialRow) -> float:
+    return table.badness(row.value) if row.state == "COMPLETE" else np.inf
+
+
+def _enumerate(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

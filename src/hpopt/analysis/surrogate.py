@@ -1,0 +1,235 @@
+"""Owns the model of a study: a Gaussian process over all its parameters, and how well it predicts.
+
+Its kernel is a product over the parameters, so that averages over all the others are exact sums: anova.py takes them.
+Source: Rasmussen and Williams 2006, algorithm 2.1 and eq. 5.9. Of its own and not scikit-learn's, which has no
+choices without an order, no prior for a few trials and no weights of trials; a test holds the two equal.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+
+from hpopt.analysis.axes import Axis, Design, FloatArray
+from hpopt.analysis.trials import StudyTable
+
+MIN_TRIALS = 10
+# Length scales are chosen from so many trials, and predictions made from so many: time grows with their cube.
+N_TO_TUNE = 150
+N_TO_PREDICT = 500
+N_FOLDS = 5
+# Tukey's outer fence: values further out than three times the middle half's spread tell how bad, not where good.
+_FENCE = 3.0
+# Logarithms of the signal's variance, of the noise's and of a length scale in ranges, and how sure of each we are
+# beforehand: a smooth function and some noise, whatever the units. In more dimensions length scales are longer, as in
+# Hvarfner et al. 2024 (arXiv 2402.02229).
+_SIGNAL, _NOISE = (0.0, 1.0), (-2.0, 2.0)
+_LENGTH_SPREAD = 0.8
+_SHORTEST, _LONGEST = 0.05, 30.0
+_JITTER = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """A fitted model. Values are standardized by `center` and `scale`; `weights` are 1 / (2 length scale ^ 2).
+
+    `n_clipped` trials were so bad that they count as merely bad.
+    """
+
+    design: Design
+    targets: FloatArray
+    center: float
+    scale: float
+    sign: int
+    weights: FloatArray
+    signal: float
+    noise: float
+    n_trials: int
+    n_clipped: int
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The parameters."""
+        return self.design.axes
+
+    @property
+    def noise_std(self) -> float:
+        """How much two runs of one configuration differ by this model, in units of the metric."""
+        return float(np.sqrt(self.noise) * self.scale)
+
+    def similarity(self, axis: int, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Give the kernel's factor of one axis between two lists of places."""
+        similarity: FloatArray = np.exp(-self.weights[axis] * _distance(self.axes[axis], one, other))
+        return similarity
+
+    def kernel(self, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Give the covariance of the function between two lists of points."""
+        factors = [self.similarity(axis, one[:, axis], other[:, axis]) for axis in range(len(self.axes))]
+        covariance: FloatArray = self.signal * np.prod(factors, axis=0)
+        return covariance
+
+    def solve(self, right: FloatArray, trial_weights: FloatArray | None = None) -> FloatArray:
+        """Solve with the covariance of the trials' values; a trial of weight 2 counts as two that agree."""
+        n = len(self.targets)
+        noise = np.full(n, self.noise) if trial_weights is None else self.noise / np.maximum(trial_weights, 1e-3)
+        covariance = self.kernel(self.design.places, self.design.places) + np.diag(noise + _JITTER)
+        solved: FloatArray = cho_solve(cho_factor(covariance, lower=True), right)
+        return solved
+
+    def predict(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Give mean and covariance of the function at points, in units of the metric; without the noise of a run."""
+        cross = self.kernel(points, self.design.places)
+        mean = cross @ self.solve(self.targets)
+        covariance = self.kernel(points, points) - cross @ self.solve(cross.T)
+        return self.center + self.scale * mean, self.scale**2 * covariance
+
+    def incumbent(self) -> FloatArray:
+        """Give the point of the trial that is the best by the model: less a matter of luck than the best value."""
+        mean, _ = self.predict(self.design.places)
+        best: FloatArray = self.design.places[np.argmin(self.sign * mean)]
+        return best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error:
+    """How far predictions are off for trials that the model has not seen, in units of the metric.
+
+    `r2` is 1 minus the share of the variance that is not predicted: at 0 or below it predicts no better than a mean.
+    """
+
+    rmse: float
+    r2: float
+    n_folds: int
+    n_trials: int
+
+
+def why_not(table: StudyTable, design: Design) -> str | None:
+    """Say why the trials of a design are not enough to model, or nothing."""
+    if not table.search_space:
+        return "the study searches no parameter"
+    if len(design.rows) < MIN_TRIALS:
+        return f"not enough data: {MIN_TRIALS} complete trials are needed, there are {len(design.rows)}"
+    if not design.axes:
+        return "every range of the study has one value only"
+    if len({row.value for row in design.rows}) == 1:
+        return "all complete trials have the same value"
+    return None
+
+
+def fit(design: Design, values: FloatArray, *, sign: int, n_starts: int = 2) -> Surrogate:
+    """Fit the model to the values of a design's trials; `sign` is 1 where low values are good and -1 otherwise.
+
+    Of many trials a random part is used.
+    """
+    clipped = clip_bad(values, sign)
+    kept = np.arange(len(values))
+    if len(values) > N_TO_PREDICT:
+        kept = np.sort(np.random.default_rng(0).choice(len(values), N_TO_PREDICT, replace=False))
+    center, scale = float(clipped[kept].mean()), float(clipped[kept].std()) or 1.0
+    targets = (clipped[kept] - center) / scale
+    theta = _tune(design.take(kept), targets, n_starts)
+    return Surrogate(
+        design=design.take(kept),
+        targets=targets,
+        center=center,
+        scale=scale,
+        sign=sign,
+        weights=np.exp(theta[2:]),
+        signal=float(np.exp(theta[0])),
+        noise=float(np.exp(theta[1])),
+        n_trials=len(values),
+        n_clipped=int((clipped != values).sum()),
+    )
+
+
+def clip_bad(values: FloatArray, sign: int) -> FloatArray:
+    """Put the values beyond Tukey's outer fence on the bad side onto it."""
+    low, high = np.quantile(sign * values, (0.25, 0.75))
+    clipped: FloatArray = sign * np.minimum(sign * values, high + _FENCE * (high - low) if high > low else np.inf)
+    return clipped
+
+
+def cross_validate(surrogate: Surrogate) -> Error:
+    """Fit anew without each fifth of the trials and predict it; trials that share their params stay together."""
+    values = surrogate.center + surrogate.scale * surrogate.targets
+    residuals, deviations = [], []
+    for held_out in _folds(surrogate.design):
+        rest = np.setdiff1d(np.arange(len(values)), held_out)
+        model = fit(surrogate.design.take(rest), values[rest], sign=surrogate.sign, n_starts=1)
+        mean, _ = model.predict(surrogate.design.places[held_out])
+        residuals.append(values[held_out] - mean)
+        deviations.append(values[held_out] - values[rest].mean())
+    squares, total = (float((np.concatenate(parts) ** 2).mean()) for parts in (residuals, deviations))
+    return Error(rmse=squares**0.5, r2=1 - squares / total if total else 0.0, n_folds=N_FOLDS, n_trials=len(values))
+
+
+def _folds(design: Design) -> Iterator[npt.NDArray[np.int64]]:
+    _, groups = np.unique(design.places, axis=0, return_inverse=True)
+    order = np.random.default_rng(0).permutation(groups.max() + 1)
+    for fold in range(N_FOLDS):
+        held_out = np.flatnonzero(order[groups] % N_FOLDS == fold)
+        if 0 < len(held_out) < len(groups):
+            yield held_out
+
+
+def _distance(axis: Axis, one: FloatArray, other: FloatArray) -> FloatArray:
+    difference = one[:, None] - other[None, :]
+    distance: FloatArray = difference**2 if axis.is_ordered else (difference != 0).astype(float)
+    return distance
+
+
+def _tune(design: Design, targets: FloatArray, n_starts: int) -> FloatArray:
+    """Choose the logarithms of signal, noise and weights that are most probable a posteriori."""
+    if len(targets) > N_TO_TUNE:
+        some = np.sort(np.random.default_rng(1).choice(len(targets), N_TO_TUNE, replace=False))
+        design, targets = design.take(some), targets[some]
+    distances = np.array(
+        [_distance(axis, design.places[:, i], design.places[:, i]) for i, axis in enumerate(design.axes)]
+    )
+    length = 0.5 * np.sqrt(len(design.axes))
+    bounds = [(-7.0, 4.0), (-9.0, 1.0), *[(_weight(_LONGEST), _weight(_SHORTEST))] * len(design.axes)]
+    found = [
+        minimize(
+            negative_log_posterior,
+            np.array([0.0, noise, *[_weight(length * stretch)] * len(design.axes)]),
+            args=(distances, targets),
+            jac=True,
+            bounds=bounds,
+            method="L-BFGS-B",
+            options={"maxiter": 60},
+        )
+        for noise, stretch in ((-2.0, 1.0), (-0.2, 2.0))[:n_starts]
+    ]
+    theta: FloatArray = min(found, key=lambda result: result.fun).x
+    return theta
+
+
+def negative_log_posterior(theta: FloatArray, distances: FloatArray, targets: FloatArray) -> tuple[float, FloatArray]:
+    """Give the function that tuning makes small, and its gradient."""
+    value, gradient = log_likelihood(theta, distances, targets)
+    centers = np.array([_SIGNAL[0], _NOISE[0], *[_weight(0.5 * np.sqrt(len(distances)))] * len(distances)])
+    # A weight is an inverse square, so its logarithm spreads twice as far as that of the length.
+    spreads = np.array([_SIGNAL[1], _NOISE[1], *[2 * _LENGTH_SPREAD] * len(distances)])
+    deviation = (theta - centers) / spreads
+    return float(0.5 * deviation @ deviation - value), deviation / spreads - gradient
+
+
+def log_likelihood(theta: FloatArray, distances: FloatArray, targets: FloatArray) -> tuple[float, FloatArray]:
+    """Give the logarithm of the probability of the values, and its gradient by the logarithms in theta."""
+    signal, noise, weights = np.exp(theta[0]), np.exp(theta[1]), np.exp(theta[2:])
+    n = len(targets)
+    kernel = signal * np.exp(-np.tensordot(weights, distances, axes=1))
+    factor = cho_factor(kernel + (noise + _JITTER) * np.eye(n), lower=True)
+    alpha, inverse = cho_solve(factor, targets), cho_solve(factor, np.eye(n))
+    value = -0.5 * targets @ alpha - np.log(np.diag(factor[0])).sum() - 0.5 * n * np.log(2 * np.pi)
+    inner = np.outer(alpha, alpha) - inverse
+    through = inner * kernel
+    slopes = -weights * np.tensordot(distances, through, axes=2)
+    return float(value), 0.5 * np.array([through.sum(), noise * np.trace(inner), *slopes])
+
+
+def _weight(length: float) -> float:
+    return float(-np.log(2 * length**2))
