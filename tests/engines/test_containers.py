@@ -211,6 +211,8 @@ def service(images, tmp_path_factory) -> Iterator[Service]:
         service.killed, service.preempted = killed, preempted
         yield service
     finally:
+        # pytest shows it where something failed.
+        sys.stdout.write(podman("ps", "--all") + service.compose("logs", check=False).stdout)
         service.compose("down", "--volumes", check=False)
 
 
@@ -304,7 +306,8 @@ def test_no_password_is_in_an_image_an_environment_a_command_line_a_log_or_the_c
 
 
 def test_a_worker_that_is_refused_is_not_run_again(service):
-    service.compose("up", "--detach", "--no-deps", "--force-recreate", "worker", study="smal")
+    podman("rm", "--force", *service.containers("worker"))
+    service.compose("up", "--detach", "--no-deps", "worker", study="smal")
     name = service.container("worker")
     wait_until(lambda: podman("inspect", "--format={{.State.Status}}", name).strip() == "exited")
     time.sleep(2)
@@ -319,6 +322,6 @@ def test_kustomize_renders_what_a_cluster_takes(folder):
     for thing in rendered:
         kubernetes_validate.validate(thing, "1.33", strict=True)
         assert "hpopt" in {thing["metadata"]["name"], thing["metadata"].get("namespace")}
-        if "template" in thing["spec"]:
+        if "template" in thing.get("spec", {}):
             (box,) = thing["spec"]["template"]["spec"]["containers"]
             assert re.fullmatch(r"hpopt-(service|worker):\d+\.\d+\.\d+", box["image"])
