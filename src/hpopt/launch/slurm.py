@@ -28,7 +28,6 @@ _SLURM_TIME = re.compile(r"\d+|\d+(:\d+){1,2}|\d+-\d+(:\d+){0,2}")
 _SCRIPT = """\
 #!/bin/bash
 {directives}
-unset {unset}
 {exports}
 {command} &
 worker=$!
@@ -55,7 +54,6 @@ def write_script(order: Order, folder: Path, *, partition: str | None, limit: st
     exports = order.environment(order.passfile)
     return _SCRIPT.format(
         directives="\n".join(f"#SBATCH {each}" for each in _directives(order, folder, partition, limit)),
-        unset=" ".join(name for name in ("HPOPT_STORAGE", "PGPASSFILE") if name not in exports) or "PGPASSWORD",
         exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         command=shlex.join([sys.executable, "-m", "hpopt", *order.command]),
     )
