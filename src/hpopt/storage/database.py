@@ -11,11 +11,12 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from hpopt.errors import DatabaseError
 from hpopt.gate import is_loopback
+from hpopt.storage.optuna_reading import ReadingStorage
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
@@ -88,7 +89,7 @@ class Database:
         # Optuna passes the URL through str.format, which would take braces in a password for fields.
         escaped = self.url.replace("{", "{{").replace("}", "}}")
         with self.errors():
-            self._rdb = RDBStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
+            self._rdb = ReadingStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
         return optuna.storages.get_storage(self._rdb)
 
     def close(self) -> None:

@@ -1,0 +1,197 @@
+"""What our reader gives is what Optuna's own storage gives, whatever a trial holds."""
+
+import math
+from collections.abc import Iterator
+from datetime import datetime
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from finished_trials import fill_optuna, fill_optuna_marks
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hpopt.errors import DatabaseError
+from hpopt.storage.database import Database
+from hpopt.storage.optuna_reading import ReadingStorage
+
+DISTRIBUTIONS = {
+    "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
+    "momentum": FloatDistribution(0.8, 0.99, step=0.01),
+    "ns_steps": IntDistribution(1, 9),
+    "width": IntDistribution(64, 1024, log=True),
+    "optimizer": CategoricalDistribution(["muon", 'a "quoted" \\ name', 3, 0.5, True, None]),
+}
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def stock(database: Database) -> Iterator[RDBStorage]:
+    """Optuna's own storage on the same database."""
+    stock = RDBStorage(database.url)
+    yield stock
+    stock.remove_session()
+    stock.engine.dispose()
+
+
+@pytest.fixture
+def ours(database: Database) -> Iterator[ReadingStorage]:
+    ours = ReadingStorage(database.url)
+    yield ours
+    ours.remove_session()
+    ours.engine.dispose()
+
+
+def read(storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
+    return storage.get_all_trials(study_id, deepcopy=False)
+
+
+def agree(ours: ReadingStorage, stock: RDBStorage, study_id: int) -> bool:
+    """Compare by what is shown: nan is not equal to itself, and the order of attributes is seen on the page."""
+    mine, theirs = read(ours, study_id), read(stock, study_id)
+    for trial in (*mine, *theirs):
+        # Optuna leaves the order of the steps to the database.
+        trial.intermediate_values = dict(sorted(trial.intermediate_values.items()))
+    assert [repr(trial) for trial in mine] == [repr(trial) for trial in theirs]
+    return len(theirs) > 0
+
+
+def test_a_trial_of_every_state_with_params_of_every_kind_is_read_alike(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock)
+    params = {"learning_rate": 0.05, "momentum": 0.87, "ns_steps": 5, "width": 128}
+    for state in TrialState:
+        for optimizer in DISTRIBUTIONS["optimizer"].choices:
+            value = 3.25 if state in {TrialState.COMPLETE, TrialState.PRUNED} else None
+            made = create_trial(
+                state=state, value=value, params={**params, "optimizer": optimizer}, distributions=DISTRIBUTIONS
+            )
+            study.add_trial(made)
+    assert agree(ours, stock, study._study_id)
+    trial = read(ours, study._study_id)[0]
+    assert {name: type(value) for name, value in trial.params.items()} == {
+        "learning_rate": float,
+        "momentum": float,
+        "ns_steps": int,
+        "width": int,
+        "optimizer": str,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:UniformDistribution has been deprecated")
+def test_params_of_older_optuna_are_read_alike(ours: ReadingStorage, stock: RDBStorage):
+    """A database may be older than the Optuna that reads it, which still knows the names of then."""
+    study = optuna.create_study(storage=stock)
+    trial = study.ask({"momentum": FloatDistribution(0.8, 0.99)})
+    old = '{"name": "UniformDistribution", "attributes": {"low": 0.8, "high": 0.99}}'
+    with stock.engine.begin() as connection:
+        connection.execute(sa.text("update trial_params set distribution_json = :old"), {"old": old})
+    assert agree(ours, stock, study._study_id)
+    assert trial.number == 0
+
+
+@pytest.mark.parametrize("value", [0.1, -1e300, 5e-324, math.inf, -math.inf, 1 / 3])
+def test_a_value_is_read_to_the_last_bit(ours: ReadingStorage, stock: RDBStorage, value: float):
+    study = optuna.create_study(storage=stock)
+    study.tell(study.ask(), value)
+    assert agree(ours, stock, study._study_id)
+    assert read(ours, study._study_id)[0].value == value
+
+
+def test_several_values_are_read_in_the_order_of_the_objectives(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock, directions=["minimize", "maximize", "minimize"])
+    study.tell(study.ask(), [3.0, math.inf, -2.0])
+    with stock.engine.begin() as connection:
+        # A row that is written again moves to the end of its table.
+        connection.execute(sa.text("update trial_values set value = value where objective = 0"))
+    assert agree(ours, stock, study._study_id)
+    assert read(ours, study._study_id)[0].values == [3.0, math.inf, -2.0]
+
+
+def test_intermediate_values_are_read_alike_finite_or_not(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock)
+    trial = study.ask()
+    for step, value in {7: 4.5, 0: math.nan, 3: math.inf, 2**31 - 1: -math.inf, 5: 1 / 3}.items():
+        trial.report(value, step)
+    assert agree(ours, stock, study._study_id)
+    seen = read(ours, study._study_id)[0].intermediate_values
+    assert list(seen) == [0, 3, 5, 7, 2**31 - 1]
+    assert math.isnan(seen[0])
+
+
+def test_attributes_and_constraints_are_read_alike(ours: ReadingStorage, stock: RDBStorage):
+    """Python writes numbers into JSON that Postgres does not take for JSON."""
+    study = optuna.create_study(storage=stock)
+    trial = study.ask()
+    for place, value in enumerate(
+        [None, True, "text ' \" \\ \u2603", [1, 2.5], {"a": {"b": None}}, math.nan, math.inf]
+    ):
+        trial.set_user_attr(f"z{9 - place} '\"\\", value)
+    trial.set_constraint("diverged", 1.0)
+    trial.set_constraint("memory", -0.25)
+    study.enqueue_trial({"x": 0.5}, user_attrs={"by": "hand"})
+    assert agree(ours, stock, study._study_id)
+    assert read(ours, study._study_id)[0].constraints == {"diverged": 1.0, "memory": -0.25}
+
+
+def test_times_are_local_as_optuna_gives_them(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock)
+    before = datetime.now()  # noqa: DTZ005 - as Optuna's trials have it.
+    study.tell(study.ask(), 1.0)
+    (trial,) = read(ours, study._study_id)
+    assert before <= trial.datetime_start <= trial.datetime_complete <= datetime.now()  # noqa: DTZ005
+    assert agree(ours, stock, study._study_id)
+
+
+def test_a_large_study_is_read_alike(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock)
+    with stock.engine.begin() as connection:
+        fill_optuna(connection, study._study_id, 300)
+        fill_optuna_marks(connection)
+    assert agree(ours, stock, study._study_id)
+
+
+def test_only_what_is_asked_for_is_read(ours: ReadingStorage, stock: RDBStorage):
+    """The cache asks for the trials after the last finished one, and for those before it that were not over."""
+    other, study = (optuna.create_study(storage=stock) for _ in range(2))
+    other.tell(other.ask(), 1.0)
+    for _ in range(4):
+        study.tell(study.ask(), 1.0)
+    study.ask()
+    first, second, third, *_ = (trial._trial_id for trial in study.trials)
+    for states in (None, [TrialState.COMPLETE], (TrialState.RUNNING, TrialState.WAITING), []):
+        for included, newest in ((set(), -1), ({first}, third), ({first}, second), (set(), third), ({10**6}, third)):
+            about = (study._study_id, states, included, newest)
+            assert [t.number for t in ours._get_trials(*about)] == [t.number for t in stock._get_trials(*about)]
+
+
+def test_a_study_that_is_not_there_is_told_as_by_optuna(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock)
+    assert read(ours, study._study_id) == []
+    for storage in (ours, stock):
+        with pytest.raises(KeyError):
+            storage.get_all_trials(999)
+
+
+def test_a_lost_database_is_told_in_one_line(database: Database, postgres_url: str):
+    study = optuna.create_study(storage=database.optuna)
+    name = database.url.rpartition("/")[2]
+    with sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(sa.text(f"alter database {name} allow_connections false"))
+        connection.execute(
+            sa.text("select pg_terminate_backend(pid) from pg_stat_activity where datname = :name"), {"name": name}
+        )
+        with pytest.raises(DatabaseError, match="not currently accepting connections"), database.errors():
+            database.optuna.get_all_trials(study._study_id)
+        connection.execute(sa.text(f"alter database {name} allow_connections true"))
+    assert database.optuna.get_all_trials(study._study_id) == []
