@@ -12,8 +12,10 @@ import waitress
 from optuna_dashboard import wsgi
 from waitress.server import MultiSocketServer, TcpWSGIServer
 
+from hpopt.answers import Answers
 from hpopt.errors import DatabaseError, InputError
 from hpopt.gate import HEALTH, USER, guard, is_loopback
+from hpopt.shown_studies import ShownStudies
 from hpopt.storage.database import Database
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ def make_app(database: Database) -> "WSGIApplication":
     Raises DatabaseError if the database cannot be reached.
     """
     # The cached storage: given the URL, optuna-dashboard would read every trial again on each poll.
-    dashboard = wsgi(database.optuna)
+    storage = database.optuna
+    dashboard = Answers(wsgi(storage), ShownStudies(storage))
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ.get("PATH_INFO") == HEALTH:
