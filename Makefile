@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test test-all test-engines lint schema dashboard clean
+.PHONY: install demo test test-all test-engines compose-test lint schema dashboard clean
 
 install: $(VENV)/.installed
 
@@ -26,9 +26,15 @@ test: install
 test-all: test test-engines
 	$(BIN)/python -m pytest -m long
 
+# The images and compose.yaml with podman, on Debian 12 as root: a study driven through them to its answer.
+compose-test: install
+	bash tests/engines/install-containers.sh
+	$(BIN)/python -m pytest -m engine -n 0 -rs tests/engines/test_containers.py
+
 # A real Slurm, Ray and containers, on Debian 12 as root: installs what they need.
 test-engines: install
 	bash tests/engines/install.sh
+	bash tests/engines/install-containers.sh
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -m engine --dist loadgroup -rs
 

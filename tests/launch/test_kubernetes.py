@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -16,7 +17,6 @@ def job(order):
 
 
 def test_the_job_is_one_that_kubernetes_knows(job):
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
     kubernetes_validate.validate(job, "1.33", strict=True)
 
 
