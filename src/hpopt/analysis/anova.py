@@ -10,62 +10,52 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import qmc
 
-from hpopt.analysis.axes import FloatArray
+from hpopt.analysis.axes import Axis, FloatArray
+from hpopt.analysis.posterior import ComplexArray, Expansion, draw_functions, draw_variants, expand_mean
 from hpopt.analysis.surrogate import Surrogate
 
 Pair = tuple[str, str]
 
+# The points that the whole variance is summed over, and every second node for surfaces: enough for smooth functions.
+_N_POINTS = 512
+_SURFACE_STRIDE = 2
 # Less than this of the values' variance is rounding.
 _NOTHING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decomposition:
-    """Shares of the function's variance, one a resample of the trials: of single parameters and of pairs."""
+    """Parts of the function's variance: of single parameters, of pairs, and all of it.
+
+    The first number is that of the surrogate's mean, the others are those of draws from its posterior.
+    """
 
     single: Mapping[str, FloatArray]
     pairs: Mapping[Pair, FloatArray]
+    total: FloatArray
 
 
-def decompose(surrogate: Surrogate, alphas: FloatArray) -> Decomposition | None:
-    """Decompose the function of each column of `alphas`, the solved targets; None where the first is constant."""
-    n_axes, places = len(surrogate.axes), surrogate.design.places
-    factors = [surrogate.similarity(i, axis.nodes, places[:, i]) for i, axis in enumerate(surrogate.axes)]
-    means = [factor.mean(axis=0) for factor in factors]
-    total = _variance(surrogate, factors, means, alphas)
-    if total[0] < _NOTHING:
+def decompose(surrogate: Surrogate, *, with_pairs: bool = True) -> Decomposition | None:
+    """Decompose the function and what it may be instead; None where it is constant."""
+    rng = np.random.default_rng(0)
+    expansions = [expand_mean(surrogate), *(draw_functions(variant, rng) for variant in draw_variants(surrogate))]
+    parts = [_decompose(surrogate.axes, expansion, with_pairs=with_pairs) for expansion in expansions]
+    if parts[0].total[0] < _NOTHING:
         return None
-    single = {
-        axis.name: (surrogate.signal * factors[i] @ (_others(means, i)[:, None] * alphas)).var(axis=0)
-        for i, axis in enumerate(surrogate.axes)
-    }
-    pairs = {}
-    for i, j in combinations(range(n_axes), 2):
-        one, other = surrogate.axes[i].name, surrogate.axes[j].name
-        rest = _others(means, i, j)
-        surfaces = np.array([(factors[i] * (rest * alpha)) @ factors[j].T for alpha in alphas.T])
-        both = (surrogate.signal * surfaces).var(axis=(1, 2))
-        pairs[one, other] = np.clip(both - single[one] - single[other], 0, None) / total
-    return Decomposition(single={name: variance / total for name, variance in single.items()}, pairs=pairs)
-
-
-def resample(surrogate: Surrogate, n_resamples: int) -> FloatArray:
-    """Solve for the targets with all trials as they are, and then with random weights; a column each.
-
-    The Bayesian bootstrap (Rubin 1981): drawing trials with replacement would show the model twins that agree exactly.
-    """
-    draws = np.random.default_rng(0).exponential(size=(n_resamples, len(surrogate.targets)))
-    columns = [surrogate.solve(surrogate.targets)]
-    columns += [surrogate.solve(surrogate.targets, weights / weights.mean()) for weights in draws]
-    return np.array(columns).T
+    return Decomposition(
+        single={name: np.concatenate([part.single[name] for part in parts]) for name in parts[0].single},
+        pairs={pair: np.concatenate([part.pairs[pair] for part in parts]) for pair in parts[0].pairs},
+        total=np.concatenate([part.total for part in parts]),
+    )
 
 
 def average(surrogate: Surrogate, axis: int) -> tuple[FloatArray, FloatArray]:
     """Give mean and standard deviation of the function along an axis, averaged over all others, at its nodes."""
     places = surrogate.design.places
     factors = [surrogate.similarity(i, each.nodes, places[:, i]) for i, each in enumerate(surrogate.axes)]
-    rest = _others([factor.mean(axis=0) for factor in factors], axis)
+    rest = np.prod([factor.mean(axis=0) for i, factor in enumerate(factors) if i != axis], axis=0)
     cross = surrogate.signal * factors[axis] * rest
     # The prior variance of an average is the mean of the kernel over both of its ends.
     own = [surrogate.similarity(i, each.nodes, each.nodes).mean() for i, each in enumerate(surrogate.axes) if i != axis]
@@ -74,17 +64,39 @@ def average(surrogate: Surrogate, axis: int) -> tuple[FloatArray, FloatArray]:
     return mean, surrogate.scale * np.sqrt(np.clip(variance, 0, None))
 
 
-def _variance(
-    surrogate: Surrogate, factors: list[FloatArray], means: list[FloatArray], alphas: FloatArray
-) -> FloatArray:
-    second = np.prod([factor.T @ factor / len(factor) for factor in factors], axis=0)
-    first = np.prod(means, axis=0) @ alphas
-    variance: FloatArray = surrogate.signal**2 * (
-        np.einsum("nb,nm,mb->b", alphas, second, alphas, optimize=True) - first**2
+def _decompose(axes: tuple[Axis, ...], expansion: Expansion, *, with_pairs: bool) -> Decomposition:
+    factors, coefficients = expansion.factors, expansion.coefficients
+    means = [factor.mean(axis=0) for factor in factors]
+    single = {
+        axis.name: np.real(factors[i] @ (_product(means, i)[:, None] * coefficients)).var(axis=0)
+        for i, axis in enumerate(axes)
+    }
+    pairs = {
+        (axes[i].name, axes[j].name): _joint(expansion, means, i, j)
+        for i, j in (combinations(range(len(axes)), 2) if with_pairs else ())
+    }
+    points = qmc.Sobol(len(axes), seed=0).random(_N_POINTS)
+    rows = [factor[(points[:, i] * len(factor)).astype(int)] for i, factor in enumerate(factors)]
+    total = np.real(np.prod(rows, axis=0) @ coefficients).var(axis=0)
+    return Decomposition(single=single, pairs=pairs, total=total)
+
+
+def _joint(expansion: Expansion, means: list[ComplexArray], i: int, j: int) -> FloatArray:
+    """Give the variance of the surfaces over two axes, less that of their averages along either."""
+    one, other = (_thin(expansion.factors[axis]) for axis in (i, j))
+    weights = _product(means, i, j)[:, None] * expansion.coefficients
+    surfaces = np.array([np.real((one * weight) @ other.T) for weight in weights.T])
+    joint: FloatArray = (
+        surfaces.var(axis=(1, 2)) - surfaces.mean(axis=2).var(axis=1) - surfaces.mean(axis=1).var(axis=1)
     )
-    return variance
+    return np.clip(joint, 0, None)
 
 
-def _others(means: list[FloatArray], *but: int) -> FloatArray:
-    product: FloatArray = np.prod([mean for i, mean in enumerate(means) if i not in but], axis=0)
-    return product * np.ones_like(means[0])
+def _thin(factor: ComplexArray) -> ComplexArray:
+    return factor[::_SURFACE_STRIDE] if len(factor) > 2 * _SURFACE_STRIDE else factor
+
+
+def _product(means: list[ComplexArray], *but: int) -> ComplexArray:
+    kept = [mean for i, mean in enumerate(means) if i not in but]
+    product: ComplexArray = np.prod([np.ones_like(means[0]), *kept], axis=0)
+    return product

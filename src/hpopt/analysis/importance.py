@@ -1,7 +1,7 @@
 """Owns how much each parameter matters, by two measures that answer different questions, and how sure that is.
 
 PED-ANOVA is Optuna's (Watanabe et al. 2023, arXiv 2304.10255). fANOVA (Hutter et al. 2014) is taken of a Gaussian
-process and not of a forest: its integrals are exact, which makes a hundred resamples affordable.
+process and not of a forest: what it leaves open can be drawn, and its integrals are exact.
 """
 
 import math
@@ -15,7 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 
-from hpopt.analysis.anova import decompose, resample
+from hpopt.analysis.anova import decompose
 from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, fit_table, settled
@@ -28,7 +28,6 @@ MEANINGS = {
     "PED-ANOVA": "what sets the best tenth of the trials (five at least) apart from the rest",
     "fANOVA": "what explains the differences over the whole search space, the bad regions included",
 }
-N_RESAMPLES = 100
 INTERVAL = (0.05, 0.95)
 # Optuna's PED-ANOVA takes a tenth of a millisecond for each trial.
 _N_PED_RESAMPLES = 40
@@ -43,7 +42,8 @@ Shares = Mapping[str, float]
 class Importance:
     """Shares of the parameters by one measure, the largest first, adding up to 1; None with the reason for it.
 
-    `intervals` hold 90% of `n_resamples` resamples of the trials. `chances` say how likely the trials would be if no
+    `intervals` are of 90%: for PED-ANOVA of `n_resamples` resamples of the trials, for fANOVA of so many functions that
+    the trials do not rule out. `chances` say how likely the trials would be if no
     parameter mattered, one error rate for all; `matters` are the parameters where that is below 5%. `bias_sentence`
     says what leaving out pruned trials does. `n_used` trials of `n_trials` were looked at.
     """
@@ -109,7 +109,7 @@ def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Impor
         shares=shares,
         reason=None if shares else NO_DIFFERENCE,
         n_resamples=_N_PED_RESAMPLES,
-        intervals=_intervals(shares, [draw for draw in draws if draw]),
+        intervals=_intervals(shares, [draw for draw in draws if draw], chances),
         chances=chances,
         n_left_out=len(table.complete()) + len(table.pruned()) - len(rows),
         bias_sentence=f"{n_pruned} pruned trials count as not among the best." if n_pruned else None,
@@ -117,13 +117,12 @@ def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Impor
 
 
 def _measure_fanova(surrogate: Surrogate, chances: Mapping[str, float], left_out: LeftOut) -> Importance:
-    decomposition = decompose(surrogate, resample(surrogate, N_RESAMPLES))
+    decomposition = decompose(surrogate, with_pairs=False)
     draws: list[Shares] = []
     if decomposition is not None:
         total = np.sum(list(decomposition.single.values()), axis=0)
         draws = [
-            {name: float(share[i] / total[i]) for name, share in decomposition.single.items()}
-            for i in range(N_RESAMPLES + 1)
+            {name: float(part[i] / total[i]) for name, part in decomposition.single.items()} for i in range(len(total))
         ]
     shares = _sorted(draws[0]) if draws else None
     return Importance(
@@ -133,8 +132,8 @@ def _measure_fanova(surrogate: Surrogate, chances: Mapping[str, float], left_out
         n_used=len(surrogate.targets),
         shares=shares,
         reason=None if shares else NO_DIFFERENCE,
-        n_resamples=N_RESAMPLES,
-        intervals=_intervals(shares, draws[1:]),
+        n_resamples=max(0, len(draws) - 1),
+        intervals=_intervals(shares, draws[1:], chances),
         chances=chances,
         n_left_out=left_out.n,
         is_biased=left_out.is_biased,
@@ -165,15 +164,18 @@ def _ped_anova(table: StudyTable, trials: Sequence[optuna.trial.FrozenTrial]) ->
     return _sorted(shares) if math.isfinite(total) and total > 0 else None
 
 
-def _intervals(shares: Shares | None, draws: Sequence[Shares]) -> Mapping[str, Interval] | None:
-    """Give the middle 90% of the draws, wide enough to hold the share itself."""
+def _intervals(
+    shares: Shares | None, draws: Sequence[Shares], chances: Mapping[str, float]
+) -> Mapping[str, Interval] | None:
+    """Give the middle 90% of the draws; it holds the share itself, and 0 where the parameter may not matter at all."""
     if shares is None or not draws:
         return None
     ends: dict[str, Interval] = {}
     for name, share in shares.items():
         drawn: FloatArray = np.array([draw.get(name, 0.0) for draw in draws])
         low, high = np.quantile(drawn, INTERVAL)
-        ends[name] = (min(float(low), share), max(float(high), share))
+        is_chance = chances.get(name, 0.0) > SIGNIFICANT
+        ends[name] = (0.0 if is_chance else min(float(low), share), max(float(high), share))
     return ends
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpopt.analysis.anova import decompose, resample
+from hpopt.analysis.anova import decompose
+from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
-from hpopt.analysis.importance import INTERVAL, N_RESAMPLES, NO_DIFFERENCE
+from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
 from hpopt.analysis.sample import LeftOut, find_left_out, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
@@ -55,15 +56,19 @@ def measure_interactions(table: StudyTable, surrogate: Surrogate | None) -> Inte
         reason = f"not enough data: {n_for_pairs(design)} complete trials are needed, there are {n_trials}"
     if reason is not None or surrogate is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=reason)
-    decomposition = decompose(surrogate, resample(surrogate, N_RESAMPLES))
+    decomposition = decompose(surrogate)
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
     chances = assess_pairs(design, clip_bad(design.values(), sign_of(table)))
-    found = []
-    for pair, shares in decomposition.pairs.items():
-        low, high = np.quantile(shares[1:], INTERVAL)
-        share = float(shares[0])
-        ends = {"low": min(float(low), share), "high": max(float(high), share)}
-        found.append(Interaction(pair=pair, share=share, **ends, chance=chances[pair]))
+    found = [
+        _interaction(pair, part / decomposition.total, chances[pair]) for pair, part in decomposition.pairs.items()
+    ]
     found.sort(key=lambda interaction: -interaction.share)
     return Interactions(pairs=tuple(found), n_trials=n_trials, left_out=find_left_out(table))
+
+
+def _interaction(pair: tuple[str, str], shares: FloatArray, chance: float) -> Interaction:
+    share, low, high = float(shares[0]), *(float(end) for end in np.quantile(shares[1:], INTERVAL))
+    # The interval holds the share itself, and 0 where there may be no interaction at all.
+    low = 0.0 if chance > SIGNIFICANT else min(low, share)
+    return Interaction(pair=pair, share=share, low=low, high=max(high, share), chance=chance)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpopt.analysis.axes import Design, build_design
+from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.surrogate import Surrogate, fit, why_not
+from hpopt.analysis.surrogate import Surrogate, clip_bad, fit, why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 
 # Fewer than this many cannot show that they are unlike the others.
@@ -70,12 +70,15 @@ def find_left_out(table: StudyTable) -> LeftOut:
 def assess_table(table: StudyTable) -> dict[str, float]:
     """Give for each parameter the chance that it only seems to matter, over all parameters together.
 
-    Pruned trials count as worse than all complete ones. Source: see dependence.py.
+    Pruned trials count as worse than all complete ones, those that came further before the others; diverged ones are
+    worst.
     """
     design = build_design(table, (*table.complete(), *table.pruned()))
     if why_not(table, settled(table)) is not None:
         return {}
-    return dict(assess_parameters(design, to_scores(np.array([_badness(table, row) for row in design.rows]))))
+    is_whole = all(row.state == "COMPLETE" for row in design.rows)
+    targets = clip_bad(design.values(), sign_of(table)) if is_whole else to_scores(_places(table, design.rows))
+    return dict(assess_parameters(design, targets))
 
 
 def sign_of(table: StudyTable) -> int:
@@ -83,8 +86,19 @@ def sign_of(table: StudyTable) -> int:
     return 1 if table.direction == "minimize" else -1
 
 
-def _badness(table: StudyTable, row: TrialRow) -> float:
-    return table.badness(row.value) if row.state == "COMPLETE" else np.inf
+def _places(table: StudyTable, rows: tuple[TrialRow, ...]) -> FloatArray:
+    """Give the place of each trial among all, the best first; equals share one."""
+    keys = [_key(table, row) for row in rows]
+    place = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return np.array([place[key] for key in keys], dtype=float)
+
+
+def _key(table: StudyTable, row: TrialRow) -> tuple[int, int, float]:
+    if row.state == "COMPLETE":
+        return (0, 0, table.badness(row.value))
+    if row.outcome == "diverged" or not row.curve:
+        return (2, 0, 0.0)
+    return (1, -row.curve[-1].step, table.badness(row.curve[-1].value))
 
 
 def _enumerate(names: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ choices without an order, no prior for a few trials and no weights of trials; a 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,17 @@ class Surrogate:
     def axes(self) -> tuple[Axis, ...]:
         """The parameters."""
         return self.design.axes
+
+    @property
+    def theta(self) -> FloatArray:
+        """The logarithms of signal, noise and weights."""
+        theta: FloatArray = np.log([self.signal, self.noise, *self.weights])
+        return theta
+
+    def with_theta(self, theta: FloatArray) -> "Surrogate":
+        """Give the same trials under another signal, noise and weights."""
+        signal, noise = (float(np.exp(each)) for each in theta[:2])
+        return replace(self, signal=signal, noise=noise, weights=np.exp(theta[2:]))
 
     @property
     def noise_std(self) -> float:
@@ -181,23 +192,30 @@ def _distance(axis: Axis, one: FloatArray, other: FloatArray) -> FloatArray:
     return distance
 
 
+def distances_of(design: Design) -> FloatArray:
+    """Give the distances of all trials from each other, axis by axis."""
+    return np.array([_distance(axis, design.places[:, i], design.places[:, i]) for i, axis in enumerate(design.axes)])
+
+
+def bounds_of(n_axes: int) -> list[tuple[float, float]]:
+    """Give the bounds of theta."""
+    return [(-7.0, 4.0), (-9.0, 1.0), *[(_weight(_LONGEST), _weight(_SHORTEST))] * n_axes]
+
+
 def _tune(design: Design, targets: FloatArray, n_starts: int) -> FloatArray:
     """Choose the logarithms of signal, noise and weights that are most probable a posteriori."""
     if len(targets) > N_TO_TUNE:
         some = np.sort(np.random.default_rng(1).choice(len(targets), N_TO_TUNE, replace=False))
         design, targets = design.take(some), targets[some]
-    distances = np.array(
-        [_distance(axis, design.places[:, i], design.places[:, i]) for i, axis in enumerate(design.axes)]
-    )
+    distances = distances_of(design)
     length = 0.5 * np.sqrt(len(design.axes))
-    bounds = [(-7.0, 4.0), (-9.0, 1.0), *[(_weight(_LONGEST), _weight(_SHORTEST))] * len(design.axes)]
     found = [
         minimize(
             negative_log_posterior,
             np.array([0.0, noise, *[_weight(length * stretch)] * len(design.axes)]),
             args=(distances, targets),
             jac=True,
-            bounds=bounds,
+            bounds=bounds_of(len(design.axes)),
             method="L-BFGS-B",
             options={"maxiter": 60},
         )

@@ -1,0 +1,221 @@
+"""How often does the analysis claim what is not so, and how often does it find what is? On made-up studies.
+
+    OMP_NUM_THREADS=1 python benchmarks/planted.py --output benchmarks/results/planted.md
+
+Analyses studies of pure noise and studies with a planted truth (planted_studies.py) as a report does, and counts what
+is claimed about parameters. A quarter of an hour on two cores.
+"""
+
+import argparse
+import datetime as dt
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Effect, Truth, Units, plant, to_units
+
+from hpopt.analysis.importance import measure_importance
+from hpopt.analysis.insights import Insights, gather
+from hpopt.analysis.sample import fit_table
+from hpopt.analysis.trials import StudyTable
+from hpopt.findings.detection import find
+
+TARGET = 0.05
+CLAIMS = ("matters", "stands out", "edge", "interaction", "budget-dependent", "diverging", "importance-biased")
+ACTIVE = {LEARNING_RATE, MOMENTUM}
+
+
+def diverge_by_accident(_units: Units) -> float:
+    """Diverge in one trial out of ten, whatever the params."""
+    return 0.1
+
+
+NOISE = {
+    "random": Truth(),
+    "random, a tenth diverges": Truth(diverges=diverge_by_accident),
+    "random, ASHA": Truth(is_pruned=True),
+    "TPE": Truth(sampler="tpe"),
+    "TPE, ASHA": Truth(sampler="tpe", is_pruned=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """A truth, what must be claimed about it (claim and subject), and the places of its optima."""
+
+    truth: Truth
+    right: Mapping[str, str] = field(default_factory=dict)
+    optima: Mapping[str, float] = field(default_factory=dict)
+
+
+INSIDE = {LEARNING_RATE: 0.6, MOMENTUM: 0.4}
+PLANTED = {
+    "bowl": Planted(truth=TRUTHS["bowl"], optima=INSIDE),
+    "bowl, TPE": Planted(truth=Truth(effect=TRUTHS["bowl"].effect, sampler="tpe"), optima=INSIDE),
+    "bowl, TPE, ASHA": Planted(
+        truth=Truth(effect=TRUTHS["bowl"].effect, sampler="tpe", is_pruned=True),
+        right={"importance-biased": ""},
+        optima=INSIDE,
+    ),
+    "interaction": Planted(truth=TRUTHS["interaction"], right={"interaction": f"{LEARNING_RATE}, {MOMENTUM}"}),
+    "edge": Planted(truth=TRUTHS["edge"], right={"edge": LEARNING_RATE}),
+    "cliff": Planted(truth=TRUTHS["cliff"], right={"diverging": LEARNING_RATE, "importance-biased": ""}, optima=INSIDE),
+    "drift": Planted(
+        truth=TRUTHS["drift"], right={"budget-dependent": LEARNING_RATE}, optima=INSIDE | {LEARNING_RATE: 0.4}
+    ),
+}
+
+
+def claims_of(table: StudyTable, insights: Insights) -> set[tuple[str, str]]:
+    """Give what is claimed about parameters: the claim and its subject."""
+    claims = {(finding.code, finding.subject or "") for finding in find(table, insights)}
+    # That trials diverge is plain to see; the claim is where.
+    claims = {claim for claim in claims if claim[0] in CLAIMS and claim[0] != "diverging"}
+    claims |= {("diverging", cliff.name) for cliff in insights.divergence.cliffs}
+    for measure in insights.importance:
+        claims |= {("matters", name) for name in measure.matters}
+        claims |= {("stands out", name) for name in measure.stands_out}
+    return claims
+
+
+def examine_noise(name: str, n_trials: int, seed: int) -> Counter[str]:
+    """Give the claims about a study of pure noise, all of them wrong."""
+    table = plant(NOISE[name], n_trials, seed)
+    return Counter({claim for claim, _ in claims_of(table, gather(table))})
+
+
+def examine_planted(name: str, n_trials: int, seed: int) -> Counter[str]:
+    """Count for a planted truth what is found, what is claimed wrongly, and the intervals that hold the truth."""
+    planted = PLANTED[name]
+    table = plant(planted.truth, n_trials, seed)
+    insights = gather(table)
+    claims = claims_of(table, insights)
+    right = (
+        set(planted.right.items()) | {("matters", name) for name in ACTIVE} | {("stands out", name) for name in ACTIVE}
+    )
+    if planted.truth.is_pruned or name == "cliff":
+        right.add(("importance-biased", ""))
+    counts = Counter(f"found: {claim}" for claim in planted.right.items() if claim in claims)
+    counts["found: matters"] += ("matters", LEARNING_RATE) in claims
+    counts.update({f"wrong: {claim}" for claim, _ in claims - right})
+    counts.update(_check_intervals(planted, insights))
+    return counts
+
+
+def _check_intervals(planted: Planted, insights: Insights) -> Iterator[str]:
+    single, pair = true_shares(planted.truth.effect)
+    fanova = insights.importance[1]
+    for name, share in single.items():
+        if fanova.intervals is not None:
+            low, high = fanova.intervals[name]
+            yield f"share: {low <= share <= high}"
+    for each in insights.interactions.pairs:
+        if set(each.pair) == ACTIVE:
+            yield f"pair: {each.low <= pair <= each.high}"
+            yield f"pair first: {each == insights.interactions.pairs[0]}"
+    for parameter in insights.sensitivity.parameters:
+        if parameter.name in planted.optima and parameter.best_low is not None and parameter.best_high is not None:
+            ends = [
+                to_units({parameter.name: end})[parameter.name] for end in (parameter.best_low, parameter.best_high)
+            ]
+            yield f"optimum: {ends[0] <= planted.optima[parameter.name] <= ends[1]}"
+
+
+def true_shares(effect: Effect) -> tuple[Mapping[str, float], float]:
+    """Give the true shares at the end: of the two parameters, adding up to 1, and of their pair, of everything."""
+    grid = (np.arange(100) + 0.5) / 100
+    values = np.array([[effect({LEARNING_RATE: one, MOMENTUM: other}, 1.0) for other in grid] for one in grid])
+    one, other = values.mean(axis=1).var(), values.mean(axis=0).var()
+    pair = (values.var() - one - other) / values.var()
+    return {LEARNING_RATE: one / (one + other), MOMENTUM: other / (one + other)}, float(pair)
+
+
+def write_noise(sizes: Sequence[int], n_seeds: int, pool: ProcessPoolExecutor) -> Iterator[str]:
+    """Give the table of false alarms."""
+    yield f"\n## Pure noise: share of {n_seeds} studies with a wrong claim (target: at most {TARGET:.0%})\n"
+    yield f"| study | trials | {' | '.join(CLAIMS)} |\n|---|---{'|---' * len(CLAIMS)}|"
+    total: Counter[str] = Counter()
+    for name, n_trials in product(NOISE, sizes):
+        seeds = range(n_seeds)
+        found = sum(pool.map(examine_noise, [name] * n_seeds, [n_trials] * n_seeds, seeds, chunksize=4), Counter())
+        total += found
+        yield f"| {name} | {n_trials} | {' | '.join(f'{found[claim] / n_seeds:.1%}' for claim in CLAIMS)} |"
+    n_studies = n_seeds * len(NOISE) * len(sizes)
+    yield f"| all | | {' | '.join(f'{total[claim] / n_studies:.1%}' for claim in CLAIMS)} |"
+
+
+def write_planted(sizes: Sequence[int], n_seeds: int, pool: ProcessPoolExecutor) -> Iterator[str]:
+    """Give the table of what is found, and how often intervals hold the truth."""
+    yield f"\n## Planted truths: share of {n_seeds} studies, and of intervals of 90% that hold the truth\n"
+    columns = ("shares", "pair's share", "pair is first", "optima")
+    yield f"| study | trials | found | claimed wrongly | {' | '.join(columns)} |\n|---|---|---|---{'|---' * len(columns)}|"
+    for name, n_trials in product(PLANTED, sizes):
+        seeds = range(n_seeds)
+        counts = sum(pool.map(examine_planted, [name] * n_seeds, [n_trials] * n_seeds, seeds, chunksize=4), Counter())
+        found, wrong = (_shares(counts, prefix, n_seeds) for prefix in ("found: ", "wrong: "))
+        held = [_held(counts, check) for check in ("share", "pair", "pair first", "optimum")]
+        yield f"| {name} | {n_trials} | {found} | {wrong} | {' | '.join(held)} |"
+
+
+def _shares(counts: Counter[str], prefix: str, n_seeds: int) -> str:
+    told = [
+        f"{name.removeprefix(prefix)} {n / n_seeds:.0%}"
+        for name, n in sorted(counts.items())
+        if name.startswith(prefix)
+    ]
+    return ", ".join(told) or "nothing"
+
+
+def _held(counts: Counter[str], check: str) -> str:
+    right, wrong = counts[f"{check}: True"], counts[f"{check}: False"]
+    return f"{right / (right + wrong):.0%}" if right + wrong else "-"
+
+
+def write_times(sizes: Sequence[int]) -> Iterator[str]:
+    """Give the table of what the analysis of one study takes."""
+    yield "\n## Seconds for one study of 6 parameters\n"
+    yield "| trials | importance | everything, with findings |\n|---|---|---|"
+    for n_trials in sizes:
+        table = plant(PLANTED["bowl"].truth, n_trials, 0)
+        started = perf_counter()
+        measure_importance(table, fit_table(table))
+        then = perf_counter()
+        find(table, gather(table))
+        yield f"| {n_trials} | {then - started:.1f} | {perf_counter() - then:.1f} |"
+
+
+def main() -> None:
+    """Examine, print and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[30, 60])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("hpopt", "numpy", "scipy", "optuna"))
+    lines = [
+        "# What the analysis claims about studies whose truth is known\n",
+        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}; {versions}; Python {platform.python_version()}. Six parameters.",
+    ]
+    with ProcessPoolExecutor(options.processes) as pool:
+        for part in (
+            write_noise(options.sizes, options.seeds, pool),
+            write_planted(options.sizes, options.seeds // 2, pool),
+            write_times((40, 100, 1000, 5000)),
+        ):
+            for line in part:
+                print(line, flush=True)
+                lines.append(line)
+    if options.output:
+        options.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Owns made-up studies whose truth is known: what matters, what interacts, where the optimum and the cliff are.
+
+Leaves measuring how well it is found to planted.py and to the tests of analysis/.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
+from hpopt.hyperparameters import Scalar
+from hpopt.rungs import Rungs
+from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.strategy import Draw, distributions, propose
+from hpopt.tpe import COMPLETE, PRUNED, Observed
+
+SPACE: Mapping[str, Range] = {
+    "learning_rate": Float(low=1e-3, high=0.3, log=True),
+    "momentum": Float(low=0.8, high=0.99),
+    "warmup_ratio": Float(low=0.0, high=0.2),
+    "ns_steps": Int(low=1, high=9),
+    "weight_decay": Float(low=1e-4, high=1.0, log=True),
+    "schedule": Categorical(choices=("cosine", "linear")),
+}
+RUNGS = Rungs(fractions=(1 / 9, 1 / 3), share=1 / 3)
+N_STEPS = 180
+STEPS = tuple(range(10, N_STEPS + 1, 10))
+TOKENS_PER_STEP = 4096
+
+Units = Mapping[str, float]
+Effect = Callable[[Units, float], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """A study to plant: the loss at a fraction of the schedule as a function of params in units of their ranges.
+
+    `noise` is the standard deviation of a run, which is the same luck all along its curve but for a fifth of it.
+    `diverges` gives the probability that a trial diverges. A pruned study stops trials as ASHA does.
+    """
+
+    effect: Effect = field(default=lambda _units, _fraction: 0.0)
+    noise: float = 0.1
+    diverges: Callable[[Units], float] = field(default=lambda _units: 0.0)
+    sampler: Literal["random", "tpe"] = "random"
+    is_pruned: bool = False
+    n_seeds: int = 1
+
+
+LEARNING_RATE, MOMENTUM = "learning_rate", "momentum"
+
+
+def _bowl(units: Units, _fraction: float) -> float:
+    """Best inside of both ranges; the learning rate matters most."""
+    return 1.5 * (units[LEARNING_RATE] - 0.6) ** 2 + 0.6 * (units[MOMENTUM] - 0.4) ** 2
+
+
+def _ridge(units: Units, fraction: float) -> float:
+    """A bowl where a high learning rate wants a low momentum."""
+    return _bowl(units, fraction) + 1.5 * (units[LEARNING_RATE] - 0.5) * (units[MOMENTUM] - 0.5)
+
+
+def _slope(units: Units, _fraction: float) -> float:
+    """Best at the high end of the learning rate."""
+    return -0.6 * units[LEARNING_RATE] + 0.6 * (units[MOMENTUM] - 0.4) ** 2
+
+
+def _drifting_bowl(units: Units, fraction: float) -> float:
+    """The best learning rate falls from 0.76 of its range at a ninth of the schedule to 0.4 of it at the end."""
+    return 1.5 * (units[LEARNING_RATE] - (0.8 - 0.4 * fraction)) ** 2 + 0.6 * (units[MOMENTUM] - 0.4) ** 2
+
+
+def _cliff(units: Units) -> float:
+    """Diverge beyond four fifths of the learning rate's range."""
+    return float(units[LEARNING_RATE] > CLIFF_AT)
+
+
+CLIFF_AT = 0.8
+TRUTHS = {
+    "bowl": Truth(effect=_bowl),
+    "interaction": Truth(effect=_ridge),
+    "edge": Truth(effect=_slope),
+    "drift": Truth(effect=_drifting_bowl),
+    "cliff": Truth(effect=_bowl, diverges=_cliff),
+}
+
+
+def plant(truth: Truth, n_trials: int, seed: int) -> StudyTable:
+    """Run the made-up study: `n_trials` configurations, each with the truth's number of seeds."""
+    rng = np.random.default_rng(seed)
+    rows: list[TrialRow] = []
+    for number in range(n_trials):
+        params = _propose(truth.sampler, rows, seed, number)
+        for _ in range(truth.n_seeds):
+            rows.append(run(truth, rng, rows, params))
+    words: dict[str, Any] = {"name": "planted", "metric": "val_loss", "direction": "minimize", "objective": "pretrain"}
+    return StudyTable(**words, file_text="", search_space=SPACE, trials=tuple(rows), rungs=RUNGS)
+
+
+def to_units(params: Mapping[str, Scalar]) -> dict[str, float]:
+    """Place params in [0, 1] on the scales of their ranges."""
+    return {name: _unit(SPACE[name], value) for name, value in params.items()}
+
+
+def _unit(range_: Range, value: Scalar) -> float:
+    if isinstance(range_, Categorical):
+        return range_.choices.index(value) / (len(range_.choices) - 1)
+    low, high, number = float(range_.low), float(range_.high), float(value)
+    if range_.log:
+        low, high, number = math.log(low), math.log(high), math.log(number)
+    return (number - low) / (high - low)
+
+
+def _propose(sampler: str, rows: list[TrialRow], seed: int, number: int) -> dict[str, Scalar]:
+    draw = Draw(algorithm=sampler, n_startup_trials=10, seed=seed, number=number)
+    return propose(draw, distributions(SPACE), _observe(rows), {})
+
+
+def _observe(rows: list[TrialRow]) -> Observed:
+    values = {name: np.array([_internal(SPACE[name], row.params[name]) for row in rows], dtype=float) for name in SPACE}
+    return Observed(
+        values=values,
+        kind=np.array([COMPLETE if row.state == "COMPLETE" else PRUNED for row in rows], dtype=np.int8),
+        step=np.array([row.curve[-1].step for row in rows], dtype=np.int64),
+        score=np.array([math.inf if row.value is None else row.value for row in rows], dtype=float),
+    )
+
+
+def _internal(range_: Range, value: Scalar) -> float:
+    return float(range_.choices.index(value)) if isinstance(range_, Categorical) else float(value)
+
+
+def run(truth: Truth, rng: np.random.Generator, rows: list[TrialRow], params: Mapping[str, Scalar]) -> TrialRow:
+    """Run one trial after the others of a made-up study."""
+    units = to_units(params)
+    luck, jitter, fate = rng.normal(), rng.normal(size=len(STEPS)), rng.random()
+    curve: list[CurvePoint] = []
+    outcome: Outcome = "complete"
+    for step, own in zip(STEPS, jitter, strict=True):
+        fraction = step / N_STEPS
+        noise = truth.noise * (math.sqrt(0.96) * luck + 0.2 * own)
+        value = 3.0 + 2.0 * math.exp(-5 * fraction) + truth.effect(units, fraction) + noise
+        curve.append(CurvePoint(step=step, tokens=step * TOKENS_PER_STEP, seconds=step * 0.5, value=value))
+        if fraction > 1 / 2 and fate < truth.diverges(units):
+            outcome = "diverged"
+        elif truth.is_pruned and _is_cut(rows, curve):
+            outcome = "pruned"
+        if outcome != "complete":
+            break
+    return TrialRow(
+        trial=len(rows),
+        state="COMPLETE" if outcome == "complete" else "PRUNED",
+        outcome=outcome,
+        value=value,
+        params=params,
+        seed=len(rows),
+        curve=tuple(curve),
+        metrics={"val_loss": value, "val_perplexity": math.exp(value), "train_val_overlap": 0.01},
+    )
+
+
+def _is_cut(rows: list[TrialRow], curve: list[CurvePoint]) -> bool:
+    before = curve[-2].step if len(curve) > 1 else 0
+    rung = RUNGS.reached(curve[-1].step, N_STEPS, before)
+    if rung is None:
+        return False
+    others = [point for row in rows for point in row.curve if point.step == curve[-1].step]
+    n_better = sum((point.value or 0.0) < (curve[-1].value or 0.0) for point in others)
+    return RUNGS.is_hopeless(n=len(others) + 1, n_better=n_better)

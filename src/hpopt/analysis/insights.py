@@ -1,0 +1,49 @@
+"""Owns all numbers that are read off a study, computed once. Leaves warnings to findings.py and words to report/."""
+
+from dataclasses import dataclass
+
+from hpopt.analysis.budget import BudgetDependence, measure_budget
+from hpopt.analysis.cliff import Divergence, find_divergence
+from hpopt.analysis.correlation import Correlation, correlate
+from hpopt.analysis.cost import Cost, sum_cost
+from hpopt.analysis.importance import Importance, measure_importance
+from hpopt.analysis.interactions import Interactions, measure_interactions
+from hpopt.analysis.noise import Noise, measure_noise
+from hpopt.analysis.pruning import PruningCheck, check_pruning
+from hpopt.analysis.sample import fit_table
+from hpopt.analysis.sensitivity import Sensitivity, measure_sensitivity
+from hpopt.analysis.trials import StudyTable
+from hpopt.analysis.twins import Twins, find_twins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Insights:
+    """Every analysis of one study."""
+
+    cost: Cost
+    noise: Noise | None
+    importance: tuple[Importance, ...]
+    interactions: Interactions
+    sensitivity: Sensitivity
+    divergence: Divergence
+    correlations: tuple[Correlation, ...]
+    budget: BudgetDependence
+    pruning: PruningCheck
+    twins: tuple[Twins, ...]
+
+
+def gather(table: StudyTable) -> Insights:
+    """Analyse a study; of many trials some analyses look at a random part, and say so."""
+    surrogate = fit_table(table)
+    return Insights(
+        cost=sum_cost(table),
+        noise=measure_noise(table, surrogate),
+        importance=measure_importance(table, surrogate),
+        interactions=measure_interactions(table, surrogate),
+        sensitivity=measure_sensitivity(table, surrogate),
+        divergence=find_divergence(table),
+        correlations=correlate(table),
+        budget=measure_budget(table, surrogate),
+        pruning=check_pruning(table),
+        twins=find_twins(table),
+    )
