@@ -29,6 +29,7 @@ missing = [program for program in ("podman", "kubectl") if shutil.which(program)
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
+    pytest.mark.xdist_group("containers"),
     pytest.mark.skipif(
         bool(missing), reason=f"SKIPPED: {', '.join(missing)} not here; tests/engines/install-containers.sh installs it"
     ),
@@ -161,7 +162,12 @@ class Service:
         return run("podman", "healthcheck", "run", self.container(service), check=False).returncode == 0
 
     def hpopt(self, *arguments) -> str:
-        return podman("exec", self.container("dashboard"), "hpopt", *arguments)
+        """Run a verb beside the dashboard; again where Podman's DNS lost a name, as it does while containers come and go."""
+        command = ("podman", "exec", self.container("dashboard"), "hpopt", *arguments)
+        while "name resolution" in (said := run(*command, check=False)).stderr:
+            time.sleep(0.5)
+        assert said.returncode == 0, said.stderr
+        return said.stdout
 
     def sql(self, query: str) -> str:
         client = ("psql", "--username=owner", "--dbname=hpopt", "--no-align", "--tuples-only", f"--command={query}")
@@ -200,7 +206,11 @@ def service(images, tmp_path_factory) -> Iterator[Service]:
             else:
                 wait_until(lambda name=name: service.is_healthy(name))
         service.hpopt("create", "small.toml")
+        # Both begin together, however much longer one of them takes to start.
+        service.hpopt("pause", "small")
         service.compose("up", "--detach", "--no-deps", "--scale", "worker=2", "worker")
+        wait_until(lambda: service.sql("select count(*) from hpopt.fleet") == "2")
+        service.hpopt("resume", "small")
         killed, preempted = service.containers("worker")
         running = "select count(distinct w.host) from hpopt.fleet w where w.step > 0"
         wait_until(lambda: service.sql(running) == "2")
@@ -212,8 +222,12 @@ def service(images, tmp_path_factory) -> Iterator[Service]:
         yield service
     finally:
         # pytest shows it where something failed.
-        sys.stdout.write(podman("ps", "--all") + service.compose("logs", check=False).stdout)
-        service.compose("down", "--volumes", check=False)
+        for name in ("postgres", "pgbouncer", "migrate", "dashboard", "worker"):
+            for container in service.containers(name):
+                said = run("podman", "logs", "--timestamps", container, check=False)
+                sys.stdout.write(f"\n{container}:\n{said.stdout}{said.stderr}")
+        # Without the last of these, workers beyond the first would stay.
+        service.compose("down", "--volumes", "--remove-orphans", check=False)
 
 
 def test_only_what_is_named_is_sent_to_a_build(tmp_path):
@@ -272,7 +286,7 @@ def test_the_dashboard_asks_for_its_password(service):
 
 
 def test_health_follows_the_database(service):
-    assert service.is_healthy("dashboard")
+    wait_until(lambda: service.is_healthy("dashboard"), within_s=10)
     podman("stop", service.container("pgbouncer"))
     assert not service.is_healthy("dashboard")
     podman("start", service.container("pgbouncer"))
@@ -283,8 +297,8 @@ def test_a_worker_may_not_change_tables(service):
     """Whoever breaks into a training job reaches the rows, and no more."""
     connect = "import os, psycopg2; connection = psycopg2.connect(os.environ['HPOPT_STORAGE'])"
     asked = f"{connect}; connection.cursor().execute('drop table hpopt.rung')"
-    said = run("podman", "exec", service.container("dashboard"), "python3", "-c", asked, check=False)
-    assert "must be owner of table rung" in said.stderr
+    command = ("podman", "exec", service.container("dashboard"), "python3", "-c", asked)
+    wait_until(lambda: "must be owner of table rung" in run(*command, check=False).stderr, within_s=10)
 
 
 def test_no_password_is_in_an_image_an_environment_a_command_line_a_log_or_the_configuration(service, images):
