@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
 
-from hpopt import shown_studies
+from hpopt import answers, shown_studies
 from hpopt.answers import Answers
 from hpopt.curves import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.shown_studies import ShownStudies
@@ -39,8 +39,11 @@ class Page:
         self.go_on.wait(10)
         return self._dashboard(environ, start_response)
 
-    def ask(self, path: str, query: str = "", method: str = "GET", **headers: str) -> tuple[str, dict[str, str], bytes]:
+    def ask(
+        self, path: str, query: str = "", method: str = "GET", body: bytes = b"", **headers: str
+    ) -> tuple[str, dict[str, str], bytes]:
         environ = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": query, **headers}
+        environ["wsgi.input"] = io.BytesIO(body)
         setup_testing_defaults(environ)
         said: list[tuple[str, dict[str, str]]] = []
         answer = self._app(environ, lambda status, headers, _info=None: said.append((status, dict(headers))))
@@ -79,6 +82,18 @@ def page(storage: optuna.storages.BaseStorage) -> Page:
     return Page(storage)
 
 
+@pytest.fixture
+def nothing_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is asked again at once be asked much later."""
+    monkeypatch.setattr(answers, "FRESH_FOR_S", 0.0)
+
+
+@pytest.fixture
+def all_is_settled(nothing_is_fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what has not changed since the last look not have changed for long."""
+    monkeypatch.setattr(shown_studies, "SETTLED_AFTER_S", 0.0)
+
+
 def test_what_is_compressed_is_what_would_be_sent_otherwise(
     page: Page, path: str, storage: optuna.storages.BaseStorage
 ):
@@ -105,8 +120,8 @@ def environ_of(path: str) -> dict[str, object]:
 def test_ten_tabs_at_once_need_one_answer(page: Page, path: str):
     """A browser that was closed opens all its tabs again."""
     page.go_on.clear()
-    answers: list[bytes] = []
-    tabs = [threading.Thread(target=lambda: answers.append(page.ask(path, ALL)[2])) for _ in range(10)]
+    said: list[bytes] = []
+    tabs = [threading.Thread(target=lambda: said.append(page.ask(path, ALL)[2])) for _ in range(10)]
     for tab in tabs:
         tab.start()
     time.sleep(0.5)
@@ -114,8 +129,8 @@ def test_ten_tabs_at_once_need_one_answer(page: Page, path: str):
     for tab in tabs:
         tab.join(timeout=10)
     assert page.n_made == 1
-    assert len(answers) == 10
-    assert len(set(answers)) == 1
+    assert len(said) == 10
+    assert len(set(said)) == 1
     page.ask(path, ALL)
     assert page.n_made == 2
 
@@ -129,11 +144,11 @@ def test_a_failure_is_told_to_all_who_wait_and_is_forgotten(storage: optuna.stor
         go_on.wait(10)
         raise OSError("no disk")
 
-    answers, failures = Answers(fail, ShownStudies(storage)), []
+    served, failures = Answers(fail, ShownStudies(storage)), []
 
     def ask() -> None:
         try:
-            answers(environ_of(path), lambda *_: None)
+            served(environ_of(path), lambda *_: None)
         except OSError as error:
             failures.append(error)
 
@@ -150,10 +165,9 @@ def test_a_failure_is_told_to_all_who_wait_and_is_forgotten(storage: optuna.stor
 
 
 def test_of_a_study_at_rest_the_same_answer_is_given_until_something_happens(
-    page: Page, path: str, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+    page: Page, path: str, study: optuna.Study, all_is_settled: None
 ):
     """Each of the things that happen must be seen, however they come into the database."""
-    monkeypatch.setattr(shown_studies, "SETTLED_AFTER_S", 0.0)
     first = page.detail(path)
     assert (page.detail(path), page.detail(path)) == (first, first)
     n_made = page.n_made
@@ -172,7 +186,9 @@ def test_of_a_study_at_rest_the_same_answer_is_given_until_something_happens(
         assert page.n_made == n_made
 
 
-def test_a_study_is_at_rest_only_when_optuna_dashboard_has_forgotten_what_was_before(page: Page, path: str):
+def test_a_study_is_at_rest_only_when_optuna_dashboard_has_forgotten_what_was_before(
+    page: Page, path: str, nothing_is_fresh: None
+):
     """It takes the trials of ten seconds ago for new: such an answer must not be kept."""
     for _ in range(3):
         page.detail(path)
@@ -180,8 +196,7 @@ def test_a_study_is_at_rest_only_when_optuna_dashboard_has_forgotten_what_was_be
     assert shown_studies.SETTLED_AFTER_S > 10
 
 
-def test_running_trials_never_rest(page: Page, path: str, study: optuna.Study, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shown_studies, "SETTLED_AFTER_S", 0.0)
+def test_running_trials_never_rest(page: Page, path: str, study: optuna.Study, all_is_settled: None):
     study.ask()
     for _ in range(3):
         page.detail(path)
@@ -210,9 +225,24 @@ def test_a_study_that_is_not_there_is_not_found(page: Page, number: str):
     assert page.ask(f"/api/studies/{number}", ALL)[0].startswith("404")
 
 
-def test_what_is_deleted_is_gone_at_once(page: Page, path: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shown_studies, "SETTLED_AFTER_S", 0.0)
+def test_what_is_deleted_is_gone_at_once(page: Page, path: str):
     for _ in range(3):
         page.detail(path)
     assert page.ask(path, method="DELETE")[0].startswith("204")
     assert page.ask(path, ALL, HTTP_ACCEPT_ENCODING="gzip")[0].startswith("404")
+
+
+def test_who_waited_for_a_thread_is_given_what_was_just_made(page: Page, path: str, study: optuna.Study):
+    """Of ten tabs that ask together only four are heard; the others should not need two more answers."""
+    study.ask()
+    first = page.detail(path)
+    assert page.detail(path) == first
+    assert page.n_made == 1
+
+
+def test_what_was_just_written_is_seen_at_once(page: Page, path: str, study: optuna.Study):
+    assert page.detail(path)["note"]["body"] == ""
+    note = json.dumps({"body": "Looks good.", "version": 1}).encode()
+    length = {"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(note))}
+    assert page.ask(f"{path}/note", method="PUT", body=note, **length)[0].startswith("204")
+    assert page.detail(path)["note"]["body"] == "Looks good."

@@ -6,6 +6,7 @@ Leaves what they say to optuna-dashboard and curves.py, and who may ask to gate.
 import gzip
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,8 @@ _MIN_GZIP_BYTES = 1_000
 _GZIP_LEVEL = 4
 # Each is a megabyte or two, of a study of thousands of trials.
 _N_KEPT = 8
+# Tabs that ask together wait for one of the server's few threads in turn. optuna-dashboard's own memory is longer.
+FRESH_FOR_S = 1.0
 _STUDY_PAGE = re.compile(r"/dashboard/studies/(\d+)(/|$)")
 _STUDY = re.compile(r"/api/studies/(\d+)")
 
@@ -43,12 +46,24 @@ class Question(NamedTuple):
     takes_gzip: bool
 
 
+class Kept(NamedTuple):
+    """An answer, when it was made, and how the study looked then."""
+
+    answer: Answer
+    made_s: float
+    look: Look
+
+    def holds(self, look: Look | None) -> bool:
+        """Say whether it would be made alike."""
+        return look is self.look and look.is_settled
+
+
 class Answers:
     """optuna-dashboard with answers that come sooner, as a WSGI application.
 
     The page of a study is told at once what it will ask for, before it has read its program. What several ask for at
     the same time is made once: a browser that opens ten tabs again needs one. An answer about a study in which nothing
-    has happened since is given again.
+    has happened since is given again. Whoever writes by this dashboard makes it forget all of them.
     """
 
     def __init__(self, dashboard: "WSGIApplication", studies: ShownStudies) -> None:
@@ -56,11 +71,17 @@ class Answers:
         self._studies = studies
         self._lock = threading.Lock()
         self._being_made: dict[Question, Future[Answer]] = {}
-        self._kept: dict[Question, tuple[Look, Answer]] = {}
+        self._kept: dict[Question, Kept] = {}
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
-        if environ["REQUEST_METHOD"] != "GET" or not environ["PATH_INFO"].startswith("/api/"):
+        if environ["REQUEST_METHOD"] != "GET":
+            try:
+                return self._dashboard(environ, start_response)
+            finally:
+                with self._lock:
+                    self._kept.clear()
+        if not environ["PATH_INFO"].startswith("/api/"):
             return self._dashboard(environ, _announcing(environ["PATH_INFO"], start_response))
         answer = self._share(environ)
         start_response(answer.status, answer.headers)
@@ -88,23 +109,25 @@ class Answers:
 
     def _find(self, question: Question, environ: "WSGIEnvironment") -> Answer:
         """Give the answer of the last time if it still holds."""
+        before = self._kept.get(question)
+        if before is not None and time.monotonic() - before.made_s < FRESH_FOR_S:
+            return before.answer
         study = _STUDY.fullmatch(question.path)
         look = None if study is None else self._studies.look(int(study[1]))
-        before = self._kept.get(question)
-        if look is not None and before is not None and before[0] is look:
-            return before[1]
+        if before is not None and before.holds(look):
+            return before.answer
         answer = _collect(self._dashboard, environ)
-        if look is not None and answer.status.startswith("200 "):
-            body = redraw_curves(answer.body, look.trials, look.study.directions)
-            answer = answer._replace(body=body)
-        answer = _finish(answer, question)
-        if look is not None and look.is_settled and question.takes_gzip:
-            self._keep(question, look, answer)
+        if look is None or not answer.status.startswith("200 "):
+            return _finish(answer, question)
+        body = redraw_curves(answer.body, look.trials, look.study.directions)
+        answer = _finish(answer._replace(body=body), question)
+        if question.takes_gzip:
+            self._keep(question, Kept(answer, time.monotonic(), look))
         return answer
 
-    def _keep(self, question: Question, look: Look, answer: Answer) -> None:
+    def _keep(self, question: Question, kept: Kept) -> None:
         with self._lock:
-            self._kept[question] = look, answer
+            self._kept[question] = kept
             while len(self._kept) > _N_KEPT:
                 del self._kept[next(iter(self._kept))]
 
