@@ -162,7 +162,7 @@ class Service:
         return run("podman", "healthcheck", "run", self.container(service), check=False).returncode == 0
 
     def hpopt(self, *arguments) -> str:
-        """Run a verb beside the dashboard; again where Podman's DNS lost a name, as it does while containers come and go."""
+        """Run a verb beside the dashboard, again where Podman's DNS lost a name while containers came and went."""
         command = ("podman", "exec", self.container("dashboard"), "hpopt", *arguments)
         while "name resolution" in (said := run(*command, check=False)).stderr:
             time.sleep(0.5)
@@ -217,7 +217,7 @@ def service(images, tmp_path_factory) -> Iterator[Service]:
         podman("kill", "--signal=KILL", killed)
         podman("exec", preempted, "sh", "-c", "kill -TERM 1")
         over = "select count(*) from hpopt.trials where state in ('COMPLETE', 'PRUNED', 'FAIL')"
-        wait_until(lambda: service.sql(over) == str(N_TRIALS), within_s=180)
+        wait_until(lambda: service.sql(over) == str(N_TRIALS), within_s=300)
         service.killed, service.preempted = killed, preempted
         yield service
     finally:
