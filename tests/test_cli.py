@@ -336,7 +336,7 @@ def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments, cre
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
-@pytest.mark.parametrize("url", ["nowhere.invalid:5432/x", "{host}/not_there", "{host}/{name}"])
+@pytest.mark.parametrize("url", ["nowhere..invalid:5432/x", "{host}/not_there", "{host}/{name}"])
 def test_a_worker_refuses_at_once_what_waiting_does_not_mend(url, database_url):
     """Host, database and password are typed wrong, not away."""
     secret, address = database_url.split("//")[1].split("@")

@@ -23,6 +23,8 @@ _AWAY = (
     "Connection timed out",
     "No route to host",
     "Network is unreachable",
+    # A name server that is away or starts; a host that does not exist is said in other words.
+    "Temporary failure in name resolution",
     "too many clients already",
     "remaining connection slots",
     # PgBouncer's words for a server that is away or full.
