@@ -9,7 +9,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+from finished_trials import fill_optuna
 
+from hpopt.curves import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
 
@@ -98,3 +100,20 @@ def test_the_page_says_why_nothing_can_be_saved(page: playwright.Page, address: 
 def test_who_has_no_password_sees_nothing(browser: playwright.Browser, address: str):
     with pytest.raises(playwright.Error, match="ERR_INVALID_AUTH_CREDENTIALS"):
         browser.new_page().goto(address)
+
+
+def test_the_page_of_a_large_study_asks_once_for_its_trials_and_draws_our_curves(
+    page: playwright.Page, address: str, database_url: str
+):
+    """What the browser is told to fetch early must be what the page then asks for, or it would be sent twice."""
+    database = Database(database_url)
+    study = optuna.create_study(study_name="large", storage=database.optuna)
+    with database.begin() as connection:
+        fill_optuna(connection, study._study_id, MAX_STOCK_CURVES + 1)
+    database.close()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "after=" in request.url else None)
+    page.goto(f"{address}/studies/{study._study_id}")
+    page.locator(f'[id="user-defined-plot:{FIGURE_ID}"] .scatterlayer path').first.wait_for(state="attached")
+    assert page.locator("#graph-intermediate-values").count() == 0
+    assert asked == [f"{address.removesuffix('/dashboard')}/api/studies/{study._study_id}?after=0"]

@@ -1,6 +1,7 @@
 """What our reader gives is what Optuna's own storage gives, whatever a trial holds."""
 
 import math
+import time
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -144,7 +145,17 @@ def test_attributes_and_constraints_are_read_alike(ours: ReadingStorage, stock: 
     assert read(ours, study._study_id)[0].constraints == {"diverged": 1.0, "memory": -0.25}
 
 
-def test_times_are_local_as_optuna_gives_them(ours: ReadingStorage, stock: RDBStorage):
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine that is hours away from UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_times_are_local_as_optuna_gives_them(tokyo: None, ours: ReadingStorage, stock: RDBStorage):
     study = optuna.create_study(storage=stock)
     before = datetime.now()  # noqa: DTZ005 - as Optuna's trials have it.
     study.tell(study.ask(), 1.0)
