@@ -99,3 +99,39 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr() == ("", "")
     assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
     optuna.logging.set_verbosity(before)
+
+
+def test_intervals_hold_the_shares_and_shrink_with_trials():
+    """90 trials know more than 15."""
+    widths = []
+    for n_trials in (15, 90):
+        for measure in measure_importance(make_table(n_trials, bowl)):
+            assert measure.intervals is not None
+            assert measure.shares is not None
+            for name, (low, high) in measure.intervals.items():
+                assert 0 <= low <= measure.shares[name] <= high <= 1
+            widths.append(measure.intervals["learning_rate"][1] - measure.intervals["learning_rate"][0])
+    assert widths[2] < widths[0]
+    assert widths[3] < widths[1]
+
+
+def test_a_parameter_that_may_be_chance_has_an_interval_from_zero():
+    for measure in measure_importance(make_table(60, bowl)):
+        assert measure.intervals is not None
+        assert measure.matters == ("learning_rate",)
+        assert measure.intervals["schedule"][0] == 0
+
+
+def test_the_planted_shares_lie_in_their_intervals():
+    """Reference by hand: variances 60/9 and 1/4 of (ns_steps) and of a coin of 1; noise of 0.3."""
+    rng = random.Random(1)  # noqa: S311 - no secret.
+    table = make_table(60, lambda params: params["ns_steps"] + 2 * (params["schedule"] == "linear") + rng.gauss(0, 0.3))
+    _, fanova = measure_importance(table)
+    assert fanova.intervals is not None
+    low, high = fanova.intervals["schedule"]
+    assert low <= 1 / (1 + 60 / 9) <= high
+
+
+def test_many_trials_are_thinned_and_that_is_told():
+    ped_anova, fanova = measure_importance(make_table(600, bowl))
+    assert (ped_anova.n_trials, ped_anova.n_used, fanova.n_trials, fanova.n_used) == (600, 300, 600, 500)

@@ -5,7 +5,7 @@ of sums over one axis each. Source: Hoeffding 1948 and Hutter et al. 2014 for th
 2005 (J. Mech. Des. 127) for product kernels; Oakley and O'Hagan 2004 for the uncertainty of an average.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,14 +13,13 @@ import numpy as np
 from scipy.stats import qmc
 
 from hpopt.analysis.axes import Axis, FloatArray
-from hpopt.analysis.posterior import ComplexArray, Expansion, draw_functions, draw_variants, expand_mean
+from hpopt.analysis.posterior import ComplexArray, Expansion, draw_functions, expand_mean
 from hpopt.analysis.surrogate import Surrogate
 
 Pair = tuple[str, str]
 
-# The points that the whole variance is summed over, and every second node for surfaces: enough for smooth functions.
+# The points that the whole variance is summed over.
 _N_POINTS = 512
-_SURFACE_STRIDE = 2
 # Less than this of the values' variance is rounding.
 _NOTHING = 1e-6
 
@@ -37,11 +36,11 @@ class Decomposition:
     total: FloatArray
 
 
-def decompose(surrogate: Surrogate, *, with_pairs: bool = True) -> Decomposition | None:
-    """Decompose the function and what it may be instead; None where it is constant."""
+def decompose(surrogate: Surrogate, variants: Sequence[Surrogate]) -> Decomposition | None:
+    """Decompose the function and what it may be instead, by its variants; None where it is constant."""
     rng = np.random.default_rng(0)
-    expansions = [expand_mean(surrogate), *(draw_functions(variant, rng) for variant in draw_variants(surrogate))]
-    parts = [_decompose(surrogate.axes, expansion, with_pairs=with_pairs) for expansion in expansions]
+    expansions = [expand_mean(surrogate), *(draw_functions(variant, rng) for variant in variants)]
+    parts = [_decompose(surrogate.axes, expansion) for expansion in expansions]
     if parts[0].total[0] < _NOTHING:
         return None
     return Decomposition(
@@ -54,27 +53,25 @@ def decompose(surrogate: Surrogate, *, with_pairs: bool = True) -> Decomposition
 def average(surrogate: Surrogate, axis: int) -> tuple[FloatArray, FloatArray]:
     """Give mean and standard deviation of the function along an axis, averaged over all others, at its nodes."""
     places = surrogate.design.places
-    factors = [surrogate.similarity(i, each.nodes, places[:, i]) for i, each in enumerate(surrogate.axes)]
+    nodes = surrogate.axes[axis].nodes
+    factors = [surrogate.similarity(i, each.grid, places[:, i]) for i, each in enumerate(surrogate.axes)]
     rest = np.prod([factor.mean(axis=0) for i, factor in enumerate(factors) if i != axis], axis=0)
-    cross = surrogate.signal * factors[axis] * rest
+    cross = surrogate.signal * surrogate.similarity(axis, nodes, places[:, axis]) * rest
     # The prior variance of an average is the mean of the kernel over both of its ends.
-    own = [surrogate.similarity(i, each.nodes, each.nodes).mean() for i, each in enumerate(surrogate.axes) if i != axis]
+    own = [surrogate.similarity(i, each.grid, each.grid).mean() for i, each in enumerate(surrogate.axes) if i != axis]
     variance = surrogate.signal * np.prod(own) - np.einsum("gn,ng->g", cross, surrogate.solve(cross.T))
     mean = surrogate.center + surrogate.scale * (cross @ surrogate.solve(surrogate.targets))
     return mean, surrogate.scale * np.sqrt(np.clip(variance, 0, None))
 
 
-def _decompose(axes: tuple[Axis, ...], expansion: Expansion, *, with_pairs: bool) -> Decomposition:
+def _decompose(axes: tuple[Axis, ...], expansion: Expansion) -> Decomposition:
     factors, coefficients = expansion.factors, expansion.coefficients
     means = [factor.mean(axis=0) for factor in factors]
     single = {
         axis.name: np.real(factors[i] @ (_product(means, i)[:, None] * coefficients)).var(axis=0)
         for i, axis in enumerate(axes)
     }
-    pairs = {
-        (axes[i].name, axes[j].name): _joint(expansion, means, i, j)
-        for i, j in (combinations(range(len(axes)), 2) if with_pairs else ())
-    }
+    pairs = {(axes[i].name, axes[j].name): _joint(expansion, means, i, j) for i, j in combinations(range(len(axes)), 2)}
     points = qmc.Sobol(len(axes), seed=0).random(_N_POINTS)
     rows = [factor[(points[:, i] * len(factor)).astype(int)] for i, factor in enumerate(factors)]
     total = np.real(np.prod(rows, axis=0) @ coefficients).var(axis=0)
@@ -83,17 +80,13 @@ def _decompose(axes: tuple[Axis, ...], expansion: Expansion, *, with_pairs: bool
 
 def _joint(expansion: Expansion, means: list[ComplexArray], i: int, j: int) -> FloatArray:
     """Give the variance of the surfaces over two axes, less that of their averages along either."""
-    one, other = (_thin(expansion.factors[axis]) for axis in (i, j))
+    one, other = expansion.factors[i], expansion.factors[j]
     weights = _product(means, i, j)[:, None] * expansion.coefficients
     surfaces = np.array([np.real((one * weight) @ other.T) for weight in weights.T])
     joint: FloatArray = (
         surfaces.var(axis=(1, 2)) - surfaces.mean(axis=2).var(axis=1) - surfaces.mean(axis=1).var(axis=1)
     )
     return np.clip(joint, 0, None)
-
-
-def _thin(factor: ComplexArray) -> ComplexArray:
-    return factor[::_SURFACE_STRIDE] if len(factor) > 2 * _SURFACE_STRIDE else factor
 
 
 def _product(means: list[ComplexArray], *but: int) -> ComplexArray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
-from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
+from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.wider import Side
@@ -13,7 +13,7 @@ from hpopt.hyperparameters import Scalar
 
 MIN_DIVERGED = 3
 _N_RESAMPLES = 200
-_INTERVAL = (0.05, 0.95)
+_LOW, _HIGH = 0.05, 0.95
 _HALF = 0.5
 
 
@@ -74,30 +74,31 @@ def _find_cliff(design: Design, index: int, diverged: FloatArray, chance: float)
         levels = tuple(axis.value_at(level) for level in np.unique(places) if diverged[places == level].mean() >= _HALF)
         return Cliff(name=axis.name, side=None, at=None, low=None, high=None, levels=levels, chance=chance)
     rises = places[diverged == 1].mean() > places[diverged == 0].mean()
-    threshold = _threshold(places, diverged, rises=rises)
+    gap = _gap(places, diverged, rises=rises)
     rng = np.random.default_rng(0)
     draws = [rng.integers(len(places), size=len(places)) for _ in range(_N_RESAMPLES)]
-    found = [_threshold(places[draw], diverged[draw], rises=rises) for draw in draws]
-    known = [place for place in found if place is not None]
-    ends = np.quantile([*known, threshold], _INTERVAL) if threshold is not None else (None, None)
-    at, low, high = (_value_at(axis, place) for place in (threshold, *ends))
+    gaps = np.array([gap, *(_gap(places[draw], diverged[draw], rises=rises) for draw in draws)])
+    # Where no half diverges there is no place to give; draws without one are left out.
+    known = gaps[np.isfinite(gaps[:, 0])]
+    found: list[Scalar | None] = [None, None, None]
+    if np.isfinite(gap[0]):
+        ends = np.quantile(known[:, 0], _LOW), np.quantile(known[:, 1], _HIGH)
+        found = [axis.value_at(float(place)) for place in (np.mean(gap), *ends)]
     side: Side = "high" if rises else "low"
-    return Cliff(name=axis.name, side=side, at=at, low=low, high=high, levels=(), chance=chance)
+    return Cliff(name=axis.name, side=side, at=found[0], low=found[1], high=found[2], levels=(), chance=chance)
 
 
-def _threshold(places: FloatArray, diverged: FloatArray, *, rises: bool) -> float | None:
-    """Give the place halfway between the last one where less than half diverge and the first one where they do."""
+def _gap(places: FloatArray, diverged: FloatArray, *, rises: bool) -> tuple[float, float]:
+    """Give the places, in ascending order, between which the share of diverged trials passes a half; NaN if nowhere.
+
+    Nobody was between them, so the cliff may be anywhere there.
+    """
     toward = places if rises else -places
     order = np.argsort(toward, kind="stable")
-    sorted_places = toward[order]
-    shares = IsotonicRegression(y_min=0, y_max=1).fit_transform(sorted_places, diverged[order])
+    shares = IsotonicRegression(y_min=0, y_max=1).fit_transform(toward[order], diverged[order])
     beyond = np.flatnonzero(shares >= _HALF)
     if not len(beyond):
-        return None
+        return np.nan, np.nan
     first = int(beyond[0])
-    place = float(sorted_places[max(first - 1, 0) : first + 1].mean())
-    return place if rises else -place
-
-
-def _value_at(axis: Axis, place: float | None) -> Scalar | None:
-    return None if place is None else axis.value_at(place)
+    ends = places[order[max(first - 1, 0)]], places[order[first]]
+    return float(min(ends)), float(max(ends))

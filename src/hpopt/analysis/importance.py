@@ -14,12 +14,14 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
 
-from hpopt.analysis.anova import decompose
+from hpopt.analysis.anova import Decomposition
 from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
-from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, fit_table, settled
-from hpopt.analysis.surrogate import Surrogate, why_not
+from hpopt.analysis.model import Model, build_model
+from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, settled
+from hpopt.analysis.surrogate import why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.search_space import Categorical, Int, Range
 
@@ -73,13 +75,13 @@ class Importance:
         return tuple(name for name in self.matters if (self.intervals or {})[name][0] > equal)
 
 
-def measure_importance(table: StudyTable, surrogate: Surrogate | None = None) -> tuple[Importance, ...]:
-    """Measure by PED-ANOVA and fANOVA, in this order; a surrogate that is there already spares fitting it.
+def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[Importance, ...]:
+    """Measure by PED-ANOVA and fANOVA, in this order; a model that is there already need not be built.
 
     For PED-ANOVA a pruned trial is one that is not among the best. fANOVA leaves it out, since it has no final value.
     """
-    surrogate = surrogate or fit_table(table)
-    if surrogate is None:
+    model = model or build_model(table)
+    if model is None:
         reason = why_not(table, settled(table))
         n_trials = len(table.complete())
         return tuple(
@@ -87,7 +89,7 @@ def measure_importance(table: StudyTable, surrogate: Surrogate | None = None) ->
             for measure, meaning in MEANINGS.items()
         )
     chances = assess_table(table)
-    return _measure_ped_anova(table, chances), _measure_fanova(surrogate, chances, find_left_out(table))
+    return _measure_ped_anova(table, chances), _measure_fanova(model, chances, find_left_out(table))
 
 
 def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Importance:
@@ -116,20 +118,14 @@ def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Impor
     )
 
 
-def _measure_fanova(surrogate: Surrogate, chances: Mapping[str, float], left_out: LeftOut) -> Importance:
-    decomposition = decompose(surrogate, with_pairs=False)
-    draws: list[Shares] = []
-    if decomposition is not None:
-        total = np.sum(list(decomposition.single.values()), axis=0)
-        draws = [
-            {name: float(part[i] / total[i]) for name, part in decomposition.single.items()} for i in range(len(total))
-        ]
+def _measure_fanova(model: Model, chances: Mapping[str, float], left_out: LeftOut) -> Importance:
+    draws = _relative(model.decomposition) if model.decomposition is not None else []
     shares = _sorted(draws[0]) if draws else None
     return Importance(
         measure="fANOVA",
         meaning=MEANINGS["fANOVA"],
-        n_trials=surrogate.n_trials,
-        n_used=len(surrogate.targets),
+        n_trials=model.surrogate.n_trials,
+        n_used=len(model.surrogate.targets),
         shares=shares,
         reason=None if shares else NO_DIFFERENCE,
         n_resamples=max(0, len(draws) - 1),
@@ -139,6 +135,26 @@ def _measure_fanova(surrogate: Surrogate, chances: Mapping[str, float], left_out
         is_biased=left_out.is_biased,
         bias_sentence=left_out.bias_sentence,
     )
+
+
+def _relative(decomposition: Decomposition) -> list[Shares]:
+    """Give each draw's parts of the single parameters as shares of their sum."""
+    total = np.sum(list(decomposition.single.values()), axis=0)
+    return [{name: float(part[i] / total[i]) for name, part in decomposition.single.items()} for i in range(len(total))]
+
+
+class _Trials:
+    """What the evaluator asks of an Optuna study. Making one of a hundred trials takes longer than the evaluation."""
+
+    def __init__(self, direction: str, trials: Sequence[FrozenTrial]) -> None:
+        self.directions = [optuna.study.StudyDirection[direction.upper()]]
+        self._trials = list(trials)
+
+    def get_trials(self, *_args: object, **_options: object) -> list[FrozenTrial]:
+        return self._trials
+
+    def _is_multi_objective(self) -> bool:
+        return False
 
 
 def _n_top(n_trials: int) -> int:
@@ -155,13 +171,13 @@ def _redraw(rng: np.random.Generator, n: int) -> list[int]:
     return [int(i) for i in rng.integers(n, size=n)]
 
 
-def _ped_anova(table: StudyTable, trials: Sequence[optuna.trial.FrozenTrial]) -> Shares | None:
-    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction=table.direction)
-    study.add_trials(trials)
+def _ped_anova(table: StudyTable, trials: Sequence[FrozenTrial]) -> Shares | None:
     evaluator = PedAnovaImportanceEvaluator(target_quantile=min(0.5, _n_top(len(trials)) / len(trials)))
-    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    total = sum(shares.values())
-    return _sorted(shares) if math.isfinite(total) and total > 0 else None
+    parts: Shares = evaluator.evaluate(_Trials(table.direction, trials))  # type: ignore[arg-type]
+    total = sum(parts.values())
+    if not math.isfinite(total) or total <= 0:
+        return None
+    return _sorted({name: part / total for name, part in parts.items()})
 
 
 def _intervals(
@@ -179,18 +195,26 @@ def _intervals(
     return ends
 
 
-def _as_trials(table: StudyTable, rows: Sequence[TrialRow]) -> list[optuna.trial.FrozenTrial]:
+def _as_trials(table: StudyTable, rows: Sequence[TrialRow]) -> list[FrozenTrial]:
     ranges = {name: _distribution(name, range_, rows) for name, range_ in table.search_space.items()}
     known = [row.value for row in rows if row.state == "COMPLETE" and row.value is not None]
     # A pruned trial is worse than every complete one, by whatever distance: only the order counts.
     worst = max(known) + 1 if table.direction == "minimize" else min(known) - 1
     return [
-        optuna.create_trial(
+        FrozenTrial(
+            number=number,
+            trial_id=number,
+            state=TrialState.COMPLETE,
             value=row.value if row.state == "COMPLETE" else worst,
             params={name: row.params[name] for name in ranges if name in row.params},
             distributions={name: ranges[name] for name in ranges if name in row.params},
+            datetime_start=None,
+            datetime_complete=None,
+            user_attrs={},
+            system_attrs={},
+            intermediate_values={},
         )
-        for row in rows
+        for number, row in enumerate(rows)
     ]
 
 

@@ -8,9 +8,9 @@ from hpopt.analysis.correlation import Correlation, correlate
 from hpopt.analysis.cost import Cost, sum_cost
 from hpopt.analysis.importance import Importance, measure_importance
 from hpopt.analysis.interactions import Interactions, measure_interactions
+from hpopt.analysis.model import build_model
 from hpopt.analysis.noise import Noise, measure_noise
 from hpopt.analysis.pruning import PruningCheck, check_pruning
-from hpopt.analysis.sample import fit_table
 from hpopt.analysis.sensitivity import Sensitivity, measure_sensitivity
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.twins import Twins, find_twins
@@ -34,13 +34,14 @@ class Insights:
 
 def gather(table: StudyTable) -> Insights:
     """Analyse a study; of many trials some analyses look at a random part, and say so."""
-    surrogate = fit_table(table)
+    model = build_model(table)
+    surrogate = model.surrogate if model else None
     return Insights(
         cost=sum_cost(table),
         noise=measure_noise(table, surrogate),
-        importance=measure_importance(table, surrogate),
-        interactions=measure_interactions(table, surrogate),
-        sensitivity=measure_sensitivity(table, surrogate),
+        importance=measure_importance(table, model),
+        interactions=measure_interactions(table, model),
+        sensitivity=measure_sensitivity(table, model),
         divergence=find_divergence(table),
         correlations=correlate(table),
         budget=measure_budget(table, surrogate),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpopt.analysis.anova import decompose
 from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
 from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
+from hpopt.analysis.model import Model
 from hpopt.analysis.sample import LeftOut, find_left_out, settled, sign_of
-from hpopt.analysis.surrogate import Surrogate, clip_bad, why_not
+from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
 
@@ -45,7 +45,7 @@ class Interactions:
     reason: str | None = None
 
 
-def measure_interactions(table: StudyTable, surrogate: Surrogate | None) -> Interactions:
+def measure_interactions(table: StudyTable, model: Model | None) -> Interactions:
     """Measure all pairs on the complete trials."""
     design = settled(table)
     n_trials = len(design.rows)
@@ -54,9 +54,9 @@ def measure_interactions(table: StudyTable, surrogate: Surrogate | None) -> Inte
         reason = "the study searches one parameter"
     if reason is None and n_trials < n_for_pairs(design):
         reason = f"not enough data: {n_for_pairs(design)} complete trials are needed, there are {n_trials}"
-    if reason is not None or surrogate is None:
+    if reason is not None or model is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=reason)
-    decomposition = decompose(surrogate)
+    decomposition = model.decomposition
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
     chances = assess_pairs(design, clip_bad(design.values(), sign_of(table)))

@@ -24,9 +24,10 @@ _LEAST_CURVATURE = 0.1
 
 @dataclass(frozen=True)
 class Expansion:
-    """Functions as sums of products: the real part of sum_k coefficients[k] prod_axis factors[axis][node, k].
+    """Functions as sums of products: the real part of sum_k coefficients[k] prod_axis factors[axis][place, k].
 
-    Each axis has a row a node; each function a column of coefficients. Values are standardized as the surrogate's are.
+    Each axis has a row for each place of its grid; each function a column of coefficients. Values are standardized as
+    the surrogate's are.
     """
 
     factors: tuple[ComplexArray, ...]
@@ -59,14 +60,14 @@ def draw_variants(surrogate: Surrogate) -> tuple[Surrogate, ...]:
 def draw_functions(surrogate: Surrogate, rng: np.random.Generator) -> Expansion:
     """Draw functions from the posterior of one surrogate."""
     n_draws = N_DRAWS_EACH
-    at_nodes, at_trials = _features(surrogate, rng)
+    on_grid, at_trials = _features(surrogate, rng)
     shape = (_N_FEATURES, n_draws)
     # The real part of a product of phases has half of its variance, which two normal parts make up for.
     weights = (rng.normal(size=shape) + 1j * rng.normal(size=shape)) * np.sqrt(surrogate.signal / _N_FEATURES)
     prior = np.real(np.prod(at_trials, axis=0) @ weights)
     luck = np.sqrt(surrogate.noise) * rng.normal(size=prior.shape)
     alphas = surrogate.solve(surrogate.targets[:, None] - prior - luck)
-    factors = zip(_kernel_factors(surrogate), at_nodes, strict=True)
+    factors = zip(_kernel_factors(surrogate), on_grid, strict=True)
     coefficients = np.vstack([(surrogate.signal * alphas).astype(complex), weights])
     return Expansion(tuple(np.hstack(pair) for pair in factors), coefficients)
 
@@ -74,23 +75,23 @@ def draw_functions(surrogate: Surrogate, rng: np.random.Generator) -> Expansion:
 def _kernel_factors(surrogate: Surrogate) -> tuple[ComplexArray, ...]:
     places = surrogate.design.places
     return tuple(
-        surrogate.similarity(i, axis.nodes, places[:, i]).astype(complex) for i, axis in enumerate(surrogate.axes)
+        surrogate.similarity(i, axis.grid, places[:, i]).astype(complex) for i, axis in enumerate(surrogate.axes)
     )
 
 
 def _features(surrogate: Surrogate, rng: np.random.Generator) -> tuple[list[ComplexArray], list[ComplexArray]]:
-    """Give random factors whose products have the kernel's covariance, at the nodes of each axis and at the trials."""
-    at_nodes, at_trials = [], []
+    """Give random factors whose products have the kernel's covariance, on the grid of each axis and at the trials."""
+    on_grid, at_trials = [], []
     for i, axis in enumerate(surrogate.axes):
         places = surrogate.design.places[:, i]
         if axis.is_ordered:
             frequencies = np.sqrt(2 * surrogate.weights[i]) * rng.normal(size=_N_FEATURES)
-            at_nodes.append(np.exp(1j * np.outer(axis.nodes, frequencies)))
+            on_grid.append(np.exp(1j * np.outer(axis.grid, frequencies)))
             at_trials.append(np.exp(1j * np.outer(places, frequencies)))
         else:
             # Either one sign for all levels, or a random one for each: unlike levels agree as often as the kernel says.
             is_common = rng.random(_N_FEATURES) < np.exp(-surrogate.weights[i])
             signs = np.where(is_common, 1.0, rng.choice([-1.0, 1.0], size=(len(axis.levels), _N_FEATURES)))
-            at_nodes.append(signs[axis.nodes.astype(int)].astype(complex))
+            on_grid.append(signs[axis.grid.astype(int)].astype(complex))
             at_trials.append(signs[places.astype(int)].astype(complex))
-    return at_nodes, at_trials
+    return on_grid, at_trials

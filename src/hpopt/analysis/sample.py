@@ -6,7 +6,7 @@ import numpy as np
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.surrogate import Surrogate, clip_bad, fit, why_not
+from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 
 # Fewer than this many cannot show that they are unlike the others.
@@ -47,12 +47,6 @@ class LeftOut:
 def settled(table: StudyTable) -> Design:
     """Place the trials that completed."""
     return build_design(table, table.complete())
-
-
-def fit_table(table: StudyTable) -> Surrogate | None:
-    """Model the final values of the complete trials; None where there are too few of them."""
-    design = settled(table)
-    return None if why_not(table, design) else fit(design, design.values(), sign=sign_of(table))
 
 
 def find_left_out(table: StudyTable) -> LeftOut:

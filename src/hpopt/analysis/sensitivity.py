@@ -12,11 +12,12 @@ import numpy as np
 from hpopt.analysis.anova import average
 from hpopt.analysis.axes import Axis, FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
+from hpopt.analysis.model import Model
 from hpopt.analysis.noise import Noise, measure_noise
-from hpopt.analysis.posterior import draw_variants
 from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, settled, sign_of
-from hpopt.analysis.surrogate import Error, Surrogate, cross_validate, why_not
+from hpopt.analysis.surrogate import Surrogate, why_not
 from hpopt.analysis.trials import StudyTable
+from hpopt.analysis.validation import Error, cross_validate
 from hpopt.analysis.wider import Side, widen
 from hpopt.hyperparameters import Scalar
 from hpopt.search_space import Range
@@ -96,15 +97,16 @@ class Sensitivity:
     left_out: LeftOut | None = None
 
 
-def measure_sensitivity(table: StudyTable, surrogate: Surrogate | None) -> Sensitivity:
+def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
     """Move each parameter of the surrogate and look."""
-    if surrogate is None:
+    if model is None:
         design = settled(table)
         return Sensitivity(parameters=(), n_trials=len(design.rows), reason=why_not(table, design))
+    surrogate = model.surrogate
     noise = measure_noise(table, surrogate)
     chances = assess_table(table)
     center = surrogate.incumbent()
-    variants = (surrogate, *draw_variants(surrogate))
+    variants = (surrogate, *model.variants)
     found = [
         _measure(table, variants, center, i, noise_std=noise.std if noise else 0.0, chance=chances[axis.name])
         for i, axis in enumerate(surrogate.axes)

@@ -1,15 +1,14 @@
-"""Owns the model of a study: a Gaussian process over all its parameters, and how well it predicts.
+"""Owns the model of a metric: a Gaussian process over all parameters. How well it predicts is validation.py's to say.
 
 Its kernel is a product over the parameters, so that averages over all the others are exact sums: anova.py takes them.
 Source: Rasmussen and Williams 2006, algorithm 2.1 and eq. 5.9. Of its own and not scikit-learn's, which has no
 choices without an order, no prior for a few trials and no weights of trials; a test holds the two equal.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
@@ -20,7 +19,6 @@ MIN_TRIALS = 10
 # Length scales are chosen from so many trials, and predictions made from so many: time grows with their cube.
 N_TO_TUNE = 150
 N_TO_PREDICT = 500
-N_FOLDS = 5
 # Tukey's outer fence: values further out than three times the middle half's spread tell how bad, not where good.
 _FENCE = 3.0
 # Logarithms of the signal's variance, of the noise's and of a length scale in ranges, and how sure of each we are
@@ -84,11 +82,21 @@ class Surrogate:
 
     def solve(self, right: FloatArray, trial_weights: FloatArray | None = None) -> FloatArray:
         """Solve with the covariance of the trials' values; a trial of weight 2 counts as two that agree."""
-        n = len(self.targets)
-        noise = np.full(n, self.noise) if trial_weights is None else self.noise / np.maximum(trial_weights, 1e-3)
-        covariance = self.kernel(self.design.places, self.design.places) + np.diag(noise + _JITTER)
-        solved: FloatArray = cho_solve(cho_factor(covariance, lower=True), right)
+        solved: FloatArray = cho_solve(self._factor if trial_weights is None else self._factorize(trial_weights), right)
         return solved
+
+    def _factorize(self, trial_weights: FloatArray) -> tuple[FloatArray, bool]:
+        noise = self.noise / np.maximum(trial_weights, 1e-3)
+        factor: tuple[FloatArray, bool] = cho_factor(self._covariance + np.diag(noise + _JITTER), lower=True)
+        return factor
+
+    @cached_property
+    def _covariance(self) -> FloatArray:
+        return self.kernel(self.design.places, self.design.places)
+
+    @cached_property
+    def _factor(self) -> tuple[FloatArray, bool]:
+        return self._factorize(np.ones(len(self.targets)))
 
     def predict(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Give mean and covariance of the function at points, in units of the metric; without the noise of a run."""
@@ -102,19 +110,6 @@ class Surrogate:
         mean, _ = self.predict(self.design.places)
         best: FloatArray = self.design.places[np.argmin(self.sign * mean)]
         return best
-
-
-@dataclass(frozen=True, kw_only=True)
-class Error:
-    """How far predictions are off for trials that the model has not seen, in units of the metric.
-
-    `r2` is 1 minus the share of the variance that is not predicted: at 0 or below it predicts no better than a mean.
-    """
-
-    rmse: float
-    r2: float
-    n_folds: int
-    n_trials: int
 
 
 def why_not(table: StudyTable, design: Design) -> str | None:
@@ -161,29 +156,6 @@ def clip_bad(values: FloatArray, sign: int) -> FloatArray:
     low, high = np.quantile(sign * values, (0.25, 0.75))
     clipped: FloatArray = sign * np.minimum(sign * values, high + _FENCE * (high - low) if high > low else np.inf)
     return clipped
-
-
-def cross_validate(surrogate: Surrogate) -> Error:
-    """Fit anew without each fifth of the trials and predict it; trials that share their params stay together."""
-    values = surrogate.center + surrogate.scale * surrogate.targets
-    residuals, deviations = [], []
-    for held_out in _folds(surrogate.design):
-        rest = np.setdiff1d(np.arange(len(values)), held_out)
-        model = fit(surrogate.design.take(rest), values[rest], sign=surrogate.sign, n_starts=1)
-        mean, _ = model.predict(surrogate.design.places[held_out])
-        residuals.append(values[held_out] - mean)
-        deviations.append(values[held_out] - values[rest].mean())
-    squares, total = (float((np.concatenate(parts) ** 2).mean()) for parts in (residuals, deviations))
-    return Error(rmse=squares**0.5, r2=1 - squares / total if total else 0.0, n_folds=N_FOLDS, n_trials=len(values))
-
-
-def _folds(design: Design) -> Iterator[npt.NDArray[np.int64]]:
-    _, groups = np.unique(design.places, axis=0, return_inverse=True)
-    order = np.random.default_rng(0).permutation(groups.max() + 1)
-    for fold in range(N_FOLDS):
-        held_out = np.flatnonzero(order[groups] % N_FOLDS == fold)
-        if 0 < len(held_out) < len(groups):
-            yield held_out
 
 
 def _distance(axis: Axis, one: FloatArray, other: FloatArray) -> FloatArray:

@@ -78,7 +78,8 @@ def find_bias(insights: Insights) -> Iterator[Finding]:
             severity="note",
             sentence=f"fANOVA and the curves understate what is bad: {left_out.bias_sentence}",
             evidence={"n_left_out": left_out.n, "n_diverged": left_out.n_diverged, "parameters": list(left_out.unlike)},
-            remedy='Trust PED-ANOVA here, which counts them; or run a small study with `name = "none"` in [pruner].',
+            remedy=f"Judge {list_words(left_out.unlike)} by where trials were stopped, too; or let some trials run to "
+            'their ends, with `name = "none"` in [pruner].',
         )
 
 

@@ -1,0 +1,40 @@
+from statistics import stdev
+
+import numpy as np
+import pytest
+
+from hpopt.analysis.model import build_model
+from hpopt.analysis.noise import measure_noise
+from hpopt.analysis.trials import TrialRow
+
+
+def runs(values, seeds, x=1):
+    return [
+        TrialRow(trial=i, state="COMPLETE", value=value, params={"x": x}, seed=seed)
+        for i, (value, seed) in enumerate(zip(values, seeds, strict=True))
+    ]
+
+
+def test_replicates_give_the_standard_deviation_of_a_sample(make_table):
+    noise = measure_noise(make_table(runs([3.0, 3.1, 3.3], [0, 1, 2])), None)
+    assert (noise.source, noise.n_runs, noise.freedom) == ("replicates", 3, 2)
+    assert noise.std == pytest.approx(stdev([3.0, 3.1, 3.3]))
+
+
+def test_groups_are_pooled_around_their_own_means(make_table):
+    """By hand: two pairs that differ by 0.2 have squares 0.02 each over one degree of freedom each."""
+    rows = [*runs([3.0, 3.2], [0, 1]), *runs([5.0, 5.2], [0, 1], x=2)]
+    assert measure_noise(make_table(rows), None).std == pytest.approx(np.sqrt(0.02))
+
+
+def test_repeats_of_one_seed_say_nothing(make_table):
+    """Three runs of one seed agree to the last digit."""
+    assert measure_noise(make_table(runs([3.0, 3.0, 3.0], [42, 42, 42])), None) is None
+
+
+def test_without_replicates_the_surrogate_is_asked_and_named(sample_table):
+    table = sample_table(lambda p: p["ns_steps"], noise=0.3)
+    noise = measure_noise(table, build_model(table).surrogate)
+    assert noise.source == "surrogate"
+    assert "surrogate" in noise.sentence
+    assert noise.std == pytest.approx(0.3, rel=0.5)
