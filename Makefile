@@ -36,7 +36,7 @@ test-engines: install
 	bash tests/engines/install.sh
 	bash tests/engines/install-containers.sh
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[ray]"
-	$(BIN)/python -m pytest -m engine --dist loadgroup -rs
+	$(BIN)/python -m pytest -m engine --dist loadfile -rs
 
 lint: install
 	$(BIN)/ruff check

@@ -29,7 +29,6 @@ missing = [program for program in ("podman", "kubectl") if shutil.which(program)
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("containers"),
     pytest.mark.skipif(
         bool(missing), reason=f"SKIPPED: {', '.join(missing)} not here; tests/engines/install-containers.sh installs it"
     ),

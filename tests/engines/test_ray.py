@@ -6,7 +6,7 @@ import pytest
 
 ray_cluster = pytest.importorskip("ray.cluster_utils", reason="SKIPPED: no Ray here; pip install 'hpopt[ray]'")
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
