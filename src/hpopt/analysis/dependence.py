@@ -77,6 +77,8 @@ def n_for_pairs(design: Design) -> int:
 
 
 def _thin(design: Design, targets: FloatArray) -> tuple[Design, FloatArray]:
+    # Squares of 1e300 would be infinite.
+    targets = targets / (np.abs(targets).max(initial=0.0) or 1.0)
     if len(targets) <= N_MOST:
         return design, targets
     some = np.sort(np.random.default_rng(0).choice(len(targets), N_MOST, replace=False))

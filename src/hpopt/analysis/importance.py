@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpopt.analysis.anova import Decomposition
 from hpopt.analysis.axes import FloatArray
+from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model, build_model
 from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, settled
@@ -75,6 +76,7 @@ class Importance:
         return tuple(name for name in self.matters if (self.intervals or {})[name][0] > equal)
 
 
+@on_one_core
 def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[Importance, ...]:
     """Measure by PED-ANOVA and fANOVA, in this order; a model that is there already need not be built.
 

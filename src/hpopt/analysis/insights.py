@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hpopt.analysis.budget import BudgetDependence, measure_budget
 from hpopt.analysis.cliff import Divergence, find_divergence
+from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.correlation import Correlation, correlate
 from hpopt.analysis.cost import Cost, sum_cost
 from hpopt.analysis.importance import Importance, measure_importance
@@ -32,6 +33,7 @@ class Insights:
     twins: tuple[Twins, ...]
 
 
+@on_one_core
 def gather(table: StudyTable) -> Insights:
     """Analyse a study; of many trials some analyses look at a random part, and say so."""
     model = build_model(table)

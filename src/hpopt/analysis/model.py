@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hpopt.analysis.anova import Decomposition, decompose
+from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.posterior import draw_variants
 from hpopt.analysis.sample import settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, fit, why_not
@@ -18,6 +19,7 @@ class Model:
     decomposition: Decomposition | None
 
 
+@on_one_core
 def build_model(table: StudyTable) -> Model | None:
     """Model the final values of the complete trials; None where there are too few of them."""
     design = settled(table)

@@ -28,6 +28,7 @@ _SIGNAL, _NOISE = (0.0, 1.0), (-2.0, 2.0)
 _LENGTH_SPREAD = 0.8
 _SHORTEST, _LONGEST = 0.05, 30.0
 _JITTER = 1e-8
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,8 @@ def why_not(table: StudyTable, design: Design) -> str | None:
         return f"not enough data: {MIN_TRIALS} complete trials are needed, there are {len(design.rows)}"
     if not design.axes:
         return "every range of the study has one value only"
+    if (design.places == design.places[0]).all():
+        return "all complete trials have the same params"
     if len({row.value for row in design.rows}) == 1:
         return "all complete trials have the same value"
     return None
@@ -152,7 +155,8 @@ def fit(design: Design, values: FloatArray, *, sign: int, n_starts: int = 2) -> 
 
 
 def clip_bad(values: FloatArray, sign: int) -> FloatArray:
-    """Put the values beyond Tukey's outer fence on the bad side onto it."""
+    """Put the values beyond Tukey's outer fence on the bad side onto it; squares of larger ones would be infinite."""
+    values = np.clip(values, -_LARGEST, _LARGEST)
     low, high = np.quantile(sign * values, (0.25, 0.75))
     clipped: FloatArray = sign * np.minimum(sign * values, high + _FENCE * (high - low) if high > low else np.inf)
     return clipped

@@ -27,7 +27,7 @@ class Error:
 
 def cross_validate(surrogate: Surrogate) -> Error:
     """Fit anew without each fifth of the trials and predict it; trials that share their params stay together."""
-    values = surrogate.center + surrogate.scale * surrogate.targets
+    values = surrogate.targets
     residuals, deviations = [], []
     for held_out in _folds(surrogate.design):
         rest = np.setdiff1d(np.arange(len(values)), held_out)
@@ -36,7 +36,12 @@ def cross_validate(surrogate: Surrogate) -> Error:
         residuals.append(values[held_out] - mean)
         deviations.append(values[held_out] - values[rest].mean())
     squares, total = (float((np.concatenate(parts) ** 2).mean()) for parts in (residuals, deviations))
-    return Error(rmse=squares**0.5, r2=1 - squares / total if total else 0.0, n_folds=N_FOLDS, n_trials=len(values))
+    return Error(
+        rmse=surrogate.scale * squares**0.5,
+        r2=1 - squares / total if total else 0.0,
+        n_folds=N_FOLDS,
+        n_trials=len(values),
+    )
 
 
 def _folds(design: Design) -> Iterator[npt.NDArray[np.int64]]:

@@ -1,5 +1,6 @@
 """Owns the warnings about trials: leaks, treatments and seeds that never arrived, lost winners, ties, shortage."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from hpopt.analysis.axes import is_fixed
@@ -20,7 +21,8 @@ OFTEN_LOST = 0.2
 
 def find_leak(table: StudyTable) -> Iterator[Finding]:
     """Find validation text that is trained on."""
-    overlap = max((row.metrics.get("train_val_overlap", 0.0) for row in table.trials), default=0.0)
+    measured = (row.metrics.get("train_val_overlap") for row in table.trials)
+    overlap = max((share for share in measured if share is not None and math.isfinite(share)), default=0.0)
     if overlap > LEAK_ABOVE:
         yield Finding(
             code="leak",

@@ -1,0 +1,61 @@
+"""No study is too odd to be analysed: each analysis answers or says why not."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hpopt.analysis.insights import gather
+from hpopt.analysis.trials import TrialRow
+from hpopt.findings.detection import find
+from hpopt.search_space import Categorical, Float, Int
+
+
+def rows_of(params: list[dict[str, Any]], values: list[float]) -> list[TrialRow]:
+    return [
+        TrialRow(trial=i, state="COMPLETE", value=value, params=each, seed=i)
+        for i, (each, value) in enumerate(zip(params, values, strict=True))
+    ]
+
+
+SPACE = {"x": Float(low=0.0, high=1.0), "k": Int(low=3, high=3), "c": Categorical(choices=("a", "b"))}
+ODD = {
+    "replicates of one configuration": rows_of([{"x": 0.5, "k": 3, "c": "a"}] * 12, [i / 10 for i in range(12)]),
+    "two arms": rows_of([{"x": 0.5, "k": 3, "c": "ab"[i % 2]} for i in range(12)], [i / 10 for i in range(12)]),
+    "a value of 1e300": rows_of(
+        [{"x": i / 12, "k": 3, "c": "a"} for i in range(12)], [10.0 ** (25 * i) for i in range(12)]
+    ),
+    "params that are missing": rows_of([{"x": i / 12} for i in range(12)], [i / 10 for i in range(12)]),
+    "values that are equal": rows_of([{"x": i / 12, "k": 3, "c": "a"} for i in range(12)], [1.0] * 12),
+    "choices outside of the range": rows_of(
+        [{"x": i / 6, "k": 5, "c": "abz"[i % 3]} for i in range(12)], [i / 10 for i in range(12)]
+    ),
+    "no trial": [],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_an_odd_study_gets_answers_or_reasons(make_table, name):
+    table = make_table(ODD[name], SPACE)
+    insights = gather(table)
+    find(table, insights)
+    assert insights.sensitivity.parameters or insights.sensitivity.reason
+    assert insights.interactions.pairs or insights.interactions.reason
+    assert all(measure.shares or measure.reason for measure in insights.importance)
+    assert insights.budget.parameters or insights.budget.reason
+    for parameter in insights.sensitivity.parameters:
+        assert all(math.isfinite(value) for value in (*parameter.profile.mean, *parameter.average.high))
+
+
+def test_replicates_alone_say_nothing_about_parameters(make_table):
+    insights = gather(make_table(ODD["replicates of one configuration"], SPACE))
+    assert insights.sensitivity.reason == "all complete trials have the same params"
+    assert insights.noise.source == "replicates"
+
+
+def test_a_study_gives_the_same_numbers_each_time(sample_table):
+    """A report that is written again must not change its mind."""
+    table = sample_table(lambda p: p["ns_steps"], n_trials=30, noise=1.0)
+    assert gather(table) == gather(replace(table))
