@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/planted.py --output benchmarks/results/planted.md
 
 Analyses studies of pure noise and studies with a planted truth (planted_studies.py) as a report does, and counts what
-is claimed about parameters. A quarter of an hour on two cores.
+is claimed about parameters. A quarter of an hour on one core.
 """
 
 import argparse
@@ -194,8 +194,8 @@ def main() -> None:
     """Examine, print and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[30, 60])
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[60])
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("hpopt", "numpy", "scipy", "optuna"))
@@ -206,7 +206,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.processes) as pool:
         for part in (
             write_noise(options.sizes, options.seeds, pool),
-            write_planted(options.sizes, options.seeds // 2, pool),
+            write_planted(options.sizes, options.seeds // 4, pool),
             write_times((40, 100, 1000, 5000)),
         ):
             for line in part:

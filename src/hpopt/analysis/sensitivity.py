@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from hpopt.analysis.anova import average
 from hpopt.analysis.axes import Axis, FloatArray
@@ -47,7 +48,8 @@ class ParameterSensitivity:
 
     `values` are the places of both curves: `profile` with the others as in the best configuration, `average` over all
     values of the others. `best` is the optimum of the profile; with 90% it lies from `best_low` to `best_high`, or is
-    one of `best_levels` where values have no order. `ratio` is the largest value of the profile over its smallest.
+    one of `best_levels` where values have no order. `ratio` is the largest value of the profile over its smallest,
+    None unless all are positive.
     `good` are the ends of the stretch around the optimum that is within the noise of a run of it, or such levels.
     `chance` is how likely the trials would be if no parameter mattered. `edge` says that the optimum is at an end of
     the range, and `wider` is the range to try then, None where the parameter allows no other.
@@ -152,10 +154,8 @@ def _measure(
     optima = np.argmin(sign * draws, axis=1)
     edge = _edge(axis, optima) if chance <= SIGNIFICANT else None
     best = int(np.argmin(sign * mean))
-    low, high = np.quantile(axis.nodes[optima], (_LOW, _HIGH))
-    ratios = [_ratio(draw) for draw in draws]
-    known = [ratio for ratio in ratios if ratio is not None]
-    levels = [i for i in range(len(axis.nodes)) if (optima == i).mean() > _LOW]
+    low, high = (axis.value_at(place) for place in np.quantile(axis.nodes[optima], (_LOW, _HIGH)))
+    ratio_low, ratio_high = _ratio_interval(draws)
     return ParameterSensitivity(
         name=axis.name,
         is_log=axis.is_log,
@@ -164,12 +164,12 @@ def _measure(
         profile=_band(mean, draws.std(axis=0)),
         average=_band(*average(surrogate, index)),
         best=axis.value_at(axis.nodes[best]),
-        best_low=axis.value_at(low) if axis.is_ordered else None,
-        best_high=axis.value_at(high) if axis.is_ordered else None,
-        best_levels=() if axis.is_ordered else tuple(axis.value_at(axis.nodes[i]) for i in levels),
+        best_low=low if axis.is_ordered else None,
+        best_high=high if axis.is_ordered else None,
+        best_levels=() if axis.is_ordered else _likely_levels(axis, optima),
         ratio=_ratio(mean),
-        ratio_low=float(np.quantile(known, _LOW)) if len(known) == len(ratios) else None,
-        ratio_high=float(np.quantile(known, _HIGH)) if len(known) == len(ratios) else None,
+        ratio_low=ratio_low,
+        ratio_high=ratio_high,
         good=_good(axis, sign * mean, best, noise_std),
         chance=chance,
         edge=edge,
@@ -186,8 +186,20 @@ def _band(mean: FloatArray, std: FloatArray) -> Curve:
 
 
 def _ratio(values: FloatArray) -> float | None:
-    """Give the worst over the best, or the best over the worst: above 1. Values of both signs have none."""
+    """Give the largest value over the smallest, None unless all are positive."""
     return float(values.max() / values.min()) if values.min() > 0 else None
+
+
+def _ratio_interval(draws: FloatArray) -> tuple[float | None, float | None]:
+    ratios = [ratio for draw in draws if (ratio := _ratio(draw)) is not None]
+    if len(ratios) < len(draws):
+        return None, None
+    low, high = np.quantile(ratios, (_LOW, _HIGH))
+    return float(low), float(high)
+
+
+def _likely_levels(axis: Axis, optima: npt.NDArray[np.int64]) -> tuple[Scalar, ...]:
+    return tuple(axis.value_at(node) for i, node in enumerate(axis.nodes) if (optima == i).mean() > _LOW)
 
 
 def _good(axis: Axis, badness: FloatArray, best: int, noise_std: float) -> tuple[Scalar, ...]:
@@ -200,10 +212,10 @@ def _good(axis: Axis, badness: FloatArray, best: int, noise_std: float) -> tuple
     return axis.value_at(axis.nodes[first]), axis.value_at(axis.nodes[last])
 
 
-def _edge(axis: Axis, optima: FloatArray) -> Side | None:
+def _edge(axis: Axis, optima: npt.NDArray[np.int64]) -> Side | None:
     if not axis.is_ordered:
         return None
-    places = axis.nodes[optima.astype(int)]
+    places = axis.nodes[optima]
     low, high = ((places <= _EDGE).mean(), (places >= 1 - _EDGE).mean())
     if max(low, high) < _SURE:
         return None
