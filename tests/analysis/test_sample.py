@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hpopt.analysis.importance import measure_importance
-from hpopt.analysis.sample import assess_table, find_left_out
+from hpopt.analysis.sample import _places, assess_table, find_left_out
+from hpopt.analysis.trials import CurvePoint, TrialRow
 
 
 def prune(table, is_pruned):
@@ -39,3 +40,22 @@ def test_what_kills_trials_matters_even_if_the_survivors_do_not_show_it(sample_t
     ped_anova, fanova = measure_importance(table)
     assert (ped_anova.n_left_out, fanova.n_left_out) == (0, len(table.pruned()))
     assert fanova.is_biased
+
+
+def run(trial, state, value, step, outcome=None):
+    curve = (CurvePoint(step=step, tokens=step, seconds=1.0, value=value),)
+    return TrialRow(trial=trial, state=state, value=value, params={}, curve=curve, outcome=outcome)
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
+def test_pruned_trials_rank_behind_complete_ones_by_how_far_they_came(make_table, direction, sign):
+    """A value after a tenth of the steps is no value to compare with one at the end; nor is that of a diverged trial."""
+    rows = (
+        run(0, "COMPLETE", sign * 3.0, 90),
+        run(1, "COMPLETE", sign * 2.0, 90),
+        run(2, "PRUNED", sign * 1.5, 10, "pruned"),
+        run(3, "PRUNED", sign * 1.6, 30, "pruned"),
+        run(4, "PRUNED", sign * 1.7, 30, "pruned"),
+        run(5, "PRUNED", sign * 0.1, 80, "diverged"),
+    )
+    assert _places(make_table([], direction=direction), rows).tolist() == [1, 0, 4, 2, 3, 5]
