@@ -49,7 +49,7 @@ def run(trial, state, value, step, outcome=None):
 
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1), ("maximize", -1)])
 def test_pruned_trials_rank_behind_complete_ones_by_how_far_they_came(make_table, direction, sign):
-    """A value after a tenth of the steps is no value to compare with one at the end; nor is that of a diverged trial."""
+    """A value after a tenth of the steps is not to be compared with one at the end, nor that of a diverged trial."""
     rows = (
         run(0, "COMPLETE", sign * 3.0, 90),
         run(1, "COMPLETE", sign * 2.0, 90),
