@@ -58,7 +58,7 @@ DRAWN = "new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(
 PROGRAM = "performance.getEntriesByType('navigation')[0]"
 FETCHED = "performance.getEntriesByType('resource').find(each => each.name.includes('after=0'))"
 
-MADE = "Made by `python benchmarks/dashboard.py`."
+MADE = "`python benchmarks/dashboard.py`."
 METHOD = f"""\
 One study of {N_TRIALS:,} trials with 4 params and 20 evaluations each, a third complete and the others pruned, in one
 embedded PostgreSQL 18. The cached side is served by waitress with four threads, as ours is. For each first load a
@@ -287,7 +287,7 @@ def write_page(results: Results) -> str:
     ]
     blocks = [
         "# The dashboard of a large study",
-        f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {load}; {versions}. {MADE}",
+        f"{datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores, {load}; {versions}. Made by\n{MADE}",
         METHOD,
         "\n".join(table),
     ]
