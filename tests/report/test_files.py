@@ -62,7 +62,7 @@ def test_replicates_are_one_row_of_the_summary_table(
 def test_insights_hold_the_documented_keys(table: StudyTable, tmp_path: Path):
     found = insights_of(table, tmp_path / "insights.json")
     assert list(found) == sorted(
-        ["study", "metric", "direction", "objective", "n_trials", "best", "confirmed", "importance", "cost"]
+        ["study", "metric", "direction", "objective", "n_trials", "best", "confirmed", "importance", "findings", "cost"]
     )
     assert found["n_trials"] == {"COMPLETE": 26, "FAIL": 1, "PRUNED": 13, "total": 40}
     assert found["confirmed"] is False

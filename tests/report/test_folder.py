@@ -1,8 +1,10 @@
+import json
 import math
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError
 from hpopt.report.folder import write_report
+from hpopt.report.summary import summarize
 
 MakeTable = Callable[..., StudyTable]
 MakeTrial = Callable[..., TrialRow]
@@ -19,7 +22,7 @@ QUIET = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
 
 
 def test_everything_is_written(table: StudyTable, tmp_path: Path):
-    written = write_report(table, tmp_path / "new" / "report")
+    written = write_report(table, summarize(table), tmp_path / "new" / "report")
     assert [path.name for path in written] == [
         "index.html",
         "report.md",
@@ -37,8 +40,8 @@ def test_everything_is_written(table: StudyTable, tmp_path: Path):
 
 
 def test_the_page_tells_in_the_order_in_which_people_ask(table: StudyTable, tmp_path: Path):
-    page, text, *_ = write_report(table, tmp_path)
-    order = ["Answer", "How sure", "What matters", "Cost", "Method"]
+    page, text, *_ = write_report(table, summarize(table), tmp_path)
+    order = ["Answer", "How sure", "What matters", "Warnings", "Cost", "Method"]
     assert re.findall(r"<h2>(.*?)</h2>", page.read_text()) == order
     assert re.findall(r"^## (.*)$", text.read_text(), re.MULTILINE) == order
 
@@ -58,7 +61,7 @@ class Addresses(HTMLParser):
 def test_the_page_needs_nothing_else(table: StudyTable, tmp_path: Path):
     """It is sent by mail and opened on trains."""
     addresses = Addresses()
-    addresses.feed(write_report(table, tmp_path)[0].read_text())
+    addresses.feed(write_report(table, summarize(table), tmp_path)[0].read_text())
     assert addresses.found == []
 
 
@@ -69,14 +72,14 @@ def test_names_and_reasons_cannot_break_out_of_the_page(make_table: MakeTable, m
     failed = make_trial(1, state="FAIL", reason=hostile)
     table = make_table(row, failed, name=hostile, metric=hostile, file_text=hostile, objective=hostile)
     addresses = Addresses()
-    addresses.feed(write_report(table, tmp_path)[0].read_text())
+    addresses.feed(write_report(table, summarize(table), tmp_path)[0].read_text())
     assert addresses.found == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_draws_every_figure(table: StudyTable, tmp_path: Path):
     """7 figures: history, importance, 4 parameters, curves."""
-    page = write_report(table, tmp_path / "report")[0]
+    page = write_report(table, summarize(table), tmp_path / "report")[0]
     folder = f"--user-data-dir={tmp_path / 'chromium'}"
     drawn = subprocess.run(
         [str(CHROMIUM), *QUIET, folder, "--virtual-time-budget=8000", "--dump-dom", page.as_uri()],
@@ -112,7 +115,7 @@ def test_studies_without_much_to_tell_are_told_all_the_same(
         "huge": make_table(*(make_trial(i, value=i * 1e300) for i in range(12))),
     }
     for name, table in tables.items():
-        page, text, *_ = write_report(table, tmp_path / name)
+        page, text, *_ = write_report(table, summarize(table), tmp_path / name)
         best = table.best()
         answer = "There is no answer yet" if best is None else f"Trial {best.trial} reached"
         assert answer in page.read_text(), name
@@ -120,18 +123,31 @@ def test_studies_without_much_to_tell_are_told_all_the_same(
 
 
 def test_a_picture_of_an_older_report_does_not_stay(table: StudyTable, make_table: MakeTable, tmp_path: Path):
-    write_report(table, tmp_path)
-    write_report(make_table(), tmp_path)
+    write_report(table, summarize(table), tmp_path)
+    write_report(make_table(), summarize(make_table()), tmp_path)
     assert not list(tmp_path.glob("*.png"))
 
 
 def test_the_same_study_gives_the_same_files(table: StudyTable, tmp_path: Path):
-    for first, second in zip(write_report(table, tmp_path / "a"), write_report(table, tmp_path / "b"), strict=True):
+    reports = (write_report(table, summarize(table), tmp_path / name) for name in ("a", "b"))
+    for first, second in zip(*reports, strict=True):
         assert first.read_bytes() == second.read_bytes(), first.name
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(table: StudyTable, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*no report can be written there") as refusal:
-        write_report(table, tmp_path / "file" / "report")
+        write_report(table, summarize(table), tmp_path / "file" / "report")
     assert "\n" not in str(refusal.value)
+
+
+def test_warnings_are_told_with_what_to_do_in_page_text_and_json(make_table, make_trial, tmp_path):
+    """A number that is wrong does more harm than none."""
+    leaky = make_table(*(make_trial(i, metrics={"train_val_overlap": 0.9}) for i in range(12)))
+    page, text, *_, insights = write_report(leaky, summarize(leaky), tmp_path)
+    (leak,) = (each for each in json.loads(insights.read_text())["findings"] if each["code"] == "leak")
+    assert leak["severity"] == "error"
+    assert leak["evidence"]
+    for told in (leak["sentence"], leak["remedy"]):
+        assert told in text.read_text()
+        assert escape(told) in re.sub("</?code>", "`", page.read_text())

@@ -127,12 +127,18 @@ def report(
 ) -> None:
     """Write a page, figures, tables and insights.json."""
     from hpopt.report.folder import write_report
-    from hpopt.storage import queries
+    from hpopt.report.summary import summarize
+    from hpopt.storage import findings, queries
     from hpopt.storage.opening import open_database
 
     with open_database(storage, home) as database:
-        table = queries.read_table(database, _load(database, study))
-    for path in write_report(table, output):
+        found = _load(database, study)
+        table = queries.read_table(database, found)
+        summary = summarize(table)
+        findings.keep(database, found, summary.findings)
+    for finding in summary.findings:
+        err.print(f"{finding.severity}: {finding.sentence}", soft_wrap=True)
+    for path in write_report(table, summary, output):
         out.print(str(path), soft_wrap=True)
 
 

@@ -8,6 +8,8 @@ insights.json, keys sorted, numbers that are not finite as null:
                                             params n_runs, n_seeds, mean, std, min, max (std null for one run)
     confirmed                               whether at least 3 seeds ran with the best params
     importance                              by measure: meaning, n_trials, shares by parameter or null, reason or null
+    findings                                a list, the gravest first: code, severity (error, warning or note), subject
+                                            (a parameter, or null), sentence, remedy, and evidence by name
     cost                                    device_hours, complete_hours, pruned_hours, other_hours, saved_hours, tokens
 """
 
@@ -68,6 +70,7 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
             measure.measure: {name: value for name, value in asdict(measure).items() if name != "measure"}
             for measure in summary.importance
         },
+        "findings": [asdict(finding) for finding in summary.findings],
         "cost": asdict(summary.cost),
     }
     path.write_text(json.dumps(_finite(insights), indent=2, sort_keys=True, allow_nan=False) + "\n")

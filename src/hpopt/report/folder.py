@@ -8,7 +8,7 @@ from hpopt.report.files import write_insights, write_summary_table, write_trials
 from hpopt.report.page import render_page
 from hpopt.report.pictures import write_pictures
 from hpopt.report.selection import format_number
-from hpopt.report.summary import Summary, summarize, tell_answer, tell_confidence, tell_cost
+from hpopt.report.summary import Summary, tell_answer, tell_confidence, tell_cost
 
 CAPTIONS = {
     "history.png": "Trial by trial, and the best so far.",
@@ -18,14 +18,13 @@ CAPTIONS = {
 }
 
 
-def write_report(table: StudyTable, folder: Path) -> list[Path]:
+def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path]:
     """Write page, text, figures and tables, and give their paths, the page first.
 
     Raises InputError if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        summary = summarize(table)
         pictures = write_pictures(table, summary.importance, folder)
         names = ("index.html", "report.md", "trials.csv", "summary_table.csv", "insights.json")
         page, text, trials, configurations, insights = (folder / name for name in names)
@@ -53,6 +52,10 @@ def render_text(table: StudyTable, summary: Summary, pictures: list[str]) -> str
         shares = ", ".join(f"{name} {share:.0%}" for name, share in (measure.shares or {}).items())
         lines.append(f"- {measure.measure} ({measure.meaning}): {shares or measure.reason}.")
     lines += ["", *_pictures(pictures, "importance.png"), *_pictures(pictures, "parameters.png")]
+    if summary.findings:
+        lines += ["## Warnings", ""]
+        lines += [f"- **{each.code}** ({each.severity}): {each.sentence} {each.remedy}" for each in summary.findings]
+        lines.append("")
     lines += ["## Cost", "", *tell_cost(table, summary.cost), "", *_pictures(pictures, "curves.png")]
     lines += [
         "## Method",

@@ -1,8 +1,9 @@
-"""Owns index.html: one file that needs nothing else, in the order answer, how sure, what matters, cost, method.
+"""Owns index.html: one file that needs nothing else; answer, how sure, what matters, warnings, cost, method.
 
 Looks are in page.css; page.js draws the figures, in the colors of the reader's light or dark background.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import count
@@ -18,6 +19,7 @@ from hpopt.report.selection import DARK_TWINS, format_number
 from hpopt.report.summary import Summary, format_hours, tell_answer, tell_confidence, tell_cost
 
 N_RANKED = 10
+_CODE = re.compile("`([^`]+)`")
 
 
 def render_page(table: StudyTable, summary: Summary) -> str:
@@ -27,6 +29,7 @@ def render_page(table: StudyTable, summary: Summary) -> str:
         _answer(table, summary),
         _confidence(table, summary, numbers),
         _what_matters(table, summary, numbers),
+        _warnings(summary),
         _cost(table, summary, numbers),
         _method(table),
     ]
@@ -96,6 +99,16 @@ def _what_matters(table: StudyTable, summary: Summary, numbers: Iterator[int]) -
         parts += [f"<div>{drawn}</div>" for drawn in slices if drawn]
         parts.append("</div>")
     return _section("What matters", "".join(parts))
+
+
+def _warnings(summary: Summary) -> str:
+    """Give the findings, each with what to do about it; nothing where there are none."""
+    boxes = [
+        f'<div class="finding {each.severity}"><p><b>{escape(each.code)}</b> {escape(each.sentence)}</p>'
+        f'<p class="soft">{_CODE.sub(r"<code>\1</code>", escape(each.remedy))}</p></div>'
+        for each in summary.findings
+    ]
+    return _section("Warnings", "".join(boxes)) if boxes else ""
 
 
 def _cost(table: StudyTable, summary: Summary, numbers: Iterator[int]) -> str:

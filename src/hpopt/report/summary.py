@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from hpopt.analysis.cost import Cost, sum_cost
-from hpopt.analysis.importance import Importance, measure_importance
+from hpopt.analysis.cost import Cost
+from hpopt.analysis.importance import Importance
+from hpopt.analysis.insights import gather
 from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.findings.detection import find
+from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Scalar
 from hpopt.report.selection import format_number
 
@@ -36,6 +39,7 @@ class Summary:
     configurations: tuple[Configuration, ...]
     importance: tuple[Importance, ...]
     cost: Cost
+    findings: tuple[Finding, ...]
 
     def is_confirmed(self) -> bool:
         """Say whether the best params ran with enough seeds to know how much runs differ."""
@@ -44,11 +48,13 @@ class Summary:
 
 def summarize(table: StudyTable) -> Summary:
     """Compute all numbers of the report."""
+    insights = gather(table)
     return Summary(
         best=table.best(),
         configurations=tuple(_configuration(rows) for rows in table.replicates().values()),
-        importance=measure_importance(table),
-        cost=sum_cost(table),
+        importance=insights.importance,
+        cost=insights.cost,
+        findings=find(table, insights),
     )
 
 
