@@ -19,7 +19,6 @@ from hpopt.report.selection import DARK_TWINS, format_number
 from hpopt.report.summary import Summary, format_hours, tell_answer, tell_confidence, tell_cost
 
 N_RANKED = 10
-_CODE = re.compile("`([^`]+)`")
 
 
 def render_page(table: StudyTable, summary: Summary) -> str:
@@ -105,10 +104,14 @@ def _warnings(summary: Summary) -> str:
     """Give the findings, each with what to do about it; nothing where there are none."""
     boxes = [
         f'<div class="finding {each.severity}"><p><b>{escape(each.code)}</b> {escape(each.sentence)}</p>'
-        f'<p class="soft">{_CODE.sub(r"<code>\1</code>", escape(each.remedy))}</p></div>'
+        f'<p class="soft">{_with_code(each.remedy)}</p></div>'
         for each in summary.findings
     ]
     return _section("Warnings", "".join(boxes)) if boxes else ""
+
+
+def _with_code(sentence: str) -> str:
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
 
 
 def _cost(table: StudyTable, summary: Summary, numbers: Iterator[int]) -> str:
