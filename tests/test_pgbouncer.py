@@ -223,7 +223,8 @@ def test_no_worker_leaves_anything_behind_in_a_session(pooled):
         for session in sessions:
             assert _ask(session, left) == usual
             assert _ask(session, kept) == []
-    locks = "select count(*) from pg_locks where locktype = 'advisory'"
+    ours = "database = (select oid from pg_database where datname = current_database())"
+    locks = f"select count(*) from pg_locks where locktype = 'advisory' and {ours}"
     waiting = "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in %'"
     assert _rows(pooled.direct, locks) == [(0,)]
     assert _rows(pooled.direct, waiting) == [(0,)]
