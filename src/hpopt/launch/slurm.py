@@ -29,9 +29,11 @@ _SCRIPT = """\
 #!/bin/bash
 {directives}
 {exports}
+worker= asked=
+trap 'asked=yes; [ -z "$worker" ] || kill -TERM "$worker"' TERM
 {command} &
 worker=$!
-trap 'kill -TERM "$worker"' TERM
+[ -z "$asked" ] || kill -TERM "$worker"
 # A signal ends a wait early, so wait until the worker is gone; the last wait gives its exit code.
 while kill -0 "$worker" 2>/dev/null; do wait "$worker"; done
 wait "$worker"
