@@ -17,7 +17,10 @@ from hpopt.storage.database import Database
 
 playwright = pytest.importorskip("playwright.sync_api", reason="SKIPPED: the browser test needs the package playwright")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="SKIPPED: the browser test needs the program chromium")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(CHROMIUM is None, reason="SKIPPED: the browser test needs the program chromium"),
+]
 
 PASSWORD = "correct horse battery"
 # Root has no sandbox of its own in a container, and a test has no business with the network.

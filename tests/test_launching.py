@@ -87,6 +87,7 @@ def test_a_dry_run_starts_nothing(user):
     assert not user.status("paced")["workers"]
 
 
+@pytest.mark.long
 def test_workers_of_this_machine_are_restarted_when_they_die(user):
     launch = user.start("launch", "paced", "--workers", "2", *user.patience)
     status = user.wait_until("paced", lambda status: status["books"]["n_held"] == 2, seconds=60)

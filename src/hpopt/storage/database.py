@@ -16,7 +16,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 
 from hpopt.errors import DatabaseError
 from hpopt.gate import is_loopback
-from hpopt.storage.optuna_reading import ReadingStorage
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
@@ -85,6 +84,9 @@ class Database:
     @cached_property
     def optuna(self) -> BaseStorage:
         """Optuna's storage on the same database, with its cache of finished trials."""
+        # Optuna's models take a moment to import, and most verbs go without its storage.
+        from hpopt.storage.optuna_reading import ReadingStorage  # noqa: PLC0415
+
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Optuna passes the URL through str.format, which would take braces in a password for fields.
         escaped = self.url.replace("{", "{{").replace("}", "}}")
