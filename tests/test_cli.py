@@ -12,6 +12,8 @@ import pytest
 from hpopt import __version__
 from hpopt.cli.assignments import read_assignments
 from hpopt.errors import InputError
+from hpopt.storage.opening import open_database
+from hpopt.storage.studies import create_study
 from hpopt.study.reading import parse_study_file
 
 STUDY = """
@@ -203,7 +205,8 @@ def test_a_study_of_text_that_is_not_here_is_refused_before_a_database_is_made(v
 @pytest.fixture
 def created(database_url, study_file):
     """Give what runs a verb on a database with the study `answer`, and gives its standard output."""
-    assert hpopt("create", study_file, HPOPT_STORAGE=database_url).returncode == 0
+    with open_database(database_url, study_file.parent, make=True) as database:
+        create_study(database, study_file.read_text(), str(study_file))
 
     def run(*arguments):
         done = hpopt(*arguments, HPOPT_STORAGE=database_url)

@@ -363,6 +363,7 @@ def a_first_checkpoint(place):
     return list(place.folder.glob(".hpopt/runs/small-*/*/1/checkpoint.pt"))
 
 
+@pytest.mark.long
 def test_pausing_hands_trials_back_and_ends_the_run_with_the_way_to_go_on(place):
     place.write_study(trials=2, steps=200, evaluate_every=20)
     run = place.start("run", "small.toml", "--workers", "2")
@@ -412,6 +413,7 @@ def test_a_worker_waits_through_a_pause_and_watching_it_goes_on_too(place):
     ]
 
 
+@pytest.mark.long
 def test_stopping_ends_the_run_with_the_answer_it_has(place):
     place.write_study(trials=500)
     run = place.start("run", "small.toml", "--workers", "2")
