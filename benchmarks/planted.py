@@ -158,18 +158,15 @@ def write_planted(sizes: Sequence[int], n_seeds: int, pool: ProcessPoolExecutor)
     for name, n_trials in product(PLANTED, sizes):
         seeds = range(n_seeds)
         counts = sum(pool.map(examine_planted, [name] * n_seeds, [n_trials] * n_seeds, seeds, chunksize=4), Counter())
-        found, wrong = (_shares(counts, prefix, n_seeds) for prefix in ("found: ", "wrong: "))
+        sought = [f"found: {claim}" for claim in ("matters", *PLANTED[name].right)]
+        found = _shares(counts, sought, n_seeds)
+        wrong = _shares(counts, sorted(key for key in counts if key.startswith("wrong: ")), n_seeds)
         held = [_held(counts, check) for check in ("share", "pair", "pair first", "optimum")]
         yield f"| {name} | {n_trials} | {found} | {wrong} | {' | '.join(held)} |"
 
 
-def _shares(counts: Counter[str], prefix: str, n_seeds: int) -> str:
-    told = [
-        f"{name.removeprefix(prefix)} {n / n_seeds:.0%}"
-        for name, n in sorted(counts.items())
-        if name.startswith(prefix)
-    ]
-    return ", ".join(told) or "nothing"
+def _shares(counts: Counter[str], keys: Sequence[str], n_seeds: int) -> str:
+    return ", ".join(f"{key.split(': ')[1]} {counts[key] / n_seeds:.0%}" for key in keys) or "nothing"
 
 
 def _held(counts: Counter[str], check: str) -> str:
