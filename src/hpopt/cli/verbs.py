@@ -158,7 +158,7 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard on the database until Ctrl-C."""
     from hpopt.cli.password import read_password
-    from hpopt.dashboard import serve
+    from hpopt.dashboard.serving import serve
     from hpopt.storage.opening import open_database
 
     password = read_password(password_file)

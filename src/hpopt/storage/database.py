@@ -1,5 +1,6 @@
 """Owns the connections to Postgres, ours and Optuna's. Leaves what is said over them to its neighbours."""
 
+import ipaddress
 import select
 import time
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from optuna.storages import BaseStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from hpopt.errors import DatabaseError
-from hpopt.gate import is_loopback
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
@@ -134,6 +134,14 @@ class Database:
             if isinstance(error, DBAPIError) and not _is_out_of_reach(error):
                 raise
             raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a name or an address reaches no further than this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def limit_waits() -> None:

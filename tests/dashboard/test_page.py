@@ -11,7 +11,7 @@ import optuna
 import pytest
 from finished_trials import fill_optuna
 
-from hpopt.curves import FIGURE_ID, MAX_STOCK_CURVES
+from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpopt.curves import redraw_curves
-from hpopt.shown_studies import Look, ShownStudies
+from hpopt.dashboard.curves import redraw_curves
+from hpopt.dashboard.shown_studies import Look, ShownStudies
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo

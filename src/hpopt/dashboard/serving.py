@@ -12,11 +12,11 @@ import waitress
 from optuna_dashboard import wsgi
 from waitress.server import MultiSocketServer, TcpWSGIServer
 
-from hpopt.answers import Answers
+from hpopt.dashboard.answers import Answers
+from hpopt.dashboard.gate import HEALTH, USER, guard
+from hpopt.dashboard.shown_studies import ShownStudies
 from hpopt.errors import DatabaseError, InputError
-from hpopt.gate import HEALTH, USER, guard, is_loopback
-from hpopt.shown_studies import ShownStudies
-from hpopt.storage.database import Database
+from hpopt.storage.database import Database, is_loopback
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

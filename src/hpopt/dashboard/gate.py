@@ -1,4 +1,4 @@
-"""Owns who may do what at the dashboard: password, read-only, other sites, headers. Leaves the serving to dashboard.py.
+"""Owns who may do what at the dashboard: password, read-only, other sites, headers. Leaves the serving to serving.py.
 
 optuna-dashboard asks nobody who they are, and lets everybody who reaches it delete studies.
 """
@@ -6,12 +6,13 @@ optuna-dashboard asks nobody who they are, and lets everybody who reaches it del
 import base64
 import hashlib
 import hmac
-import ipaddress
 import json
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from hpopt.storage.database import is_loopback
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -58,14 +59,6 @@ def guard(app: "WSGIApplication", *, password: str | None, writable: bool) -> "W
         return app(environ, start) if refusal is None else _refuse(*refusal, start)
 
     return gate
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a name or an address reaches no further than this machine."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _refusal(environ: "WSGIEnvironment", key: bytes | None, *, may_write: bool) -> tuple[HTTPStatus, str] | None:

@@ -14,10 +14,10 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
 
-from hpopt import answers, shown_studies
-from hpopt.answers import Answers
-from hpopt.curves import FIGURE_ID, MAX_STOCK_CURVES
-from hpopt.shown_studies import ShownStudies
+from hpopt.dashboard import answers, shown_studies
+from hpopt.dashboard.answers import Answers
+from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
+from hpopt.dashboard.shown_studies import ShownStudies
 from hpopt.storage.database import Database
 
 ALL = "after=0"

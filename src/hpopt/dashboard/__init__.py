@@ -1,0 +1,1 @@
+"""The dashboard: optuna-dashboard with our answers in it, behind a gate."""
