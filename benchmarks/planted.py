@@ -60,7 +60,6 @@ PLANTED = {
     "bowl, TPE": Planted(truth=Truth(effect=TRUTHS["bowl"].effect, sampler="tpe"), optima=INSIDE),
     "bowl, TPE, ASHA": Planted(
         truth=Truth(effect=TRUTHS["bowl"].effect, sampler="tpe", is_pruned=True),
-        right={"importance-biased": ""},
         optima=INSIDE,
     ),
     "interaction": Planted(truth=TRUTHS["interaction"], right={"interaction": f"{LEARNING_RATE}, {MOMENTUM}"}),
@@ -96,11 +95,7 @@ def examine_planted(name: str, n_trials: int, seed: int) -> Counter[str]:
     table = plant(planted.truth, n_trials, seed)
     insights = gather(table)
     claims = claims_of(table, insights)
-    right = (
-        set(planted.right.items()) | {("matters", name) for name in ACTIVE} | {("stands out", name) for name in ACTIVE}
-    )
-    if planted.truth.is_pruned or name == "cliff":
-        right.add(("importance-biased", ""))
+    right = {*planted.right.items(), *product(("matters", "stands out"), ACTIVE)}
     counts = Counter(f"found: {claim}" for claim, subject in planted.right.items() if (claim, subject) in claims)
     counts["found: matters"] += ("matters", LEARNING_RATE) in claims
     counts.update({f"wrong: {claim}" for claim, _ in claims - right})

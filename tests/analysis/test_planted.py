@@ -54,6 +54,16 @@ def test_a_planted_edge_is_found():
     assert {subject for claim, subject in claims if claim == "edge"} == {LEARNING_RATE}
 
 
+def test_the_optimum_of_a_pruned_study_is_found_where_only_pruned_trials_mark_its_end():
+    """Without what pruned trials promise, the curve falls on into the region where all of them were stopped."""
+    table = plant(Truth(effect=TRUTHS["bowl"].effect, sampler="tpe", is_pruned=True), 40, seed=12)
+    (found,) = (each for each in gather(table).sensitivity.parameters if each.name == LEARNING_RATE)
+    high = max(row.params[LEARNING_RATE] for row in table.complete())
+    assert any(row.params[LEARNING_RATE] > high for row in table.pruned())
+    low, high = (to_units({LEARNING_RATE: end})[LEARNING_RATE] for end in (found.best_low, found.best_high))
+    assert low <= 0.6 <= high < 0.9
+
+
 def test_a_planted_cliff_is_found():
     insights, claims = analyse(TRUTHS["cliff"])
     (cliff,) = insights.divergence.cliffs

@@ -1,4 +1,4 @@
-"""Pruned trials are left out knowingly: how many, whether that is fair, and what is understated."""
+"""Trials without a final value are left out knowingly: how many, whether that is fair, and what is understated."""
 
 from dataclasses import replace
 
@@ -21,14 +21,14 @@ def table(sample_table):
 
 def test_pruned_trials_from_one_region_make_the_rest_no_fair_sample(table):
     """What is bad about a low learning rate is gone from the complete trials."""
-    left_out = find_left_out(prune(table, lambda row: row.params["learning_rate"] < 0.004))
+    left_out = find_left_out(prune(table, lambda row: row.params["learning_rate"] < 0.004), ())
     assert left_out.is_biased
     assert "learning_rate" in left_out.unlike
-    assert "they differ from the complete ones in learning_rate" in left_out.bias_sentence
+    assert "they differ from the others in learning_rate" in left_out.bias_sentence
 
 
 def test_trials_pruned_at_random_leave_a_fair_sample(table):
-    left_out = find_left_out(prune(table, lambda row: row.trial % 3 == 0))
+    left_out = find_left_out(prune(table, lambda row: row.trial % 3 == 0), ())
     assert (left_out.n, left_out.is_biased) == (20, False)
     assert "by more than chance" in left_out.bias_sentence
 

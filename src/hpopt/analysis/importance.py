@@ -21,7 +21,7 @@ from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model, build_model
-from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, settled
+from hpopt.analysis.sample import assess_table, settled
 from hpopt.analysis.surrogate import why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.search_space import Categorical, Int, Range
@@ -48,7 +48,7 @@ class Importance:
     `intervals` are of 90%: for PED-ANOVA of `n_resamples` resamples of the trials, for fANOVA of so many functions that
     the trials do not rule out. `chances` say how likely the trials would be if no
     parameter mattered, one error rate for all; `matters` are the parameters where that is below 5%. `bias_sentence`
-    says what leaving out pruned trials does. `n_used` trials of `n_trials` were looked at.
+    says what becomes of pruned trials. `n_used` trials of `n_trials` were looked at.
     """
 
     measure: str
@@ -80,7 +80,7 @@ class Importance:
 def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[Importance, ...]:
     """Measure by PED-ANOVA and fANOVA, in this order; a model that is there already need not be built.
 
-    For PED-ANOVA a pruned trial is one that is not among the best. fANOVA leaves it out, since it has no final value.
+    For PED-ANOVA a pruned trial is one that is not among the best. For fANOVA it is worth what its curve promises.
     """
     model = model or build_model(table)
     if model is None:
@@ -91,7 +91,7 @@ def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[I
             for measure, meaning in MEANINGS.items()
         )
     chances = assess_table(table)
-    return _measure_ped_anova(table, chances), _measure_fanova(model, chances, find_left_out(table))
+    return _measure_ped_anova(table, chances), _measure_fanova(model, chances)
 
 
 def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Importance:
@@ -120,7 +120,8 @@ def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Impor
     )
 
 
-def _measure_fanova(model: Model, chances: Mapping[str, float], left_out: LeftOut) -> Importance:
+def _measure_fanova(model: Model, chances: Mapping[str, float]) -> Importance:
+    left_out = model.left_out
     draws = _relative(model.decomposition) if model.decomposition is not None else []
     shares = _sorted(draws[0]) if draws else None
     return Importance(
@@ -135,8 +136,16 @@ def _measure_fanova(model: Model, chances: Mapping[str, float], left_out: LeftOu
         chances=chances,
         n_left_out=left_out.n,
         is_biased=left_out.is_biased,
-        bias_sentence=left_out.bias_sentence,
+        bias_sentence=_tell_pruned(model),
     )
+
+
+def _tell_pruned(model: Model) -> str | None:
+    n, parts = model.n_promised, [model.left_out.bias_sentence or ""]
+    if n:
+        who = f"{n} pruned trials count at what their" if n > 1 else "1 pruned trial counts at what its"
+        parts.insert(0, f"{who} learning curve{'s promise' if n > 1 else ' promises'}, as far as that is sure.")
+    return " ".join(filter(None, parts)) or None
 
 
 def _relative(decomposition: Decomposition) -> list[Shares]:

@@ -11,7 +11,7 @@ from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
 from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
 from hpopt.analysis.model import Model
-from hpopt.analysis.sample import LeftOut, find_left_out, settled, sign_of
+from hpopt.analysis.sample import LeftOut, settled, sign_of
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
@@ -64,7 +64,7 @@ def measure_interactions(table: StudyTable, model: Model | None) -> Interactions
         _interaction(pair, part / decomposition.total, chances[pair]) for pair, part in decomposition.pairs.items()
     ]
     found.sort(key=lambda interaction: -interaction.share)
-    return Interactions(pairs=tuple(found), n_trials=n_trials, left_out=find_left_out(table))
+    return Interactions(pairs=tuple(found), n_trials=n_trials, left_out=model.left_out)
 
 
 def _interaction(pair: tuple[str, str], shares: FloatArray, chance: float) -> Interaction:

@@ -46,8 +46,8 @@ def draw_variants(surrogate: Surrogate) -> tuple[Surrogate, ...]:
     distances = distances_of(surrogate.design)
     steps = _STEP * np.eye(len(best))
     slopes = [
-        negative_log_posterior(best + step, distances, surrogate.targets)[1]
-        - negative_log_posterior(best - step, distances, surrogate.targets)[1]
+        negative_log_posterior(best + step, distances, surrogate.targets, surrogate.doubts)[1]
+        - negative_log_posterior(best - step, distances, surrogate.targets, surrogate.doubts)[1]
         for step in steps
     ]
     curvature = np.array(slopes) / (2 * _STEP)
@@ -65,7 +65,7 @@ def draw_functions(surrogate: Surrogate, rng: np.random.Generator) -> Expansion:
     # The real part of a product of phases has half of its variance, which two normal parts make up for.
     weights = (rng.normal(size=shape) + 1j * rng.normal(size=shape)) * np.sqrt(surrogate.signal / _N_FEATURES)
     prior = np.real(np.prod(at_trials, axis=0) @ weights)
-    luck = np.sqrt(surrogate.noise) * rng.normal(size=prior.shape)
+    luck = np.sqrt(surrogate.noise + surrogate.doubts)[:, None] * rng.normal(size=prior.shape)
     alphas = surrogate.solve(surrogate.targets[:, None] - prior - luck)
     factors = zip(_kernel_factors(surrogate), on_grid, strict=True)
     coefficients = np.vstack([(surrogate.signal * alphas).astype(complex), weights])

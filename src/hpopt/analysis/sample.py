@@ -1,11 +1,14 @@
 """Owns which trials are analysed, and what leaving out the others does to the answer."""
 
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
+from hpopt.analysis.promise import Promise, find_promises
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 
@@ -15,7 +18,7 @@ _MIN_LEFT_OUT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The trials without a final value that an analysis leaves out: pruned and diverged ones.
+    """The trials without a final value that an analysis leaves out: diverged ones, and pruned ones without a promise.
 
     `unlike` names the parameters in which they differ from the complete ones: what is said of those is too little.
     """
@@ -38,10 +41,8 @@ class LeftOut:
         if self.n_diverged:
             who += f", {self.n_diverged} of which diverged" if self.n > 1 else ", which diverged"
         if not self.unlike:
-            return f"{who}; in no parameter do they differ from the complete ones by more than chance."
-        return (
-            f"{who}, and they differ from the complete ones in {_enumerate(self.unlike)}, whose weight is understated."
-        )
+            return f"{who}; in no parameter do they differ from the others by more than chance."
+        return f"{who}, and they differ from the others in {_enumerate(self.unlike)}, whose weight is understated."
 
 
 def settled(table: StudyTable) -> Design:
@@ -49,10 +50,10 @@ def settled(table: StudyTable) -> Design:
     return build_design(table, table.complete())
 
 
-def find_left_out(table: StudyTable) -> LeftOut:
-    """Compare the params of the trials that were stopped with those of the complete ones."""
+def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
+    """Compare the params of the stopped trials that are not used with those of all others."""
     design = build_design(table, (*table.complete(), *table.pruned()))
-    is_out = np.array([row.state == "PRUNED" for row in design.rows], dtype=float)
+    is_out = np.array([row.state == "PRUNED" and row.trial not in used for row in design.rows], dtype=float)
     n = int(is_out.sum())
     unlike: tuple[str, ...] = ()
     if design.axes and min(n, len(is_out) - n) >= _MIN_LEFT_OUT:
@@ -64,15 +65,25 @@ def find_left_out(table: StudyTable) -> LeftOut:
 def assess_table(table: StudyTable) -> dict[str, float]:
     """Give for each parameter the chance that it only seems to matter, over all parameters together.
 
-    Pruned trials count as worse than all complete ones, those that came further before the others; diverged ones are
-    worst.
+    Pruned trials count at what their curves promise. Where one promises nothing, they count as worse than all complete
+    ones, those that came further before the others; diverged ones are worst.
     """
     design = build_design(table, (*table.complete(), *table.pruned()))
     if why_not(table, settled(table)) is not None:
         return {}
-    is_whole = all(row.state == "COMPLETE" for row in design.rows)
-    targets = clip_bad(design.values(), sign_of(table)) if is_whole else to_scores(_places(table, design.rows))
+    values = expected_values(design, find_promises(table))
+    is_whole = bool(np.isfinite(values).all())
+    targets = clip_bad(values, sign_of(table)) if is_whole else to_scores(_places(table, design.rows))
     return dict(assess_parameters(design, targets))
+
+
+def expected_values(design: Design, promises: Mapping[int, Promise]) -> FloatArray:
+    """Give the final values of trials, or what they promise; NaN for those that promise nothing."""
+    values = [
+        row.value if row.state == "COMPLETE" else promises[row.trial].value if row.trial in promises else math.nan
+        for row in design.rows
+    ]
+    return np.array(values, dtype=float)
 
 
 def sign_of(table: StudyTable) -> int:

@@ -1,7 +1,7 @@
 """Owns what moving one parameter does: its curve, where it is good enough, and whether its range is too small.
 
-Curves are those of the surrogate, fitted to the final values of the complete trials. Pruned and diverged trials have no
-final value and are left out: where they were, the band is wide. Cliffs are cliff.py's.
+Curves are those of the surrogate, fitted to the final values of the complete trials and to what pruned ones promise
+(promise.py). Diverged trials are left out: where they were, the band is wide. Cliffs are cliff.py's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from hpopt.analysis.axes import Axis, FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model
 from hpopt.analysis.noise import Noise, measure_noise
-from hpopt.analysis.sample import LeftOut, assess_table, find_left_out, settled, sign_of
+from hpopt.analysis.sample import LeftOut, assess_table, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, why_not
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
@@ -84,8 +84,8 @@ class Sensitivity:
     """The parameters in the order of their ratios, the largest first; none with the reason for it.
 
     `at` is the configuration around which profiles are taken: of those tried, the best by the surrogate. `error` is
-    the surrogate's on trials it has not seen. `n_used` of `n_trials` were looked at, `n_clipped` of them so bad that
-    they count as merely bad.
+    the surrogate's on trials it has not seen. `n_used` of `n_trials` were looked
+    at, `n_clipped` of them so bad that they count as merely bad. `n_promised` were pruned.
     """
 
     parameters: tuple[ParameterSensitivity, ...]
@@ -96,6 +96,7 @@ class Sensitivity:
     noise: Noise | None = None
     n_used: int = 0
     n_clipped: int = 0
+    n_promised: int = 0
     left_out: LeftOut | None = None
 
 
@@ -121,7 +122,8 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
         noise=noise,
         n_used=len(surrogate.targets),
         n_clipped=surrogate.n_clipped,
-        left_out=find_left_out(table),
+        n_promised=model.n_promised,
+        left_out=model.left_out,
     )
 
 

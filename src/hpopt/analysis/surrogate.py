@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
@@ -35,11 +36,13 @@ _LARGEST = 1e100
 class Surrogate:
     """A fitted model. Values are standardized by `center` and `scale`; `weights` are 1 / (2 length scale ^ 2).
 
-    `n_clipped` trials were so bad that they count as merely bad.
+    `doubts` are the variances of the targets besides the noise: 0 for a value that was measured. `n_clipped` trials
+    were so bad that they count as merely bad.
     """
 
     design: Design
     targets: FloatArray
+    doubts: FloatArray
     center: float
     scale: float
     sign: int
@@ -66,6 +69,12 @@ class Surrogate:
         return replace(self, signal=signal, noise=noise, weights=np.exp(theta[2:]))
 
     @property
+    def is_measured(self) -> npt.NDArray[np.bool_]:
+        """Say of each trial whether its value was measured, and not predicted from its learning curve."""
+        is_measured: npt.NDArray[np.bool_] = self.doubts == 0
+        return is_measured
+
+    @property
     def noise_std(self) -> float:
         """How much two runs of one configuration differ by this model, in units of the metric."""
         return float(np.sqrt(self.noise) * self.scale)
@@ -88,7 +97,8 @@ class Surrogate:
 
     def _factorize(self, trial_weights: FloatArray) -> tuple[FloatArray, bool]:
         noise = self.noise / np.maximum(trial_weights, 1e-3)
-        factor: tuple[FloatArray, bool] = cho_factor(self._covariance + np.diag(noise + _JITTER), lower=True)
+        diagonal = np.diag(noise + self.doubts + _JITTER)
+        factor: tuple[FloatArray, bool] = cho_factor(self._covariance + diagonal, lower=True)
         return factor
 
     @cached_property
@@ -107,9 +117,10 @@ class Surrogate:
         return self.center + self.scale * mean, self.scale**2 * covariance
 
     def incumbent(self) -> FloatArray:
-        """Give the point of the trial that is the best by the model: less a matter of luck than the best value."""
-        mean, _ = self.predict(self.design.places)
-        best: FloatArray = self.design.places[np.argmin(self.sign * mean)]
+        """Give the point of the measured trial that is the best by the model: less luck than the best value."""
+        places = self.design.places[self.is_measured]
+        mean, _ = self.predict(places)
+        best: FloatArray = places[np.argmin(self.sign * mean)]
         return best
 
 
@@ -128,21 +139,24 @@ def why_not(table: StudyTable, design: Design) -> str | None:
     return None
 
 
-def fit(design: Design, values: FloatArray, *, sign: int, n_starts: int = 2) -> Surrogate:
+def fit(
+    design: Design, values: FloatArray, *, sign: int, stds: FloatArray | None = None, n_starts: int = 2
+) -> Surrogate:
     """Fit the model to the values of a design's trials; `sign` is 1 where low values are good and -1 otherwise.
 
-    Of many trials a random part is used.
+    `stds` are standard deviations of values that were predicted, 0 for those that were measured, which all are if it is
+    not given. Of many trials a random part is used.
     """
+    stds = np.zeros(len(values)) if stds is None else stds
     clipped = clip_bad(values, sign)
-    kept = np.arange(len(values))
-    if len(values) > N_TO_PREDICT:
-        kept = np.sort(np.random.default_rng(0).choice(len(values), N_TO_PREDICT, replace=False))
+    kept = _choose(stds == 0)
     center, scale = float(clipped[kept].mean()), float(clipped[kept].std()) or 1.0
-    targets = (clipped[kept] - center) / scale
-    theta = _tune(design.take(kept), targets, n_starts)
+    targets, doubts = (clipped[kept] - center) / scale, np.minimum((stds[kept] / scale) ** 2, _LARGEST)
+    theta = _tune(design.take(kept), targets, doubts, n_starts)
     return Surrogate(
         design=design.take(kept),
         targets=targets,
+        doubts=doubts,
         center=center,
         scale=scale,
         sign=sign,
@@ -152,6 +166,16 @@ def fit(design: Design, values: FloatArray, *, sign: int, n_starts: int = 2) -> 
         n_trials=len(values),
         n_clipped=int((clipped != values).sum()),
     )
+
+
+def _choose(is_measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Give all trials, or as many as can be used, at least half of them measured ones."""
+    rng = np.random.default_rng(0)
+    measured, predicted = np.flatnonzero(is_measured), np.flatnonzero(~is_measured)
+    n_measured = min(len(measured), N_TO_PREDICT - min(len(predicted), N_TO_PREDICT // 2))
+    n_predicted = min(len(predicted), N_TO_PREDICT - n_measured)
+    kept = [rng.choice(each, n, replace=False) for each, n in ((measured, n_measured), (predicted, n_predicted))]
+    return np.sort(np.concatenate(kept))
 
 
 def clip_bad(values: FloatArray, sign: int) -> FloatArray:
@@ -178,18 +202,18 @@ def bounds_of(n_axes: int) -> list[tuple[float, float]]:
     return [(-7.0, 4.0), (-9.0, 1.0), *[(_weight(_LONGEST), _weight(_SHORTEST))] * n_axes]
 
 
-def _tune(design: Design, targets: FloatArray, n_starts: int) -> FloatArray:
+def _tune(design: Design, targets: FloatArray, doubts: FloatArray, n_starts: int) -> FloatArray:
     """Choose the logarithms of signal, noise and weights that are most probable a posteriori."""
     if len(targets) > N_TO_TUNE:
         some = np.sort(np.random.default_rng(1).choice(len(targets), N_TO_TUNE, replace=False))
-        design, targets = design.take(some), targets[some]
+        design, targets, doubts = design.take(some), targets[some], doubts[some]
     distances = distances_of(design)
     length = 0.5 * np.sqrt(len(design.axes))
     found = [
         minimize(
             negative_log_posterior,
             np.array([0.0, noise, *[_weight(length * stretch)] * len(design.axes)]),
-            args=(distances, targets),
+            args=(distances, targets, doubts),
             jac=True,
             bounds=bounds_of(len(design.axes)),
             method="L-BFGS-B",
@@ -201,9 +225,11 @@ def _tune(design: Design, targets: FloatArray, n_starts: int) -> FloatArray:
     return theta
 
 
-def negative_log_posterior(theta: FloatArray, distances: FloatArray, targets: FloatArray) -> tuple[float, FloatArray]:
+def negative_log_posterior(
+    theta: FloatArray, distances: FloatArray, targets: FloatArray, doubts: FloatArray
+) -> tuple[float, FloatArray]:
     """Give the function that tuning makes small, and its gradient."""
-    value, gradient = log_likelihood(theta, distances, targets)
+    value, gradient = log_likelihood(theta, distances, targets, doubts)
     centers = np.array([_SIGNAL[0], _NOISE[0], *[_weight(0.5 * np.sqrt(len(distances)))] * len(distances)])
     # A weight is an inverse square, so its logarithm spreads twice as far as that of the length.
     spreads = np.array([_SIGNAL[1], _NOISE[1], *[2 * _LENGTH_SPREAD] * len(distances)])
@@ -211,12 +237,14 @@ def negative_log_posterior(theta: FloatArray, distances: FloatArray, targets: Fl
     return float(0.5 * deviation @ deviation - value), deviation / spreads - gradient
 
 
-def log_likelihood(theta: FloatArray, distances: FloatArray, targets: FloatArray) -> tuple[float, FloatArray]:
+def log_likelihood(
+    theta: FloatArray, distances: FloatArray, targets: FloatArray, doubts: FloatArray
+) -> tuple[float, FloatArray]:
     """Give the logarithm of the probability of the values, and its gradient by the logarithms in theta."""
     signal, noise, weights = np.exp(theta[0]), np.exp(theta[1]), np.exp(theta[2:])
     n = len(targets)
     kernel = signal * np.exp(-np.tensordot(weights, distances, axes=1))
-    factor = cho_factor(kernel + (noise + _JITTER) * np.eye(n), lower=True)
+    factor = cho_factor(kernel + np.diag(noise + doubts + _JITTER), lower=True)
     alpha, inverse = cho_solve(factor, targets), cho_solve(factor, np.eye(n))
     value = -0.5 * targets @ alpha - np.log(np.diag(factor[0])).sum() - 0.5 * n * np.log(2 * np.pi)
     inner = np.outer(alpha, alpha) - inverse

@@ -26,21 +26,23 @@ class Error:
 
 
 def cross_validate(surrogate: Surrogate) -> Error:
-    """Fit anew without each fifth of the trials and predict it; trials that share their params stay together."""
+    """Fit anew without each fifth of the trials and predict its measured values; equal params stay together."""
     values = surrogate.targets
     residuals, deviations = [], []
     for held_out in _folds(surrogate.design):
         rest = np.setdiff1d(np.arange(len(values)), held_out)
-        model = fit(surrogate.design.take(rest), values[rest], sign=surrogate.sign, n_starts=1)
-        mean, _ = model.predict(surrogate.design.places[held_out])
-        residuals.append(values[held_out] - mean)
-        deviations.append(values[held_out] - values[rest].mean())
+        known = held_out[surrogate.is_measured[held_out]]
+        stds = np.sqrt(surrogate.doubts[rest])
+        model = fit(surrogate.design.take(rest), values[rest], sign=surrogate.sign, stds=stds, n_starts=1)
+        mean, _ = model.predict(surrogate.design.places[known])
+        residuals.append(values[known] - mean)
+        deviations.append(values[known] - values[rest][model.is_measured[: len(rest)]].mean())
     squares, total = (float((np.concatenate(parts) ** 2).mean()) for parts in (residuals, deviations))
     return Error(
         rmse=surrogate.scale * squares**0.5,
         r2=1 - squares / total if total else 0.0,
         n_folds=N_FOLDS,
-        n_trials=len(values),
+        n_trials=int(surrogate.is_measured.sum()),
     )
 
 

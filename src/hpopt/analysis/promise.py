@@ -1,0 +1,60 @@
+"""Owns what pruned trials would have come to: a line through the complete trials, from the value where they stopped.
+
+Of all trials that completed, some go up and down between a step and the end; how much, and how far the pruned one lies
+outside of them, says how uncertain its final value is. Source: least squares and the error of a single prediction.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpopt.analysis.trials import StudyTable, TrialRow, is_finite
+
+# With fewer complete trials a line is a guess.
+MIN_FOR_A_LINE = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """The final value that a trial's learning curve promises, and its standard deviation, in units of the metric."""
+
+    value: float
+    std: float
+
+
+def find_promises(table: StudyTable) -> Mapping[int, Promise]:
+    """Give the promise of each pruned trial that did not diverge, by trial; of those without one, nothing."""
+    complete = [row for row in table.complete() if row.curve]
+    promises = {}
+    by_step: dict[int, list[TrialRow]] = {}
+    for row in table.pruned():
+        if row.outcome != "diverged" and row.curve and is_finite(row.curve[-1].value):
+            by_step.setdefault(row.curve[-1].step, []).append(row)
+    for step, rows in by_step.items():
+        early = {row.trial: value for row in complete if (value := _value_at(row, step)) is not None}
+        finals = [row.value or 0.0 for row in complete if row.trial in early]
+        found = _predict(list(early.values()), finals, [row.curve[-1].value or 0.0 for row in rows])
+        promises.update({row.trial: promise for row, promise in zip(rows, found, strict=False)})
+    return promises
+
+
+def _value_at(row: TrialRow, step: int) -> float | None:
+    value = next((point.value for point in row.curve if point.step == step), None)
+    return value if is_finite(value) else None
+
+
+def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[float]) -> Sequence[Promise]:
+    """Predict finals; nothing where those with a better start do not end better."""
+    n = len(early)
+    if n < MIN_FOR_A_LINE or len(set(early)) == 1:
+        return ()
+    x, y, at = (np.array(values, dtype=float) for values in (early, finals, stopped))
+    size = ((x - x.mean()) ** 2).sum()
+    slope = ((x - x.mean()) * y).sum() / size
+    if not np.isfinite(slope) or slope <= 0:
+        return ()
+    line = y.mean() + slope * (at - x.mean())
+    residual = y - y.mean() - slope * (x - x.mean())
+    variance = (residual**2).sum() / (n - 2) * (1 + 1 / n + (at - x.mean()) ** 2 / size)
+    return [Promise(value=float(v), std=float(s)) for v, s in zip(line, np.sqrt(variance), strict=True)]

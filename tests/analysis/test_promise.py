@@ -1,0 +1,72 @@
+"""What a pruned trial would have come to, from the complete ones."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import linregress
+
+from hpopt.analysis.promise import MIN_FOR_A_LINE, find_promises
+from hpopt.analysis.trials import CurvePoint, TrialRow
+
+EARLY = [5.0, 5.2, 5.1, 5.6, 5.3, 5.5]
+FINAL = [3.9, 4.0, 4.1, 4.4, 4.0, 4.3]
+
+
+def run(number: int, early: float, final: float | None) -> TrialRow:
+    """A trial of 20 steps, stopped at step 10 where it has no final value."""
+    points = [(10, early)] if final is None else [(10, early), (20, final)]
+    curve = tuple(CurvePoint(step=step, tokens=step, seconds=step, value=value) for step, value in points)
+    is_complete = final is not None
+    return TrialRow(
+        trial=number,
+        state="COMPLETE" if is_complete else "PRUNED",
+        outcome="complete" if is_complete else "pruned",
+        value=curve[-1].value,
+        params={"learning_rate": 0.01},
+        seed=number,
+        curve=curve,
+    )
+
+
+def complete() -> list[TrialRow]:
+    return [run(i, early, final) for i, (early, final) in enumerate(zip(EARLY, FINAL, strict=True))]
+
+
+@pytest.mark.parametrize("stopped_at", [5.3, 6.5])
+def test_the_promise_is_that_of_the_least_squares_line_with_the_error_of_one_prediction(make_table, stopped_at: float):
+    """Against scipy's line, and the formula of a textbook for the error of a single new value."""
+    promise = find_promises(make_table([*complete(), run(9, stopped_at, None)]))[9]
+    line, n = linregress(EARLY, FINAL), len(EARLY)
+    assert promise.value == pytest.approx(line.intercept + line.slope * stopped_at)
+    residuals = np.array(FINAL) - line.intercept - line.slope * np.array(EARLY)
+    size = ((np.array(EARLY) - np.mean(EARLY)) ** 2).sum()
+    variance = (residuals**2).sum() / (n - 2) * (1 + 1 / n + (stopped_at - np.mean(EARLY)) ** 2 / size)
+    assert promise.std == pytest.approx(math.sqrt(variance))
+
+
+def test_few_complete_trials_promise_nothing(make_table):
+    assert find_promises(make_table([*complete()[: MIN_FOR_A_LINE - 1], run(9, 5.3, None)])) == {}
+
+
+def test_where_a_better_start_does_not_end_better_nothing_is_promised(make_table):
+    """A line that falls would call the worst trials the best."""
+    against = [run(i, early, final) for i, (early, final) in enumerate(zip(EARLY, FINAL[::-1], strict=True))]
+    falling = [
+        replace(row, curve=(row.curve[0], replace(row.curve[1], value=10 - row.curve[0].value))) for row in against
+    ]
+    falling = [replace(row, value=row.curve[1].value) for row in falling]
+    assert find_promises(make_table([*falling, run(9, 5.3, None)])) == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_trial_that_diverged_or_has_no_value_promises_nothing(make_table, value: float | None):
+    lost = replace(run(9, 5.3, None), curve=(CurvePoint(step=10, tokens=10, seconds=1, value=value),))
+    diverged = replace(run(10, 5.3, None), outcome="diverged")
+    assert find_promises(make_table([*complete(), lost, diverged])) == {}
+
+
+def test_a_step_that_the_others_did_not_evaluate_promises_nothing(make_table):
+    odd = replace(run(9, 5.3, None), curve=(CurvePoint(step=7, tokens=7, seconds=1, value=5.3),))
+    assert find_promises(make_table([*complete(), odd])) == {}
