@@ -27,9 +27,14 @@ def test_everything_is_written(table: StudyTable, tmp_path: Path):
         "index.html",
         "report.md",
         "history.png",
-        "parameters.png",
-        "curves.png",
         "importance.png",
+        "sensitivity.png",
+        "interactions.png",
+        "budget.png",
+        "parallel.png",
+        "correlations.png",
+        "curves.png",
+        "summary_table.png",
         "trials.csv",
         "summary_table.csv",
         "insights.json",
@@ -78,7 +83,7 @@ def test_names_and_reasons_cannot_break_out_of_the_page(make_table: MakeTable, m
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_draws_every_figure(table: StudyTable, tmp_path: Path):
-    """7 figures: history, importance, 4 parameters, curves."""
+    """14 figures: 4 panels of sensitivity, 4 of the budget, and 6 others."""
     page = write_report(table, summarize(table), tmp_path / "report")[0]
     folder = f"--user-data-dir={tmp_path / 'chromium'}"
     drawn = subprocess.run(
@@ -88,8 +93,8 @@ def test_a_browser_draws_every_figure(table: StudyTable, tmp_path: Path):
         timeout=90,
         check=True,
     ).stdout
-    assert drawn.count('class="main-svg"') >= 7
-    assert len(re.findall(r'data-figure="figure-\d+"[^>]*class="js-plotly-plot"', drawn)) == 7
+    assert drawn.count('class="main-svg"') >= 14
+    assert len(re.findall(r'data-figure="figure-\d+"[^>]*class="js-plotly-plot"', drawn)) == 14
 
 
 def test_studies_without_much_to_tell_are_told_all_the_same(

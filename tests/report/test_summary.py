@@ -3,7 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.report.summary import summarize, tell_answer, tell_confidence, tell_cost
+from hpopt.report.sentences import tell_answer, tell_confidence, tell_cost
+from hpopt.report.summary import summarize
 
 MakeTable = Callable[..., StudyTable]
 MakeTrial = Callable[..., TrialRow]
@@ -21,7 +22,7 @@ def test_the_answer_names_trial_value_and_counts(table: StudyTable):
 def test_single_runs_are_called_not_confirmed(table: StudyTable):
     """The winner of many noisy runs looks better than it is, and one run cannot show it."""
     assert confidence(table).startswith("Not confirmed: the best configuration ran once.")
-    assert "has not been measured" in confidence(table)
+    assert "(from what the surrogate cannot explain)" in confidence(table)
 
 
 def test_seeds_of_one_configuration_are_told_with_their_range(make_table: MakeTable, make_trial: MakeTrial):
@@ -47,4 +48,4 @@ def test_the_distance_to_the_next_best_is_told(make_table: MakeTable, make_trial
 
 def test_savings_are_not_invented_without_a_complete_trial(make_table: MakeTable, make_trial: MakeTrial):
     table = make_table(make_trial(0, state="PRUNED"))
-    assert "cannot be estimated" in " ".join(tell_cost(table, summarize(table).cost))
+    assert "cannot be estimated" in " ".join(tell_cost(table, summarize(table).insights.cost))

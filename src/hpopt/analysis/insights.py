@@ -1,5 +1,6 @@
 """Owns all numbers that are read off a study, computed once. Leaves warnings to findings.py and words to report/."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpopt.analysis.budget import BudgetDependence, measure_budget
@@ -11,6 +12,7 @@ from hpopt.analysis.importance import Importance, measure_importance
 from hpopt.analysis.interactions import Interactions, measure_interactions
 from hpopt.analysis.model import build_model
 from hpopt.analysis.noise import Noise, measure_noise
+from hpopt.analysis.promise import Promise, find_promises
 from hpopt.analysis.pruning import PruningCheck, check_pruning
 from hpopt.analysis.sensitivity import Sensitivity, measure_sensitivity
 from hpopt.analysis.trials import StudyTable
@@ -19,9 +21,10 @@ from hpopt.analysis.twins import Twins, find_twins
 
 @dataclass(frozen=True, kw_only=True)
 class Insights:
-    """Every analysis of one study."""
+    """Every analysis of one study; `promises` are what pruned trials would have come to, by trial."""
 
     cost: Cost
+    promises: Mapping[int, Promise]
     noise: Noise | None
     importance: tuple[Importance, ...]
     interactions: Interactions
@@ -40,6 +43,7 @@ def gather(table: StudyTable) -> Insights:
     surrogate = model.surrogate if model else None
     return Insights(
         cost=sum_cost(table),
+        promises=find_promises(table),
         noise=measure_noise(table, surrogate),
         importance=measure_importance(table, model),
         interactions=measure_interactions(table, model),

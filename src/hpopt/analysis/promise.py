@@ -1,7 +1,7 @@
-"""Owns what pruned trials would have come to: a line through the complete trials, from the value where they stopped.
+"""Owns what pruned trials would have come to: a line through those that went on, from the value where they stopped.
 
-Of all trials that completed, some go up and down between a step and the end; how much, and how far the pruned one lies
-outside of them, says how uncertain its final value is. Source: least squares and the error of a single prediction.
+How much those that went on changed places, and how far the pruned one lies outside of them, says how uncertain that is.
+Source: least squares, and the error of a single prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,23 +17,28 @@ MIN_FOR_A_LINE = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """The final value that a trial's learning curve promises, and its standard deviation, in units of the metric."""
+    """The value that a trial's learning curve promises, and its standard deviation, in units of the metric."""
 
     value: float
     std: float
 
 
 def find_promises(table: StudyTable) -> Mapping[int, Promise]:
-    """Give the promise of each pruned trial that did not diverge, by trial; of those without one, nothing."""
-    complete = [row for row in table.complete() if row.curve]
-    promises = {}
+    """Give what each pruned trial that did not diverge would have ended with, by trial; of some nothing is known."""
+    return promise(table, {row.trial: row.value for row in table.complete() if row.value is not None})
+
+
+def promise(table: StudyTable, known: Mapping[int, float]) -> Mapping[int, Promise]:
+    """Give what the pruned trials that stopped before would have come to, where `known` trials came to these values."""
+    reached = [row for row in table.trials if row.trial in known]
     by_step: dict[int, list[TrialRow]] = {}
     for row in table.pruned():
-        if row.outcome != "diverged" and row.curve and is_finite(row.curve[-1].value):
+        if row.trial not in known and row.outcome != "diverged" and row.curve and is_finite(row.curve[-1].value):
             by_step.setdefault(row.curve[-1].step, []).append(row)
+    promises = {}
     for step, rows in by_step.items():
-        early = {row.trial: value for row in complete if (value := _value_at(row, step)) is not None}
-        finals = [row.value or 0.0 for row in complete if row.trial in early]
+        early = {row.trial: value for row in reached if (value := _value_at(row, step)) is not None}
+        finals = [known[trial] for trial in early]
         found = _predict(list(early.values()), finals, [row.curve[-1].value or 0.0 for row in rows])
         promises.update({row.trial: promise for row, promise in zip(rows, found, strict=False)})
     return promises

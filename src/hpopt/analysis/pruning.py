@@ -79,7 +79,7 @@ def _check(fraction: float, values: Mapping[int, float], ranked: tuple[TrialRow,
         fraction=fraction,
         n_trials=len(values),
         n_kept=_n_kept(len(values)),
-        rank_of_best=1 + sum(value < early[0] for value in values.values()),
+        rank_of_best=1 + len([value for value in values.values() if value < early[0]]),
         agreement=agreement,
     )
 

@@ -1,16 +1,6 @@
 """Owns the parts of a report that programs read: trials.csv, summary_table.csv and insights.json.
 
-insights.json, keys sorted, numbers that are not finite as null:
-
-    study, metric, direction, objective     as in the study file
-    n_trials                                by state, and `total`
-    best                                    null, or trial, value, seed, params, and over all complete runs of these
-                                            params n_runs, n_seeds, mean, std, min, max (std null for one run)
-    confirmed                               whether at least 3 seeds ran with the best params
-    importance                              by measure: meaning, n_trials, shares by parameter or null, reason or null
-    findings                                a list, the gravest first: code, severity (error, warning or note), subject
-                                            (a parameter, or null), sentence, remedy, and evidence by name
-    cost                                    device_hours, complete_hours, pruned_hours, other_hours, saved_hours, tokens
+What is in insights.json is told by docs/insights.md; numbers that are not finite are null there, and keys are sorted.
 """
 
 import csv
@@ -20,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.report.summary import Configuration, Summary
@@ -57,8 +49,10 @@ def write_summary_table(summary: Summary, path: Path) -> None:
 
 
 def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
-    """Write the findings; see the top of the file for the keys."""
-    insights = {
+    """Write everything that was computed, for programs."""
+    insights = asdict(summary.insights)
+    measures = {measure.pop("measure"): measure for measure in insights.pop("importance")}
+    told = {
         "study": table.name,
         "metric": table.metric,
         "direction": table.direction,
@@ -66,14 +60,11 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
         "n_trials": dict(table.count_states()) | {"total": len(table.trials)},
         "best": _best(summary),
         "confirmed": summary.is_confirmed(),
-        "importance": {
-            measure.measure: {name: value for name, value in asdict(measure).items() if name != "measure"}
-            for measure in summary.importance
-        },
         "findings": [asdict(finding) for finding in summary.findings],
-        "cost": asdict(summary.cost),
+        "importance": measures,
+        **insights,
     }
-    path.write_text(json.dumps(_finite(insights), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    path.write_text(json.dumps(_plain(told), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def _best(summary: Summary) -> dict[str, Any] | None:
@@ -113,9 +104,11 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list[object]]) -> N
         writer.writerows(rows)
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold.
+def _plain(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold, and ranges.
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_defaults=True)
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

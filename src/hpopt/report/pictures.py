@@ -1,179 +1,231 @@
-"""Owns the same figures as PNG: matplotlib, for papers, slides and Markdown. Leaves what is shown to selection.py."""
+"""Owns charts as PNG: matplotlib, for papers, slides and Markdown. Leaves what they show to the charts."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from hpopt.analysis.importance import Importance
-from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.report import selection
-from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT, Window
-from hpopt.search_space import Categorical
+from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Words
+from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT
 
-DPI = 160
-COLUMNS = 2
-
-
-def write_pictures(table: StudyTable, measures: Sequence[Importance], folder: Path) -> list[Path]:
-    """Write history.png, parameters.png, curves.png and importance.png, those that have something to show."""
-    pictures = {
-        "history.png": _draw_history(table),
-        "parameters.png": _draw_parameters(table),
-        "curves.png": _draw_curves(table),
-        "importance.png": _draw_importance(measures),
-    }
-    written = []
-    for name, picture in pictures.items():
-        path = folder / name
-        if picture is None:
-            # An older report may have left one that is no longer true.
-            path.unlink(missing_ok=True)
-            continue
-        # Without the version of matplotlib in it, the same study gives the same file.
-        picture.savefig(path, dpi=DPI, metadata={"Software": None})
-        written.append(path)
-    return written
+_DPI = 160
+_WIDTH, _HEIGHT = 7.5, 3.8
+_SYMBOLS = {"circle": "o", "cross": "x", "star": "*"}
+# Areas, which matplotlib counts in square points, from the diameters that plotly counts in pixels.
+_AREA_OF = 0.42
+_BAR = 0.36
+# Numbers from here on are written as 10k.
+_MANY = 1e4
+_BETWEEN_BLUE_AND_ORANGE = LinearSegmentedColormap.from_list("hpopt", [COMPLETE, GRID, BEST])
+# Beyond this a cell is too dark for dark words.
+_STRONG = 0.6
+# Over so many decades of a small panel, only the powers of ten find room.
+_FEW_DECADES = 2
 
 
-def _draw_history(table: StudyTable) -> Figure | None:
-    complete, pruned = selection.with_value(table.complete()), selection.with_value(table.pruned())
-    window = selection.choose_window(table, [row.value for row in complete + pruned])
-    if window is None:
-        return None
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = figure.subplots()
-    _style(axes, "trial", table.metric, window)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _add_trials(axes, [row.trial for row in pruned], pruned, _pruned_marks())
-    _add_trials(axes, [row.trial for row in complete], complete, _complete_marks())
-    steps = list(selection.best_so_far(table))
-    if steps:
-        steps.append((max(row.trial for row in table.trials), steps[-1][1]))
-        x, y = zip(*steps, strict=True)
-        axes.step(x, y, where="post", color=BEST, linewidth=1.8, label="best so far")
-    _add_legend(axes)
-    return figure
-
-
-def _draw_parameters(table: StudyTable) -> Figure | None:
-    window = selection.choose_window(table, [row.value for row in table.complete() + table.pruned()])
-    names = [name for name in table.search_space if any(name in row.params for row in table.trials)]
-    if window is None or not names:
-        return None
-    n_rows = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(7, 2.9 * n_rows), layout="constrained")
-    all_axes = figure.subplots(n_rows, COLUMNS, squeeze=False).ravel()
-    for axes, name in zip(all_axes, names, strict=False):
-        _style(axes, name, table.metric, window)
-        _add_parameter(axes, table, name)
-    for axes in all_axes[len(names) :]:
+def write_picture(chart: Chart, path: Path) -> None:
+    """Write a chart as PNG."""
+    room = 0.3 * chart.n_bars + 1.3 if chart.n_bars else _HEIGHT - 0.8 * (chart.n_rows > 1)
+    figure = Figure(figsize=(_WIDTH, room * chart.n_rows + 0.3), layout="constrained")
+    grid = list(figure.subplots(chart.n_rows, chart.n_columns, squeeze=False).ravel())
+    for axes, panel in zip(grid, chart.panels, strict=False):
+        _draw_panel(axes, panel)
+    for axes in grid[len(chart.panels) :]:
         axes.set_visible(False)
-    figure.legend(
-        *all_axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9
-    )
-    return figure
+    _add_legend(figure, grid)
+    save(figure, path)
 
 
-def _add_parameter(axes: Axes, table: StudyTable, name: str) -> None:
-    range_ = table.search_space[name]
-    places = {str(choice): i for i, choice in enumerate(range_.choices)} if isinstance(range_, Categorical) else {}
-    if isinstance(range_, Categorical):
-        axes.set_xticks(list(places.values()), list(places))
-        axes.set_xlim(-0.5, len(places) - 0.5)
-    elif range_.log:
-        axes.set_xscale("log")
-    best = list(table.ranked()[:1])
-    rest = [row for row in table.complete() if row not in best]
-    for rows, marks in ((table.pruned(), _pruned_marks()), (rest, _complete_marks()), (best, _best_marks())):
-        shown = [row for row in selection.with_value(rows) if name in row.params]
-        values = [row.params[name] for row in shown]
-        _add_trials(axes, [places.get(str(v), len(places)) if places else v for v in values], shown, marks)
-
-
-def _draw_curves(table: StudyTable) -> Figure | None:
-    best, pruned = selection.choose_curves(table)
-    window = selection.choose_window(
-        table, [point.value for row in best + pruned for point in selection.finite_points(row)]
-    )
-    if window is None:
-        return None
-    by_tokens = selection.counts_tokens(best + pruned)
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], path: Path) -> None:
+    """Write a table of words as PNG, its first row in bold."""
+    figure = Figure(figsize=(max(4.0, 1.15 * len(header)), 0.32 * (len(rows) + 1) + 0.2), layout="constrained")
     axes = figure.subplots()
-    _style(axes, "tokens" if by_tokens else "step", table.metric, window)
-    if by_tokens:
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    styles: list[tuple[TrialRow, dict[str, Any]]] = [
-        *((row, {"color": MUTED, "linewidth": 0.9, "linestyle": ":", "label": "pruned"}) for row in pruned),
-        *((row, {"color": COMPLETE, "linewidth": 1.2, "label": "next best"}) for row in reversed(best[1:])),
-        *((row, {"color": BEST, "linewidth": 2.4, "label": "best"}) for row in best[:1]),
-    ]
-    for row, style in styles:
-        curve = selection.finite_points(row)
-        marks: dict[str, Any] = {"marker": "o", "markersize": 4} if len(curve) == 1 else {}
-        if style["label"] == "pruned":
-            marks = {"marker": "x", "markevery": [-1], "markersize": 5}
-        x = [point.tokens if by_tokens else point.step for point in curve]
-        axes.plot(x, [point.value or 0.0 for point in curve], **style, **marks)
-    _add_legend(axes)
-    return figure
+    axes.set_axis_off()
+    table = axes.table(cellText=[list(row) for row in rows], colLabels=list(header), loc="center", cellLoc="right")
+    table.auto_set_font_size(value=False)
+    table.set_fontsize(9)
+    table.scale(1, 1.35)
+    for (row, _), cell in table.get_celld().items():
+        cell.set_edgecolor(GRID)
+        cell.visible_edges = "B"
+        cell.set_text_props(color=MUTED if row == 0 else TEXT, weight="bold" if row == 1 else "normal")
+    save(figure, path)
 
 
-def _draw_importance(measures: Sequence[Importance]) -> Figure | None:
-    drawn = [measure for measure in measures if measure.shares]
-    if not drawn:
-        return None
-    names = list(drawn[0].shares or {})
-    figure = Figure(figsize=(7, 1.2 + 0.55 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    _style(axes, "share", "", None)
-    axes.grid(visible=False, axis="y")
-    for i, (measure, color, hatch) in enumerate(zip(drawn, (COMPLETE, BEST), ("", "////"), strict=False)):
-        places = [place + 0.38 * (i - (len(drawn) - 1) / 2) for place in range(len(names))]
-        shares = [(measure.shares or {}).get(name, 0.0) for name in names]
-        bars = axes.barh(places, shares, 0.34, color=color, hatch=hatch, edgecolor="white", label=measure.measure)
-        axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=8, color=TEXT)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.08)
-    axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    _add_legend(axes)
-    return figure
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; without the version of matplotlib in it, the same study gives the same file."""
+    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
 
 
-def _style(axes: Axes, x_title: str, y_title: str, window: Window | None) -> None:
-    axes.set_xlabel(x_title, color=TEXT)
-    axes.set_ylabel(y_title, color=TEXT)
+def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.grid(visible=True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=TEXT, labelsize=9, length=0)
+    axes.tick_params(which="both", colors=TEXT, labelsize=9, length=0)
     axes.spines[:].set_visible(False)
-    if window is not None:
-        axes.set_ylim(window.low, window.high)
-        axes.text(1, 1, window.note(), transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=MUTED)
+    _set_axis(axes, "x", panel.x)
+    _set_axis(axes, "y", panel.y)
+    places = _Places(x=_positions(panel.x), y=_positions(panel.y))
+    bars = [mark for mark in panel.marks if isinstance(mark, Bars)]
+    overlap = len(set().union(*(mark.lengths for mark in bars))) < sum(len(mark.lengths) for mark in bars)
+    for mark in panel.marks:
+        if isinstance(mark, Bars) and overlap:
+            _draw(mark, axes, places.shifted(_BAR * (bars.index(mark) - (len(bars) - 1) / 2)))
+        else:
+            _draw(mark, axes, places)
+    if panel.y.names:
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(len(panel.y.names) - 0.5, -0.5)
 
 
-def _add_trials(axes: Axes, x: Sequence[Any], rows: Sequence[TrialRow], marks: dict[str, Any]) -> None:
-    if rows:
-        axes.scatter(x, [row.value or 0.0 for row in rows], **marks)
+class _Places:
+    """Where names are on the two axes; numbers are where they are."""
+
+    def __init__(self, *, x: dict[Place, float], y: dict[Place, float]) -> None:
+        self.positions = {"x": x, "y": y}
+
+    def on(self, axis: str, places: Iterable[Place]) -> list[float]:
+        """Give the positions of places on an axis."""
+        return [float(self.positions[axis].get(place, place)) for place in places]
+
+    def shifted(self, by: float) -> "_Places":
+        """Give places that lie beside these."""
+        return _Places(x=self.positions["x"], y={name: place + by for name, place in self.positions["y"].items()})
 
 
-def _add_legend(axes: Axes) -> None:
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
+def _positions(axis: Axis) -> dict[Place, float]:
+    return {name: float(i) for i, name in enumerate(axis.names)}
 
 
-def _complete_marks() -> dict[str, Any]:
-    return {"label": "complete", "marker": "o", "s": 26, "color": COMPLETE, "alpha": 0.85, "linewidths": 0}
+def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
+    ticks, set_scale, set_ends = (
+        (axes.xaxis, axes.set_xscale, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_yscale, axes.set_ylim)
+    )
+    ticks.set_label_text(axis.title, color=TEXT)
+    if axis.note:
+        axes.text(1, 1, axis.note, transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=MUTED)
+    if axis.is_log:
+        set_scale("log")
+        n_decades = math.log10(axis.span[1] / axis.span[0]) if axis.span else math.inf
+        ticks.set_major_locator(LogLocator(subs=(1,) if n_decades >= _FEW_DECADES else (1, 2, 5)))
+        ticks.set_minor_formatter(NullFormatter())
+    if axis.span is not None:
+        set_ends(*axis.span)
+    if axis.names:
+        ticks.set_ticks(range(len(axis.names)), axis.names)
+        if which == "x":
+            set_ends(-0.5, len(axis.names) - 0.5)
+    elif axis.format == "whole":
+        ticks.set_major_locator(MaxNLocator(integer=True))
+    elif axis.format == "percent":
+        ticks.set_major_formatter(PercentFormatter(1, decimals=0))
+    elif axis.format == "none":
+        ticks.set_ticks([])
+    else:
+        ticks.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
 
-def _pruned_marks() -> dict[str, Any]:
-    return {"label": "pruned", "marker": "x", "s": 20, "color": MUTED, "linewidths": 1.1}
+def _short(value: float) -> str:
+    return EngFormatter(sep="")(value) if abs(value) >= _MANY else f"{value:.4g}"
 
 
-def _best_marks() -> dict[str, Any]:
-    return {"label": "best", "marker": "*", "s": 150, "color": BEST, "linewidths": 0, "zorder": 3}
+@singledispatch
+def _draw(mark: Mark, axes: Axes, places: _Places) -> None:
+    raise NotImplementedError(mark)
+
+
+@_draw.register
+def _(mark: Points, axes: Axes, places: _Places) -> None:
+    style = mark.style
+    x, y = places.on("x", mark.x), places.on("y", mark.y)
+    options: dict[str, Any] = {"marker": _SYMBOLS[style.symbol], "color": style.color, "alpha": style.opacity}
+    options["linewidths"] = 1.1 if style.symbol == "cross" else 0
+    if mark.spans:
+        reach = [
+            [middle - low for middle, (low, _) in zip(y, mark.spans, strict=True)],
+            [high - middle for middle, (_, high) in zip(y, mark.spans, strict=True)],
+        ]
+        axes.errorbar(x, y, yerr=reach, fmt="none", ecolor=style.color, elinewidth=1.3, capsize=3)
+    if x:
+        axes.scatter(x, y, _AREA_OF * style.size**2, label=style.label, zorder=3, **options)
+
+
+@_draw.register
+def _(mark: Line, axes: Axes, places: _Places) -> None:
+    style = mark.style
+    options: dict[str, Any] = {"color": style.color, "linewidth": 0.75 * style.width, "alpha": style.opacity}
+    options |= {"linestyle": ":" if style.dash == "dot" else "-", "label": style.label}
+    if mark.ends_in_cross or len(mark.x) == 1:
+        options |= {"marker": "x" if mark.ends_in_cross else "o", "markevery": [-1], "markersize": 5}
+    axes.plot(
+        places.on("x", mark.x), places.on("y", mark.y), drawstyle="steps-post" if mark.is_step else "default", **options
+    )
+
+
+@_draw.register
+def _(mark: Band, axes: Axes, places: _Places) -> None:
+    style = mark.style
+    look: dict[str, Any] = {"color": style.color, "alpha": style.opacity, "linewidth": 0, "label": style.label}
+    axes.fill_between(places.on("x", mark.x), list(mark.low), list(mark.high), **look)
+
+
+@_draw.register
+def _(mark: Stretch, axes: Axes, _places: _Places) -> None:
+    style = mark.style
+    axes.axvspan(mark.low, mark.high, color=style.color, alpha=style.opacity, linewidth=0, label=style.label)
+
+
+@_draw.register
+def _(mark: Bars, axes: Axes, places: _Places) -> None:
+    style, lengths = mark.style, list(mark.lengths.values())
+    spans = [mark.spans.get(name, (length, length)) for name, length in mark.lengths.items()]
+    reach = [
+        [length - low for length, (low, _) in zip(lengths, spans, strict=True)],
+        [high - length for length, (_, high) in zip(lengths, spans, strict=True)],
+    ]
+    axes.barh(
+        places.on("y", mark.lengths),
+        lengths,
+        _BAR * 0.9,
+        color=style.color,
+        hatch="////" if mark.has_pattern else "",
+        edgecolor="white",
+        linewidth=0,
+        label=style.label,
+        xerr=reach,
+        error_kw={"ecolor": TEXT, "elinewidth": 1.1, "capsize": 2.5},
+    )
+
+
+@_draw.register
+def _(mark: Words, axes: Axes, places: _Places) -> None:
+    alignment, shift = ("bottom", 4) if mark.side == "above" else ("top", -4)
+    for x, y, word in zip(places.on("x", mark.x), places.on("y", mark.y), mark.words, strict=True):
+        look: dict[str, Any] = {"ha": "center", "va": alignment, "fontsize": 8, "color": TEXT}
+        axes.annotate(word, (x, y), xytext=(0, shift), textcoords="offset points", **look)
+
+
+@_draw.register
+def _(mark: Cells, axes: Axes, _places: _Places) -> None:
+    numbers = [[float("nan") if value is None else value for value in row] for row in mark.values]
+    axes.grid(visible=False)
+    axes.imshow(numbers, cmap=_BETWEEN_BLUE_AND_ORANGE, vmin=-1, vmax=1, aspect="auto")
+    for y, row in enumerate(mark.values):
+        for x, value in enumerate(row):
+            if value is not None:
+                color = "white" if abs(value) > _STRONG else TEXT
+                axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize=9, color=color)
+
+
+def _add_legend(figure: Figure, grid: Sequence[Axes]) -> None:
+    handles: dict[str, Any] = {}
+    for axes in grid:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True) if label}
+    if handles:
+        look = {"ncols": 4, "frameon": False, "fontsize": 9}
+        figure.legend(list(handles.values()), list(handles), loc="outside upper left", **look)
