@@ -17,10 +17,15 @@ from optuna_dashboard import wsgi
 from hpopt.dashboard import answers, shown_studies
 from hpopt.dashboard.answers import Answers
 from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
+from hpopt.dashboard.publishing import NOTHING, Publication
 from hpopt.dashboard.shown_studies import ShownStudies
 from hpopt.storage.database import Database
 
 ALL = "after=0"
+
+
+def publish_nothing(_look: shown_studies.Look) -> Publication:
+    return NOTHING
 
 
 class Page:
@@ -32,7 +37,7 @@ class Page:
         self.go_on.set()
         self._dashboard = wsgi(storage)
         # The validator holds both sides to the rules of WSGI.
-        self._app = validator(Answers(validator(self._make), ShownStudies(storage)))
+        self._app = validator(Answers(validator(self._make), ShownStudies(storage), publish_nothing))
 
     def _make(self, environ, start_response):
         self.n_made += 1
@@ -144,7 +149,7 @@ def test_a_failure_is_told_to_all_who_wait_and_is_forgotten(storage: optuna.stor
         go_on.wait(10)
         raise OSError("no disk")
 
-    served, failures = Answers(fail, ShownStudies(storage)), []
+    served, failures = Answers(fail, ShownStudies(storage), publish_nothing), []
 
     def ask() -> None:
         try:

@@ -37,6 +37,7 @@ serve(Database(sys.argv[1]), port=int(sys.argv[2]), **json.loads(sys.argv[3]))
 
 @pytest.fixture
 def database_with_a_study(database_url: str) -> str:
+    migrate.upgrade(Database(database_url))
     study = optuna.create_study(study_name="moe-muon", storage=database_url)
     study.optimize(lambda trial: trial.suggest_float("learning_rate", 1e-3, 0.3, log=True), n_trials=3)
     return database_url

@@ -141,7 +141,7 @@ def test_every_figure_is_drawn_by_both_and_small_enough_to_be_sent_with_each_pol
     charts = charts_of(full_table())
     assert list(charts) == list(CHART_NAMES)
     for chart in charts.values():
-        assert len(interactive.draw(chart, is_titled=True).to_json()) < 60_000
+        assert len(interactive.draw_card(chart, 450).to_json()) < 60_000
         pictures.write_picture(chart, tmp_path / "picture.png")
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
@@ -184,7 +184,7 @@ def test_names_cannot_break_out_of_a_figure(make_table: MakeTable, make_trial: M
     table = make_table(*(make_trial(i) for i in range(12)), metric=hostile)
     table = replace(table, trials=tuple(replace(row, metrics={hostile: row.value}) for row in table.trials))
     for chart in charts_of(table).values():
-        figure = interactive.draw(chart, is_titled=True)
+        figure = interactive.draw_card(chart, 450)
         texts = [figure.layout.yaxis.title.text or "", *(trace.name or "" for trace in figure.data)]
         texts += [text for trace in figure.data for text in (getattr(trace, "hovertext", None) or ())]
         assert not [text for text in texts if "<a" in text]

@@ -1,6 +1,6 @@
 """Owns how the dashboard's answers travel: early, made once for all who ask alike, compressed.
 
-Leaves what they say to optuna-dashboard and curves.py, and who may ask to gate.py.
+Leaves what they say to optuna-dashboard, curves.py and publishing.py, and who may ask to gate.py.
 """
 
 import gzip
@@ -12,7 +12,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 from hpopt.dashboard.curves import redraw_curves
+from hpopt.dashboard.publishing import Publication
 from hpopt.dashboard.shown_studies import Look, ShownStudies
+from hpopt.dashboard.study_answer import put_in
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -47,15 +49,16 @@ class Question(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """An answer, when it was made, and how the study looked then."""
+    """An answer, when it was made, how the study looked then and what of ours was in it."""
 
     answer: Answer
     made_s: float
     look: Look
+    publication: Publication
 
-    def holds(self, look: Look | None) -> bool:
+    def holds(self, look: Look | None, publication: Publication | None) -> bool:
         """Say whether it would be made alike."""
-        return look is self.look and look.is_settled
+        return look is self.look and look.is_settled and publication is self.publication
 
 
 class Answers:
@@ -66,9 +69,12 @@ class Answers:
     has happened since is given again. Whoever writes by this dashboard makes it forget all of them.
     """
 
-    def __init__(self, dashboard: "WSGIApplication", studies: ShownStudies) -> None:
+    def __init__(
+        self, dashboard: "WSGIApplication", studies: ShownStudies, publish: Callable[[Look], Publication]
+    ) -> None:
         self._dashboard = dashboard
         self._studies = studies
+        self._publish = publish
         self._lock = threading.Lock()
         self._being_made: dict[Question, Future[Answer]] = {}
         self._kept: dict[Question, Kept] = {}
@@ -114,15 +120,16 @@ class Answers:
             return before.answer
         study = _STUDY.fullmatch(question.path)
         look = None if study is None else self._studies.look(int(study[1]))
-        if before is not None and before.holds(look):
+        publication = None if look is None else self._publish(look)
+        if before is not None and before.holds(look, publication):
             return before.answer
         answer = _collect(self._dashboard, environ)
-        if look is None or not answer.status.startswith("200 "):
+        if look is None or publication is None or not answer.status.startswith("200 "):
             return _finish(answer, question)
-        body = redraw_curves(answer.body, look.trials, look.study.directions)
+        body = put_in(redraw_curves(answer.body, look.trials, look.study.directions), publication.figures)
         answer = _finish(answer._replace(body=body), question)
         if question.takes_gzip:
-            self._keep(question, Kept(answer, time.monotonic(), look))
+            self._keep(question, Kept(answer, time.monotonic(), look, publication))
         return answer
 
     def _keep(self, question: Question, kept: Kept) -> None:

@@ -7,7 +7,6 @@ its intermediate values on its own page included, stays as it is.
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -15,38 +14,25 @@ from typing import Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpopt.dashboard import study_answer
+from hpopt.dashboard.study_answer import ShownFigure
 from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, POINTS_PER_CURVE
 
 # A second of drawing on one core.
 MAX_STOCK_CURVES = 200
 N_BEST, N_SAMPLED = 50, 100
 FIGURE_ID = "hpopt-learning-curves"
-
-# As keys these cannot be part of a text, where their quotes would have backslashes.
-_CURVES_ARE_DRAWN = re.compile(rb'"has_intermediate_values":\s*true')
-_FIGURES = re.compile(rb'"plotly_graph_objects":\s*\[(\s*\])?')
 _COLORS = {TrialState.PRUNED: MUTED, TrialState.COMPLETE: COMPLETE, TrialState.RUNNING: BEST}
 
 
 def redraw_curves(body: bytes, trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> bytes:
-    """Put our figure into the answer about a study, and take optuna-dashboard's out, if there are many curves.
-
-    With another answer than that of optuna-dashboard 0.21 nothing is changed.
-    """
+    """Put our figure into the answer about a study, and take optuna-dashboard's out, if there are many curves."""
     drawn = [trial for trial in trials if trial.intermediate_values and trial.state in _COLORS]
     # Of several objectives optuna-dashboard draws no curves.
-    if (
-        len(directions) > 1
-        or len(drawn) <= MAX_STOCK_CURVES
-        or not (_CURVES_ARE_DRAWN.search(body) and _FIGURES.search(body))
-    ):
+    if len(directions) > 1 or len(drawn) <= MAX_STOCK_CURVES or not study_answer.has_curves(body):
         return body
     figure = json.dumps(_figure(_choose(drawn, directions[0])), separators=(",", ":"))
-    item = json.dumps({"id": FIGURE_ID, "graph_object": figure}).encode()
-    body = _CURVES_ARE_DRAWN.sub(b'"has_intermediate_values": false', body, count=1)
-    return _FIGURES.sub(
-        lambda found: b'"plotly_graph_objects": [' + item + (b"]" if found[1] else b", "), body, count=1
-    )
+    return study_answer.put_in(study_answer.take_out_curves(body), [ShownFigure(FIGURE_ID, figure)])
 
 
 def _choose(trials: Sequence[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:

@@ -14,6 +14,8 @@ from waitress.server import MultiSocketServer, TcpWSGIServer
 
 from hpopt.dashboard.answers import Answers
 from hpopt.dashboard.gate import HEALTH, USER, guard
+from hpopt.dashboard.noted_storage import NotedStorage
+from hpopt.dashboard.publishing import Publisher
 from hpopt.dashboard.shown_studies import ShownStudies
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage.database import Database, is_loopback
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 # A browser asks for several things at once; the database answers each in milliseconds once its trials are cached.
 N_THREADS = 4
+# An analysis takes a second.
+N_PREPARED = 3
 # Notes are the longest that anybody sends.
 MAX_REQUEST_BYTES = 2**20
 
@@ -45,7 +49,7 @@ def serve(
             f"host {host}: other machines may reach this dashboard, so it needs a password; give it by --password-file "
             "or HPOPT_DASHBOARD_PASSWORD, or listen on 127.0.0.1"
         )
-    app = guard(make_app(database), password=password, writable=writable)
+    app = guard(make_app(database, say), password=password, writable=writable)
     # A waiting request is no news.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     server = _listen(app, host, port)
@@ -75,14 +79,17 @@ def _url(server: MultiSocketServer | TcpWSGIServer, host: str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_app(database: Database) -> "WSGIApplication":
-    """Make the WSGI application: optuna-dashboard, and /healthz, which asks the database.
+def make_app(database: Database, say: Callable[[str], None] = print) -> "WSGIApplication":
+    """Make the WSGI application: optuna-dashboard with our figures and notes, and /healthz, which asks the database.
 
     Raises DatabaseError if the database cannot be reached.
     """
     # The cached storage: given the URL, optuna-dashboard would read every trial again on each poll.
-    storage = database.optuna
-    dashboard = Answers(wsgi(storage), ShownStudies(storage))
+    publisher = Publisher(database, say)
+    storage = NotedStorage(database.uncached_optuna, publisher.notes)
+    shown = ShownStudies(storage)
+    dashboard = Answers(wsgi(storage), shown, publisher.publication)
+    threading.Thread(target=_prepare, args=(publisher, shown), daemon=True).start()
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ.get("PATH_INFO") == HEALTH:
@@ -91,6 +98,14 @@ def make_app(database: Database) -> "WSGIApplication":
         return answer
 
     return app
+
+
+def _prepare(publisher: Publisher, shown: ShownStudies) -> None:
+    """Have the figures of the newest studies ready before anybody looks."""
+    for study_id in shown.newest()[:N_PREPARED]:
+        look = shown.look(study_id)
+        if look is not None:
+            publisher.begin(look)
 
 
 def _answer_health(database: Database, start_response: "StartResponse") -> Iterable[bytes]:

@@ -43,6 +43,13 @@ class ShownStudies:
         self._storage = storage
         self._looks: dict[int, Look] = {}
 
+    def newest(self) -> list[int]:
+        """Give the studies, the newest first; none while the database is away."""
+        try:
+            return sorted((study._study_id for study in self._storage.get_all_studies()), reverse=True)  # noqa: SLF001
+        except StorageInternalError:
+            return []
+
     def look(self, study_id: int) -> Look | None:
         """Look at a study: the same object as long as nothing has changed in it.
 

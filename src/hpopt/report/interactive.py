@@ -1,10 +1,10 @@
 """Owns charts that can be hovered over: plotly, for the page and the dashboard. Leaves PNG to pictures.py."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from html import escape
 from itertools import product
-from math import log10
 from typing import Any, Literal
 
 import plotly.graph_objects as go
@@ -14,40 +14,53 @@ from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel
 from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT
 
 _PANEL_HEIGHT, _BAR_HEIGHT = 300, 26
+# Between two rows, for the titles of axes.
+_GAP = 70
 _SYMBOLS = {"circle": "circle", "cross": "x-thin", "star": "star"}
 _NO_TEMPLATE = go.layout.Template()
 
 
-def draw(chart: Chart, *, is_titled: bool = False) -> go.Figure:
-    """Draw all panels of a chart, in two columns where there are several."""
+def draw(chart: Chart) -> go.Figure:
+    """Draw all panels of a chart, in two columns where there are several, without a title."""
     room = (_BAR_HEIGHT * chart.n_bars + 110) if chart.n_bars else _PANEL_HEIGHT + 40 * (len(chart.panels) == 1)
-    height = room * chart.n_rows + 40 * is_titled
+    figure = _draw_panels(chart, chart.n_columns, room * chart.n_rows)
+    has_legend = any(trace.showlegend for trace in figure.data)
+    figure.update_layout(margin_t=10 + 30 * has_legend)
+    return figure
+
+
+def draw_card(chart: Chart, height: int) -> go.Figure:
+    """Draw a chart with title and caption, as high as a card of some page, in about as many columns as rows."""
+    figure = _draw_panels(chart, math.ceil(math.sqrt(len(chart.panels))), height)
+    caption = f"<br><span style='font-size:12px'>{escape(chart.caption)}</span>" if chart.caption else ""
+    place: dict[str, Any] = {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 22}}
+    figure.update_layout(title={"text": f"{escape(chart.title)}{caption}", "font": {"size": 17}, **place}, margin_t=112)
+    return figure
+
+
+def _draw_panels(chart: Chart, n_columns: int, height: int) -> go.Figure:
+    n_rows = math.ceil(len(chart.panels) / n_columns)
     figure = make_subplots(
-        rows=chart.n_rows,
-        cols=chart.n_columns,
-        horizontal_spacing=0.11,
-        vertical_spacing=0.24 * _PANEL_HEIGHT / height if chart.n_rows > 1 else 0,
+        rows=n_rows,
+        cols=n_columns,
+        horizontal_spacing=0.22 / n_columns if n_columns > 1 else 0,
+        vertical_spacing=min(_GAP / height, 0.8 / (n_rows - 1)) if n_rows > 1 else 0,
     )
-    places = product(range(1, chart.n_rows + 1), range(1, chart.n_columns + 1))
+    places = product(range(1, n_rows + 1), range(1, n_columns + 1))
     for panel, (row, col) in zip(chart.panels, places, strict=False):
         _add_panel(figure, panel, row, col)
     _show_each_label_once(figure)
-    has_legend = any(trace.showlegend for trace in figure.data)
-    top = 10 + 30 * has_legend + 44 * is_titled
     figure.update_layout(
         # The default template is 7 kB in every figure.
         template=_NO_TEMPLATE,
         font={"family": "system-ui, sans-serif", "color": TEXT, "size": 13},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 8, "r": 14, "t": top, "b": 8},
+        margin={"l": 8, "r": 14, "b": 8},
         height=height,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
         barmode="group",
     )
-    if is_titled:
-        place = {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 10}}
-        figure.update_layout(title={"text": escape(chart.title), "font": {"size": 17}, **place})
     return figure
 
 
@@ -224,4 +237,4 @@ def _hover(text: str) -> str:
 
 
 def _logarithms(span: tuple[float, float]) -> list[float]:
-    return [log10(end) for end in span]
+    return [math.log10(end) for end in span]

@@ -28,7 +28,7 @@ _N_PAIRS = 10
 _N_POINTS = 200
 _CURVE = Style(color=COMPLETE, label="surrogate", width=2.2)
 _BAND = Style(color=COMPLETE, label="90% band", opacity=0.16)
-_GOOD = Style(color=BEST, label="within noise of the best", opacity=0.13)
+_GOOD = Style(color=BEST, label="as good within noise", opacity=0.13)
 _CLIFF = Style(color=MUTED, label="diverges", opacity=0.3)
 
 
@@ -42,8 +42,8 @@ def draw_sensitivity(table: StudyTable, insights: Insights) -> Chart | None:
     measured = {parameter.name: parameter for parameter in sensitivity.parameters}
     order = [*measured, *(name for name in names if name not in measured)]
     caption = (
-        "The metric along each parameter, with the others as in the best configuration; the shaded range is within the "
-        "noise of the best."
+        "The metric along each parameter, with the others as in the best configuration. The shaded range is as good as "
+        "the best within the noise of a run; pruned trials stand at the final values that they promise."
         if measured
         else f"Each trial. No curves: {sensitivity.reason}."
     )
@@ -194,7 +194,7 @@ def _sensitivity_panel(
         marks.append(Stretch(low=low, high=high, style=_GOOD))
         cliffs = [cliff for cliff in insights.divergence.cliffs if cliff.name == name and cliff.at is not None]
         marks += [_cliff_stretch(cliff, measured) for cliff in cliffs]
-    pruned_marks = replace(PRUNED_MARKS, label="pruned, at what they promise") if insights.promises else PRUNED_MARKS
+    pruned_marks = replace(PRUNED_MARKS, label="pruned (promised)") if insights.promises else PRUNED_MARKS
     faint: dict[str, Any] = {} if measured is None else {"size": 6, "opacity": 0.6}
     marks += [show(shown.pruned, replace(pruned_marks, **faint)), show(shown.rest, replace(COMPLETE_MARKS, **faint))]
     if measured is not None:

@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from hpopt.errors import DatabaseError
@@ -84,6 +84,11 @@ class Database:
     @cached_property
     def optuna(self) -> BaseStorage:
         """Optuna's storage on the same database, with its cache of finished trials."""
+        return optuna.storages.get_storage(self.uncached_optuna)
+
+    @cached_property
+    def uncached_optuna(self) -> RDBStorage:
+        """Optuna's storage on the same database, which reads everything anew."""
         # Optuna's models take a moment to import, and most verbs go without its storage.
         from hpopt.storage.optuna_reading import ReadingStorage  # noqa: PLC0415
 
@@ -91,15 +96,14 @@ class Database:
         # Optuna passes the URL through str.format, which would take braces in a password for fields.
         escaped = self.url.replace("{", "{{").replace("}", "}}")
         with self.errors():
-            self._rdb = ReadingStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
-        return optuna.storages.get_storage(self._rdb)
+            return ReadingStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
 
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
-        if "optuna" in self.__dict__:
-            self._rdb.remove_session()
-            self._rdb.engine.dispose()
+        if "uncached_optuna" in self.__dict__:
+            self.uncached_optuna.remove_session()
+            self.uncached_optuna.engine.dispose()
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:

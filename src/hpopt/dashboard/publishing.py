@@ -1,0 +1,166 @@
+"""Owns what the dashboard adds to the page of a study: figures, its note, and notes of its best trials.
+
+They are made when somebody looks, and again at most every half minute when trials have ended since. Nothing of it is
+stored: an Optuna study would carry all figures through each poll, and read-only would not be. Leaves the numbers to
+analysis/, the words and drawings to report/.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
+from optuna_dashboard._note import note_str_key_prefix, note_ver_key
+
+from hpopt.analysis.trials import StudyTable
+from hpopt.dashboard.shown_studies import Look
+from hpopt.dashboard.study_answer import ShownFigure
+from hpopt.errors import HpoptError
+from hpopt.report import interactive
+from hpopt.report.chart import Chart
+from hpopt.report.charts import draw_charts
+from hpopt.report.markdown import render_note, render_trial_notes
+from hpopt.report.selection import GRID, MUTED, TEXT
+from hpopt.report.summary import summarize
+from hpopt.storage import queries, studies
+from hpopt.storage.database import Database
+
+REFRESH_EVERY_S = 30.0
+# The first page of a small study waits for its figures; that of a large one is not kept waiting.
+WAIT_S = 2.0
+LARGE_STUDY = 1_000
+_LARGE_WAITS_S = 4.0
+# optuna-dashboard draws a history of its own; and its cards are so high.
+_CARD_HEIGHT = 450
+_N_SENSITIVITIES = 8
+SHOWN = ("sensitivity", "importance", "interactions", "budget", "parallel", "curves")
+# The page is light or dark as its reader likes, and figures do not know: these can be read on both.
+_ON_BOTH = {TEXT: MUTED, GRID: "rgba(122,130,142,0.25)"}
+_NICENESS = 10
+
+Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is added to a study of which so many trials had ended; notes are attributes as optuna-dashboard has them."""
+
+    n_ended: int = -1
+    figures: tuple[ShownFigure, ...] = ()
+    notes: Attributes = field(default_factory=dict)
+
+
+NOTHING = Publication()
+
+
+@dataclass
+class _Desk:
+    """What is known of one study: the last publication, and the work on the next."""
+
+    publication: Publication = NOTHING
+    began_s: float = float("-inf")
+    worker: threading.Thread | None = None
+
+
+class Publisher:
+    """Publications of studies, kept in memory and up to date."""
+
+    def __init__(self, database: Database, say: Callable[[str], None]) -> None:
+        self._database = database
+        self._say = say
+        self._desks: dict[int, _Desk] = {}
+        self._lock = threading.Lock()
+        # One study after the other: an analysis takes a core.
+        self._turn = threading.Lock()
+
+    def publication(self, look: Look) -> Publication:
+        """Give the last publication, and have the next one made if it is time.
+
+        The first of a small study is waited for; that of a large one comes with a later answer.
+        """
+        is_large = len(look.trials) > LARGE_STUDY
+        desk = self.begin(look, wait_s=_LARGE_WAITS_S if is_large else 0.0)
+        if desk.publication is NOTHING and not is_large and desk.worker is not None:
+            desk.worker.join(WAIT_S)
+        return desk.publication
+
+    def begin(self, look: Look, wait_s: float = 0.0) -> "_Desk":
+        """Begin with the next publication if it is time."""
+        study_id, n_ended = look.study._study_id, sum(trial.state.is_finished() for trial in look.trials)  # noqa: SLF001
+        with self._lock:
+            desk = self._desks.setdefault(study_id, _Desk())
+            is_due = time.monotonic() - desk.began_s >= REFRESH_EVERY_S and desk.publication.n_ended != n_ended
+            if is_due and (desk.worker is None or not desk.worker.is_alive()):
+                desk.began_s = time.monotonic()
+                arguments = (desk, look.study.study_name, n_ended, wait_s)
+                desk.worker = threading.Thread(target=self._publish, args=arguments, daemon=True)
+                desk.worker.start()
+            return desk
+
+    def notes(self, study_id: int) -> Attributes:
+        """Give the notes of a study as attributes of it."""
+        desk = self._desks.get(study_id)
+        return {} if desk is None else desk.publication.notes
+
+    def _publish(self, desk: _Desk, name: str, n_ended: int, wait_s: float) -> None:
+        time.sleep(wait_s)
+        _be_nice()
+        try:
+            with self._turn:
+                desk.publication = self._make(name, n_ended)
+        except (HpoptError, StorageInternalError, KeyError) as error:
+            # Deleted meanwhile, or the database is away: the next look tries again.
+            self._say(f"no figures of study '{name}': {error}")
+
+    def _make(self, name: str, n_ended: int) -> Publication:
+        study = studies.find_study(self._database, name)
+        if study is None:
+            # Of a study that is not ours the database has no evaluations, no seeds and no file.
+            return Publication(n_ended=n_ended)
+        table = queries.read_table(self._database, study)
+        summary = summarize(table)
+        charts = draw_charts(table, summary.insights)
+        notes = _as_attributes(None, render_note(table, summary))
+        notes |= _trial_notes(table, self._database.optuna, study.study_id)
+        figures = tuple(_show(card) for kind in SHOWN if kind in charts for card in _cards(charts[kind]))
+        return Publication(n_ended=n_ended, figures=figures, notes=notes)
+
+
+def _cards(chart: Chart) -> Iterator[Chart]:
+    """Give a chart as it fits into cards: each parameter's sensitivity has one of its own."""
+    if chart.name != "sensitivity":
+        yield chart
+        return
+    for i, panel in enumerate(chart.panels[:_N_SENSITIVITIES]):
+        title = f"Sensitivity to {panel.title}"
+        yield Chart(name=f"{chart.name}-{i}", title=title, panels=(panel,), caption=panel.caption)
+
+
+def _show(chart: Chart) -> ShownFigure:
+    figure = interactive.draw_card(chart, _CARD_HEIGHT).to_json()
+    for color, other in _ON_BOTH.items():
+        figure = figure.replace(color, other)
+    return ShownFigure(f"hpopt-{chart.name}", figure)
+
+
+def _trial_notes(table: StudyTable, storage: BaseStorage, study_id: int) -> dict[str, Any]:
+    notes: dict[str, Any] = {}
+    for number, note in render_trial_notes(table).items():
+        notes |= _as_attributes(storage.get_trial_id_from_study_id_trial_number(study_id, number), note)
+    return notes
+
+
+def _as_attributes(trial_id: int | None, note: str) -> dict[str, Any]:
+    """Give a note as optuna-dashboard 0.21 stores one: version 0, so that whoever saves one replaces it."""
+    return {note_ver_key(trial_id): 0, f"{note_str_key_prefix(trial_id)}0": note}
+
+
+def _be_nice() -> None:
+    """Let the answers of the dashboard, and trainings on this machine, go first."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
