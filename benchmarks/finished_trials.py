@@ -1,4 +1,4 @@
-"""Owns filling a study with finished trials by SQL, in Optuna's tables and in ours. Leaves making the study to callers.
+"""Owns studies with finished trials, filled by SQL in Optuna's tables and in ours.
 
 A third of the trials complete; the others are pruned at a fifth and at two fifths of their schedule. Each has four
 params and twenty evaluations.
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, distribution_to_json
 
+from hpopt.storage.database import Database
+from hpopt.storage.studies import Study, create_study
+
 N_STEPS = 100
 # Where the pruner compares: steps, and the same as fractions of the schedule.
 RUNGS = {11: 1 / 9, 33: 1 / 3}
@@ -20,6 +23,18 @@ SPACE: Mapping[str, BaseDistribution] = {
     "momentum": FloatDistribution(0.8, 0.99),
     "ns_steps": IntDistribution(1, 9),
 }
+
+
+def make_finished_study(database: Database, text: str, n_trials: int, *, metrics: Mapping[str, float]) -> Study:
+    """Make a study of ours from a file with the parameters of SPACE, and fill it; `metrics` are those of each trial."""
+    study = create_study(database, text, "filled.toml")
+    with database.begin() as connection:
+        # The defaults are enqueued, and would be a trial that waits.
+        for table in ("trial_user_attributes", "trial_system_attributes", "trials"):
+            connection.execute(sa.text(_DELETE.format(table)), {"study_id": study.study_id})
+        fill_optuna(connection, study.study_id, n_trials)
+        fill_ours(connection, study.study_id, config={}, metrics=metrics)
+    return study
 
 
 def fill_optuna(connection: sa.Connection, study_id: int, n_trials: int, *, seed: float = 0.5) -> None:
@@ -54,6 +69,10 @@ def fill_ours(
         connection.execute(_RUNGS, {"study_id": study_id, "fraction": fraction, "step": step})
     connection.execute(_STARTED, {"study_id": study_id})
 
+
+_DELETE = """
+    delete from public.{0} where trial_id in (select trial_id from public.trials where study_id = :study_id)
+"""
 
 # `stride` is the number of steps between two evaluations: a trial that is stopped early is evaluated as often.
 _DRAWN = sa.text(

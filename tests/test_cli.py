@@ -6,16 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from finished_trials import make_finished_study
 
 from hpopt import __version__
 from hpopt.cli.assignments import read_assignments
 from hpopt.errors import InputError
+from hpopt.storage import migrate
+from hpopt.storage.database import Database
 from hpopt.storage.opening import open_database
 from hpopt.storage.studies import create_study
 from hpopt.study.reading import parse_study_file
 
+QUICKSTART = (Path(__file__).parents[1] / "studies" / "quickstart.toml").read_text()
 STUDY = """
 name = "answer"
 [budget]
@@ -132,6 +137,45 @@ def test_best_has_its_own_exit_code_while_there_is_no_answer(database_url, study
     done = hpopt("best", "answer", HPOPT_STORAGE=database_url)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == "hpopt: study 'answer' has no completed trial yet\n"
+
+
+@pytest.fixture
+def leaky(database_url):
+    """A finished study whose trials all validated on what they trained on."""
+    database = Database(database_url)
+    migrate.upgrade(database)
+    make_finished_study(database, QUICKSTART, 32, metrics={"train_val_overlap": 0.93})
+    database.close()
+    return {"HPOPT_STORAGE": database_url}
+
+
+LEAK = "93% of the validation text is trained on too"
+
+
+@pytest.mark.parametrize("verb", ["best", "status"])
+def test_what_to_be_wary_of_is_shown_with_the_answer(verb, leaky):
+    """A number that is wrong does more harm than none."""
+    done = hpopt(verb, "quickstart", **leaky)
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = (line for line in done.stdout.splitlines() if "leak" in line)
+    assert line.startswith("error leak")
+    assert LEAK in line
+    assert "Split by documents" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(("verb", "form"), [("best", ["--format", "json"]), ("status", ["--json"])])
+def test_programs_are_told_what_to_be_wary_of(verb, form, leaky):
+    told = json.loads(hpopt(verb, "quickstart", *form, **leaky).stdout)
+    (leak,) = (each for each in told["findings"] if each["code"] == "leak")
+    assert leak["evidence"]["train_val_overlap"] == 0.93
+
+
+def test_a_training_job_gets_its_arguments_on_one_output_and_errors_on_the_other(leaky):
+    """They are put into a command line, where nobody would read a warning."""
+    done = hpopt("best", "quickstart", "--format", "args", **leaky)
+    assert done.stdout.startswith("--learning_rate ")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {LEAK}")
 
 
 def test_another_space_under_the_same_name_is_refused_with_the_difference(database_url, study_file):

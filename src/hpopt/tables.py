@@ -67,6 +67,8 @@ study = Table(
     Column("n_started", Integer, nullable=False, server_default="0"),
     # What ended attempts cost, added where they end: a sum over all of them takes longer with each trial.
     Column("device_seconds", Double, nullable=False, server_default="0"),
+    # Trials that had ended when the study was last analysed.
+    Column("n_analysed", Integer),
     Column("state", Text, nullable=False, server_default="open"),
     Column("state_reason", Text),
     Column("state_since", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -166,10 +168,12 @@ finding = Table(
     Column("subject", Text, primary_key=True, server_default=""),
     # The gravest first.
     Column("place", SmallInteger, nullable=False),
+    Column("severity", Text, nullable=False, server_default="note"),
     Column("sentence", Text, nullable=False),
     Column("evidence", JSONB, nullable=False),
     Column("remedy", Text, nullable=False),
     Column("found_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("severity in ('error', 'warning', 'note')", name="severity"),
 )
 
 # Which Optuna trials are goes of one logical trial. Whatever counts, compares or shows trials asks this view.
@@ -303,7 +307,8 @@ left join lateral (
 
 _FINDINGS = """
 create view hpopt.findings as
-select s.study_name, f.place, f.code, nullif(f.subject, '') as subject, f.sentence, f.evidence, f.remedy, f.found_at
+select s.study_name, f.place, f.code, nullif(f.subject, '') as subject, f.sentence, f.evidence, f.remedy, f.found_at,
+       f.severity
 from hpopt.finding f join public.studies s using (study_id)
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
-from finished_trials import fill_optuna, fill_ours
+from finished_trials import make_finished_study
 from optuna_dashboard import save_note, wsgi
 
 from hpopt.dashboard import publishing
@@ -17,7 +17,6 @@ from hpopt.dashboard.publishing import NOTHING, Publication, Publisher
 from hpopt.dashboard.shown_studies import Look, ShownStudies
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
-from hpopt.storage.studies import create_study
 
 N_TRIALS = 60
 STUDY = (Path(__file__).parents[2] / "studies" / "quickstart.toml").read_text()
@@ -27,11 +26,7 @@ STUDY = (Path(__file__).parents[2] / "studies" / "quickstart.toml").read_text()
 def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     migrate.upgrade(database)
-    study = create_study(database, STUDY.replace("trials = 32", "trials = 99"), "quickstart.toml")
-    with database.begin() as connection:
-        connection.execute(sa.text("truncate public.trials cascade"))
-        fill_optuna(connection, study.study_id, N_TRIALS)
-        fill_ours(connection, study.study_id, config={}, metrics={"val_perplexity": 20.0})
+    make_finished_study(database, STUDY, N_TRIALS, metrics={"val_perplexity": 20.0})
     yield database
     database.close()
 
@@ -152,6 +147,7 @@ def test_it_is_made_again_only_when_trials_have_ended_and_not_at_once(
 
 
 def test_the_first_page_waits_for_its_figures_but_not_for_long(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(publishing, "WAIT_S", 60.0)
     assert dashboard.publisher.publication(dashboard.look()).figures
     other = Dashboard(dashboard.publisher._database)
     monkeypatch.setattr(publishing, "WAIT_S", 0.0)

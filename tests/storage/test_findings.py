@@ -3,13 +3,24 @@
 import sqlalchemy as sa
 
 from hpopt.findings.finding import Finding
-from hpopt.storage import findings
+from hpopt.storage import attempts, findings
+from hpopt.storage.history import History
 
 
 def finding(code, subject=None, sentence="So it is.", **evidence):
     return Finding(
         code=code, severity="warning", sentence=sentence, evidence=evidence, remedy="Do it.", subject=subject
     )
+
+
+def complete_a_trial(database, study):
+    history = History(database, study)
+    worker = attempts.register_worker(database, study, host="here", pid=1, device="cpu")
+    attempt = attempts.reserve(database, study, worker)
+    history.refresh()
+    params = history.propose(study, attempt)
+    attempts.start(database, study, attempt, params, seed=attempt.number, config={}, data_fingerprint=None)
+    attempts.finish(database, attempt, kind="complete", value=3.0)
 
 
 def kept(database):
@@ -19,18 +30,59 @@ def kept(database):
 
 
 def test_findings_are_kept_in_their_order(database, study):
-    findings.keep(database, study, [finding("leak", overlap=0.9), finding("edge", "momentum"), finding("edge", "lr")])
+    findings.keep(
+        database, study, [finding("leak", overlap=0.9), finding("edge", "momentum"), finding("edge", "lr")], n_ended=3
+    )
     rows = kept(database)
     assert [(row.code, row.subject) for row in rows] == [("leak", None), ("edge", "momentum"), ("edge", "lr")]
     assert rows[0].evidence == {"overlap": 0.9}
 
 
 def test_the_next_analysis_takes_the_place_of_the_last(database, study):
-    findings.keep(database, study, [finding("tie"), finding("edge", "momentum")])
+    findings.keep(database, study, [finding("tie"), finding("edge", "momentum")], n_ended=3)
     before = kept(database)
-    findings.keep(database, study, [finding("edge", "momentum", sentence="Still so."), finding("too-few-trials")])
+    findings.keep(
+        database, study, [finding("edge", "momentum", sentence="Still so."), finding("too-few-trials")], n_ended=4
+    )
     after = kept(database)
     assert [(row.code, row.sentence) for row in after] == [("edge", "Still so."), ("too-few-trials", "So it is.")]
     assert after[0].found_at == before[1].found_at
-    findings.keep(database, study, [])
+    findings.keep(database, study, [], n_ended=5)
     assert kept(database) == []
+
+
+def test_what_is_kept_is_read_as_it_was(database, study):
+    found = (finding("leak", overlap=0.9, trials=[1, 2]), finding("edge", "momentum"))
+    assert findings.read(database, study) == findings.Kept(findings=(), n_analysed=None)
+    findings.keep(database, study, found, n_ended=7)
+    assert findings.read(database, study) == findings.Kept(findings=found, n_analysed=7)
+
+
+def test_a_study_is_analysed_again_when_trials_have_ended(database, study):
+    """One complete trial is too few, and two still are: the counts in the sentence tell them apart."""
+    complete_a_trial(database, study)
+    first = findings.current(database, study)
+    assert "1 complete trials are few" in first[-1].sentence
+    findings.keep(database, study, [finding("tie")], n_ended=1)
+    assert findings.current(database, study) == (finding("tie"),)
+    complete_a_trial(database, study)
+    assert "2 complete trials are few" in findings.current(database, study)[-1].sentence
+
+
+def test_while_a_study_of_thousands_runs_a_few_more_trials_can_wait():
+    kept = findings.Kept(findings=(), n_analysed=1000)
+    assert kept.holds(1050, is_over=False)
+    assert not kept.holds(1051, is_over=False)
+    assert not kept.holds(1001, is_over=True)
+    assert kept.holds(1000, is_over=True)
+
+
+def test_who_may_only_read_is_told_all_the_same(database, study):
+    complete_a_trial(database, study)
+    with database.begin() as connection:
+        connection.execute(
+            sa.text(f"alter database {database.engine.url.database} set default_transaction_read_only = on")
+        )
+    database.release()
+    assert "1 complete trials are few" in findings.current(database, study)[-1].sentence
+    assert findings.read(database, study).n_analysed is None

@@ -16,7 +16,7 @@ from hpopt.analysis.axes import Axis, Design, FloatArray
 
 # Tests that shuffle what is left are a little liberal, and a study is asked about parameters, pairs, budgets and what
 # diverges: at this level at most one study of pure noise in twenty gets any claim at all (benchmarks/planted.py).
-SIGNIFICANT = 0.03
+SIGNIFICANT = 0.025
 N_PERMUTATIONS = 999
 # What more trials would show is too small to act on.
 N_MOST = 1000

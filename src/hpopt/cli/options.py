@@ -1,6 +1,8 @@
 """Owns the two outputs and the options that several verbs share. Leaves the verbs to their files."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -25,6 +27,15 @@ class Output(Console):
             print(text, file=self.file, flush=True)
         except BrokenPipeError:
             self.on_broken_pipe()
+
+    @contextmanager
+    def working(self, on: str) -> Iterator[None]:
+        """Show on a terminal that something is being worked on; elsewhere nothing."""
+        if self.is_terminal:
+            with self.status(f"{on} ..."):
+                yield
+        else:
+            yield
 
 
 # A file or a pipe has no width that a table should be cut to.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpopt.cli.findings import findings_of, show_findings
 from hpopt.cli.options import (
     HOME,
     FileArgument,
@@ -71,13 +72,16 @@ def status(
         if follow:
             _follow(database, found[0])
         shown = [queries.progress(database, each) for each in found]
+        if study is None:
+            out.write(f"[{', '.join(map(progress_as_json, shown))}]") if as_json else out.print(overview(shown))
+            return
+        told = findings_of(database, found[0])
         if as_json:
-            out.write(progress_as_json(shown[0]) if study else f"[{', '.join(map(progress_as_json, shown))}]")
-        elif study:
+            out.write(progress_as_json(shown[0], told))
+        else:
             left = seconds_left(shown[0], found[0].file.budget.wall_hours)
             out.print(standing(shown[0], queries.ended_trials(database, found[0], last=N_ENDED_SHOWN), left))
-        else:
-            out.print(overview(shown))
+            show_findings(told)
 
 
 def _follow(database: "Database", study: "Study") -> None:
@@ -113,10 +117,14 @@ def best(
     with open_database(storage, home) as database:
         found = _load(database, study)
         answered = queries.best(database, found)
+        told = findings_of(database, found)
         if form == "table":
             out.print(answer(queries.progress(database, found), found.file))
-        else:
-            out.write(best_as_json(answered) if form == "json" else PARAMS_AS[form](answered.params))
+            show_findings(told)
+            return
+        for error in (each for each in told if each.severity == "error"):
+            err.print(f"error: {error.sentence}", soft_wrap=True)
+        out.write(best_as_json(answered, told) if form == "json" else PARAMS_AS[form](answered.params))
 
 
 def report(
@@ -133,12 +141,17 @@ def report(
 
     with open_database(storage, home) as database:
         found = _load(database, study)
-        table = queries.read_table(database, found)
-        summary = summarize(table)
-        findings.keep(database, found, summary.findings)
+        with err.working("reading the trials"):
+            table = queries.read_table(database, found)
+        with err.working(f"analysing {len(table.trials):,} trials"):
+            summary = summarize(table)
+        n_ended = sum(row.outcome is not None for row in table.trials)
+        findings.keep(database, found, summary.findings, n_ended=n_ended)
     for finding in summary.findings:
         err.print(f"{finding.severity}: {finding.sentence}", soft_wrap=True)
-    for path in write_report(table, summary, output):
+    with err.working("drawing figures"):
+        written = write_report(table, summary, output)
+    for path in written:
         out.print(str(path), soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpopt.cli.findings import findings_of, show_findings
 from hpopt.cli.options import (
     HOME,
     DeviceOption,
@@ -148,6 +149,8 @@ def work_here(database: "Database", study: "Study", fleet: "LocalWorkers", stop:
         progress = _progress_now(database, study)
     _refuse_paused(progress)
     out.print(answer(progress, study.file))
+    if progress.best is not None:
+        show_findings(findings_of(database, study))
     is_over = progress.over is not None or progress.books.state == "stopped"
     if is_over and progress.best is None:
         raise NoAnswerError(

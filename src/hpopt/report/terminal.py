@@ -4,6 +4,7 @@ Where a running study stands is standing.py's, and the forms for programs are te
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.analysis.progress import EndedTrial, Progress
+from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Hyperparameter, Scalar
 from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
 from hpopt.search_space import Categorical, Range
@@ -20,6 +22,7 @@ from hpopt.study.file import StudyFile
 # The order in which the ways to end are told.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
 _PROSE_WIDTH = 88
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _SMALL = 0.01
 
 
@@ -92,6 +95,18 @@ def answer(progress: Progress, file: StudyFile) -> RenderableType:
     if progress.default_value is not None:
         lines.insert(0, Text(f"the defaults reach {progress.metric} {show_metric(progress.default_value)}"))
     return Group(head, table, *lines)
+
+
+def warnings(findings: Sequence[Finding]) -> RenderableType:
+    """Draw the findings about a study, the gravest first: what, and what to do about it."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(max_width=_PROSE_WIDTH)
+    for finding in findings:
+        style = _SEVERITY_STYLES[finding.severity]
+        told = Text.assemble(finding.sentence, " ", (finding.remedy, "dim"))
+        table.add_row(Text.assemble((finding.severity, style), f" {finding.code}"), told)
+    return table
 
 
 def plan_view(file: StudyFile) -> RenderableType:

@@ -2,26 +2,31 @@
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from hpopt.analysis.progress import Best, Progress
+from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Scalar
 
 
-def best_as_json(best: Best) -> str:
-    """Give the row of hpopt.best_params as JSON."""
-    return json.dumps(asdict(best), indent=2, default=_json_default)
+def best_as_json(best: Best, findings: Sequence[Finding]) -> str:
+    """Give the row of hpopt.best_params as JSON, and the warnings about the study."""
+    told = {**asdict(best), "findings": [asdict(finding) for finding in findings]}
+    return json.dumps(told, indent=2, default=_json_default)
 
 
-def progress_as_json(progress: Progress) -> str:
-    """Give where a study stands as JSON, its name and state first."""
+def progress_as_json(progress: Progress, findings: Sequence[Finding] | None = None) -> str:
+    """Give where a study stands as JSON, its name and state first, and the warnings about it if they were asked for."""
     books = asdict(progress.books)
     state = {"name": progress.name, "state": books.pop("state"), "state_reason": books.pop("state_reason")}
     state["state_since"] = progress.state_since
-    return json.dumps({**state, **asdict(progress), "books": books}, indent=2, default=_json_default)
+    told = {**state, **asdict(progress), "books": books}
+    if findings is not None:
+        told["findings"] = [asdict(finding) for finding in findings]
+    return json.dumps(told, indent=2, default=_json_default)
 
 
 def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:

@@ -1,0 +1,28 @@
+"""Owns showing what there is to be wary of in a study, below whatever a verb shows of it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hpopt.cli.options import err, out
+
+if TYPE_CHECKING:
+    from hpopt.findings.finding import Finding
+    from hpopt.storage.database import Database
+    from hpopt.storage.studies import Study
+
+
+def findings_of(database: "Database", study: "Study") -> "tuple[Finding, ...]":
+    """Give what there is to be wary of in a study, by an analysis if trials have ended since the last."""
+    from hpopt.storage import findings
+
+    with err.working("analysing the trials"):
+        return findings.current(database, study)
+
+
+def show_findings(found: "Sequence[Finding]") -> None:
+    """Print them for people."""
+    from hpopt.report.terminal import warnings
+
+    if found:
+        out.print()
+        out.print(warnings(found))
