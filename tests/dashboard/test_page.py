@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from finished_trials import fill_optuna
+from finished_trials import SPACE, fill_optuna, make_finished_study
 
 from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.storage import migrate
@@ -23,6 +23,17 @@ pytestmark = [
 ]
 
 PASSWORD = "correct horse battery"
+CREDENTIALS: "playwright.HttpCredentials" = {"username": "hpopt", "password": PASSWORD}
+QUICKSTART = (Path(__file__).parents[2] / "studies" / "quickstart.toml").read_text()
+ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
+TALL = {"width": 1400, "height": 3400}
+TITLES = (
+    *(f"Sensitivity to {name}" for name in SPACE),
+    "Importance, by two measures",
+    "Best value by training budget",
+    "The best trials, parameter by parameter",
+    "Learning curves: the best against the pruned",
+)
 # Root has no sandbox of its own in a container, and a test has no business with the network.
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -34,17 +45,10 @@ document.addEventListener("securitypolicyviolation", e => console.error(e.violat
 @pytest.fixture
 def address(database_url: str, tmp_path: Path) -> Iterator[str]:
     """A study, served as to other machines."""
-    migrate.upgrade(Database(database_url))
-    study = optuna.create_study(study_name="moe-muon", storage=database_url)
-
-    def objective(trial: optuna.Trial) -> float:
-        learning_rate = trial.suggest_float("learning_rate", 1e-3, 0.3, log=True)
-        ns_steps = trial.suggest_int("ns_steps", 1, 9)
-        for step in range(3):
-            trial.report(learning_rate / (step + 1), step)
-        return learning_rate + ns_steps
-
-    study.optimize(objective, n_trials=12)
+    database = Database(database_url)
+    migrate.upgrade(database)
+    make_finished_study(database, QUICKSTART, 60, metrics={"val_perplexity": 20.0})
+    database.close()
     (tmp_path / "password").write_text(PASSWORD + "\n")
     command = [sys.executable, "-m", "hpopt", "dashboard", "--host", "0.0.0.0", "--port", "0"]  # noqa: S104
     command += ["--password-file", str(tmp_path / "password")]
@@ -65,8 +69,7 @@ def browser() -> Iterator[playwright.Browser]:
 
 @pytest.fixture
 def page(browser: playwright.Browser) -> playwright.Page:
-    credentials = {"username": "hpopt", "password": PASSWORD}
-    return browser.new_context(http_credentials=credentials).new_page()
+    return browser.new_context(http_credentials=CREDENTIALS).new_page()
 
 
 def test_every_view_of_a_study_is_drawn_without_a_complaint(page: playwright.Page, address: str):
@@ -77,7 +80,7 @@ def test_every_view_of_a_study_is_drawn_without_a_complaint(page: playwright.Pag
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: None if is_ours(request.url, address) else complaints.append(request.url))
     page.goto(address)
-    page.get_by_text("moe-muon").click()
+    page.get_by_text("quickstart").click()
     page.get_by_text("Hyperparameter Importance").first.wait_for()
     study = page.url.partition("?")[0]
     texts = {"": "Timeline", "/analytics": "Contour", "/trials": "Best Trial", "/smartSelection": "You can drag"}
@@ -85,6 +88,26 @@ def test_every_view_of_a_study_is_drawn_without_a_complaint(page: playwright.Pag
         page.goto(study + view)
         page.get_by_text(text).locator("visible=true").first.wait_for()
         page.wait_for_load_state("networkidle")
+    assert complaints == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_our_figures_are_in_the_page_of_a_study(browser: playwright.Browser, address: str, scheme: str):
+    """Seen by their titles; pictures of the whole page are left in test-artifacts/."""
+    complaints: list[str] = []
+    context = browser.new_context(http_credentials=CREDENTIALS, color_scheme=scheme, viewport=TALL)
+    page = context.new_page()
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(f"{address}/studies/1")
+    for title in TITLES:
+        page.locator(".gtitle", has_text=title).wait_for()
+    curves = page.locator('[id^="user-defined-plot:hpopt-sensitivity"] .scatterlayer .js-line')
+    assert curves.count() >= 4
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"dashboard-{scheme}.png")
+    page.goto(f"{address}/studies/1/note")
+    page.get_by_text("not confirmed", exact=False).first.wait_for()
+    page.screenshot(path=ARTIFACTS / f"note-{scheme}.png")
     assert complaints == []
 
 

@@ -161,10 +161,19 @@ def _choose_shown(table: StudyTable, insights: Insights) -> _Shown | None:
     complete, pruned = table.ranked(), selection.with_value(table.pruned())
     if promises:
         pruned = [replace(row, value=promises[row.trial].value) for row in pruned if row.trial in promises]
-    profiles = [parameter.profile for parameter in insights.sensitivity.parameters]
-    ends = [end for profile in profiles for end in (*profile.low, *profile.high)]
-    window = selection.choose_window(table, [*(row.value for row in (*complete, *pruned)), *ends])
-    return None if window is None else _Shown(complete[:1], _thin(complete[1:]), _thin(pruned), window)
+    window = selection.choose_window(table, [row.value for row in (*complete, *pruned)])
+    if window is None:
+        return None
+    return _Shown(complete[:1], _thin(complete[1:]), _thin(pruned), _with_room(window, insights.sensitivity.parameters))
+
+
+def _with_room(window: Window, parameters: Sequence[ParameterSensitivity]) -> Window:
+    """Show the bands, too, where they do not go far beyond the trials."""
+    most = (window.high - window.low) / 4
+    low = min((min(parameter.profile.low) for parameter in parameters), default=window.low)
+    high = max((max(parameter.profile.high) for parameter in parameters), default=window.high)
+    low, high = max(low, window.low - most), min(high, window.high + most)
+    return replace(window, low=min(low, window.low), high=max(high, window.high))
 
 
 def _thin(rows: Sequence[TrialRow]) -> Sequence[TrialRow]:
