@@ -83,14 +83,14 @@ class Publisher:
 
         The first of a small study is waited for; that of a large one comes with a later answer.
         """
-        is_large = len(look.trials) > LARGE_STUDY
-        desk = self.begin(look, wait_s=_LARGE_WAITS_S if is_large else 0.0)
-        if desk.publication is NOTHING and not is_large and desk.worker is not None:
+        desk = self.begin(look)
+        if desk.publication is NOTHING and len(look.trials) <= LARGE_STUDY and desk.worker is not None:
             desk.worker.join(WAIT_S)
         return desk.publication
 
-    def begin(self, look: Look, wait_s: float = 0.0) -> "_Desk":
-        """Begin with the next publication if it is time."""
+    def begin(self, look: Look) -> "_Desk":
+        """Begin with the next publication if it is time; of a large study after the page that is being made now."""
+        wait_s = _LARGE_WAITS_S if len(look.trials) > LARGE_STUDY else 0.0
         study_id, n_ended = look.study._study_id, sum(trial.state.is_finished() for trial in look.trials)  # noqa: SLF001
         with self._lock:
             desk = self._desks.setdefault(study_id, _Desk())
