@@ -13,6 +13,7 @@ from hpopt.report import interactive, pictures, selection
 from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Panel, Points, Stretch, Style, Words
 from hpopt.report.charts import CHART_NAMES, draw_charts
 from hpopt.report.trial_charts import draw_curves, draw_history, draw_parallel
+from hpopt.search_space import Categorical
 
 MakeTable = Callable[..., StudyTable]
 MakeTrial = Callable[..., TrialRow]
@@ -104,6 +105,15 @@ def test_the_sensitivity_has_a_band_a_curve_and_the_range_within_noise(table: St
         parameter.best for parameter in gather(table).sensitivity.parameters if parameter.name == "learning_rate"
     )
     assert good.low <= best <= good.high
+
+
+def test_a_curve_over_choices_that_are_numbers_lies_on_them(make_table: MakeTable, make_trial: MakeTrial):
+    """0.0002 computed from the ends of its range is 0.00019999999999999998, and would be a choice of its own."""
+    choices = (1e-4, 2e-4, 3e-4, 16.0)
+    rows = [make_trial(i, params={"rate": choices[i % 4]}, value=3.0 + (i % 4 - 1) ** 2 + i / 1000) for i in range(16)]
+    (panel,) = charts_of(make_table(*rows, search_space={"rate": Categorical(choices=choices)}))["sensitivity"].panels
+    (curve,) = (mark for mark in panel.marks if isinstance(mark, Line))
+    assert curve.x == panel.x.names == ("0.0001", "0.0002", "0.0003", "16.0")
 
 
 def test_a_cliff_is_marked_on_its_side():

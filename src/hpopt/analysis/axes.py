@@ -4,7 +4,7 @@ Leaves what is computed on the axes to the others. Choices that are all numbers 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ _RATIO_OF_LOG_CHOICES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One parameter. `levels` are the values of choices without an order.
+    """One parameter. `levels` are the values of choices without an order, `choices` those of choices that are numbers.
 
     Curves are drawn at the `nodes`. An average over the range is one over the `grid`: all values of a few, else the
     middles of cells of equal width.
@@ -36,7 +36,8 @@ class Axis:
     high: float
     is_log: bool
     is_whole: bool
-    levels: tuple[Scalar, ...]
+    levels: tuple[Scalar, ...] = ()
+    choices: tuple[Scalar, ...] = ()
     nodes: FloatArray
     grid: FloatArray
 
@@ -54,9 +55,11 @@ class Axis:
         return float((number - low) / (high - low))
 
     def value_at(self, place: float) -> Scalar:
-        """Give the value at a place, the nearest whole one where only those make sense."""
+        """Give the value at a place, the nearest whole one or the nearest choice where only those make sense."""
         if self.levels:
             return self.levels[round(place)]
+        if self.choices:
+            return self.choices[int(np.abs(self.nodes - place).argmin())]
         if self.is_log:
             value = float(self.low * (self.high / self.low) ** place)
         else:
@@ -115,7 +118,8 @@ def _choices_axis(name: str, choices: tuple[Scalar, ...], tried: Sequence[Scalar
     if len(numbers) == len(choices) and is_number:
         is_log = min(numbers) > 0 and max(numbers) / min(numbers) >= _RATIO_OF_LOG_CHOICES
         is_whole = all(isinstance(choice, int) for choice in choices)
-        return _ordered_axis(name, np.sort(numbers), is_log=is_log, is_whole=is_whole)
+        axis = _ordered_axis(name, np.sort(numbers), is_log=is_log, is_whole=is_whole)
+        return replace(axis, choices=tuple(sorted(choices, key=float)))
     levels = (*choices, *dict.fromkeys(value for value in tried if value not in choices))
     nodes = np.arange(len(choices), dtype=float)
     return Axis(name=name, low=0, high=1, is_log=False, is_whole=False, levels=levels, nodes=nodes, grid=nodes)
@@ -126,7 +130,7 @@ def _ordered_axis(name: str, values: FloatArray, *, is_log: bool, is_whole: bool
     nodes = (scaled - scaled[0]) / (scaled[-1] - scaled[0])
     low, high = float(values[0]), float(values[-1])
     grid = nodes if len(nodes) < N_NODES else (np.arange(N_CELLS) + 0.5) / N_CELLS
-    return Axis(name=name, low=low, high=high, is_log=is_log, is_whole=is_whole, levels=(), nodes=nodes, grid=grid)
+    return Axis(name=name, low=low, high=high, is_log=is_log, is_whole=is_whole, nodes=nodes, grid=grid)
 
 
 def _candidates(range_: Range, low: float, high: float) -> FloatArray:

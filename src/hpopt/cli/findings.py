@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hpopt.cli.options import err, out
+from hpopt.cli.options import Output, err, out
 
 if TYPE_CHECKING:
     from hpopt.findings.finding import Finding
@@ -19,10 +19,10 @@ def findings_of(database: "Database", study: "Study") -> "tuple[Finding, ...]":
         return findings.current(database, study)
 
 
-def show_findings(found: "Sequence[Finding]") -> None:
+def show_findings(found: "Sequence[Finding]", output: Output = out) -> None:
     """Print them for people."""
     from hpopt.report.terminal import warnings
 
     if found:
-        out.print()
-        out.print(warnings(found))
+        output.print()
+        output.print(warnings(found))

@@ -147,12 +147,11 @@ def report(
             summary = summarize(table)
         n_ended = sum(row.outcome is not None for row in table.trials)
         findings.keep(database, found, summary.findings, n_ended=n_ended)
-    for finding in summary.findings:
-        err.print(f"{finding.severity}: {finding.sentence}", soft_wrap=True)
     with err.working("drawing figures"):
         written = write_report(table, summary, output)
     for path in written:
         out.print(str(path), soft_wrap=True)
+    show_findings(summary.findings, err)
 
 
 def dashboard(
