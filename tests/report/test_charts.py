@@ -63,6 +63,14 @@ def test_a_diverged_trial_does_not_flatten_the_others(
     assert axis.note == "1 beyond this range"
 
 
+def test_axes_have_units_where_they_are_known(table: StudyTable):
+    axes = [(panel.x.label, panel.y.label) for panel in charts_of(table)["sensitivity"].panels]
+    assert ("ns_steps (iterations)", "val_loss (nats per token)") in axes
+    assert draw_curves(table).panels[0].x.label == "tokens trained"
+    others = draw_history(replace(table, objective="mymodule:train")).panels[0]
+    assert others.y.label == "val_loss"
+
+
 def test_the_best_so_far_only_gets_better(table: StudyTable):
     values = [value for _, value in selection.best_so_far(table)]
     assert values == sorted(values, reverse=True)

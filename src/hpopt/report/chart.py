@@ -13,17 +13,23 @@ Place = float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis. With `names` its places are these, in their order, and otherwise numbers.
+    """One axis. With `names` its places are these, in their order, and otherwise numbers, counted in `unit`.
 
     `span` are its ends, None for whatever the marks need. `note` says what is not in the picture.
     """
 
     title: str = ""
+    unit: str = ""
     is_log: bool = False
     names: tuple[str, ...] = ()
     span: tuple[float, float] | None = None
     format: Literal["number", "whole", "percent", "none"] = "number"
     note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Title and unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
 @dataclass(frozen=True, kw_only=True)

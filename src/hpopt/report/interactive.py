@@ -76,7 +76,7 @@ def _add_panel(figure: go.Figure, panel: Panel, row: int, col: int) -> None:
 
 
 def _axis(which: Literal["x", "y"], axis: Axis) -> dict[str, Any]:
-    title = escape(axis.title)
+    title = escape(axis.label)
     if axis.note:
         title += f" <span style='color:{MUTED};font-size:11px'>({escape(axis.note)})</span>"
     options: dict[str, Any] = {

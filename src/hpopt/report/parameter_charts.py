@@ -16,7 +16,7 @@ from hpopt.analysis.insights import Insights
 from hpopt.analysis.interactions import Interaction, Interactions
 from hpopt.analysis.sensitivity import ParameterSensitivity
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.hyperparameters import Scalar
+from hpopt.hyperparameters import HYPERPARAMETERS, Scalar
 from hpopt.report import selection
 from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Style
 from hpopt.report.selection import BEST, COMPLETE, MUTED, Window
@@ -212,7 +212,7 @@ def _sensitivity_panel(
     is_log = not names and getattr(range_, "log", False)
     span = None if names else _with_margin(range_.extremes(), tried, is_log=is_log)
     caption = "" if measured is None else tell_parameter(measured)
-    x = Axis(title=name, is_log=is_log, names=names, span=span)
+    x = Axis(title=name, unit=_unit(name), is_log=is_log, names=names, span=span)
     return Panel(x=x, y=metric_axis(table, shown.window), marks=tuple(marks), title=name, caption=caption)
 
 
@@ -249,10 +249,15 @@ def _budget_panel(table: StudyTable, parameter: ParameterBudget) -> Panel:
     )
     return Panel(
         x=Axis(title="tokens trained" if counts_tokens else "step", span=(0, 1.06 * max(x))),
-        y=Axis(title=parameter.name, is_log=is_log, names=names, span=span),
+        y=Axis(title=parameter.name, unit=_unit(parameter.name), is_log=is_log, names=names, span=span),
         marks=marks,
         title=parameter.name,
     )
+
+
+def _unit(parameter: str) -> str:
+    entry = HYPERPARAMETERS.get(parameter)
+    return (entry.unit or "") if entry else ""
 
 
 def _with_margin(ends: Sequence[Scalar], tried: Sequence[Scalar], *, is_log: bool) -> tuple[float, float]:

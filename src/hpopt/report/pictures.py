@@ -106,7 +106,7 @@ def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
     ticks, set_scale, set_ends = (
         (axes.xaxis, axes.set_xscale, axes.set_xlim) if which == "x" else (axes.yaxis, axes.set_yscale, axes.set_ylim)
     )
-    ticks.set_label_text(axis.title, color=TEXT)
+    ticks.set_label_text(axis.label, color=TEXT)
     if axis.note:
         axes.text(1, 1, axis.note, transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=MUTED)
     if axis.is_log:

@@ -14,6 +14,7 @@ from hpopt.report import selection
 from hpopt.report.chart import Axis, Chart, Line, Mark, Panel, Points, Style, Words
 from hpopt.report.selection import BEST, COMPLETE, MUTED, Window, format_number
 from hpopt.search_space import Range
+from hpopt.training.config import PRETRAIN_UNITS
 
 PRUNED_MARKS = Style(color=MUTED, label="pruned", symbol="cross", size=7)
 COMPLETE_MARKS = Style(color=COMPLETE, label="complete", opacity=0.85)
@@ -99,7 +100,8 @@ def show_trials(table: StudyTable, rows: Sequence[TrialRow], x: Sequence[float |
 
 def metric_axis(table: StudyTable, window: Window) -> Axis:
     """Give the axis of the metric."""
-    return Axis(title=table.metric, span=(window.low, window.high), note=window.note())
+    unit = PRETRAIN_UNITS.get(table.metric, "") if table.objective == "pretrain" else ""
+    return Axis(title=table.metric, unit=unit, span=(window.low, window.high), note=window.note())
 
 
 def _with_params(points: Points, rows: Sequence[TrialRow]) -> Points:

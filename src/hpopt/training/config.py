@@ -26,6 +26,9 @@ PRETRAIN_METRICS = (
     "peak_memory_gib",
 )
 
+# Of those whose names do not say it.
+PRETRAIN_UNITS = {"val_loss": "nats per token", "train_loss": "nats per token", "val_bits_per_byte": "bits per byte"}
+
 # What decides which data is prepared; the rest only chooses how much of it is trained on, and how it is cut.
 PREPARED_BY = ("dataset", "dataset_config", "text_field", "max_documents", "tokenizer", "vocab_size")
 
