@@ -36,7 +36,7 @@ def test_pairs_without_a_joint_effect_have_an_interval_from_zero(sample_table):
 def test_pairs_take_more_trials_than_single_parameters(sample_table):
     """By hand: a mean, two terms for each ordered parameter and two for three levels make 7, with 3 trials each."""
     interactions = measure(sample_table(lambda p: p["ns_steps"], n_trials=20))
-    assert interactions.reason == "not enough data: 21 complete trials are needed, there are 20"
+    assert interactions.reason == "not enough data: 21 trials are needed, there are 20"
 
 
 def test_one_parameter_has_no_pairs(make_table):

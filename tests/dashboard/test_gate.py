@@ -28,9 +28,10 @@ class Quiet(WSGIRequestHandler):
 class Gate:
     """A served gate, and what it let through."""
 
-    def __init__(self, port: int, reached: list[str]):
+    def __init__(self, port: int, reached: list[str], said: list[str]):
         self.port = port
         self.reached = reached
+        self.said = said
 
     def ask(self, method: str = "GET", path: str = "/", headers: dict[str, str] | None = None) -> HTTPResponse:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -44,6 +45,7 @@ class Gate:
 @contextmanager
 def serve(password: str | None = None, *, writable: bool = False) -> Iterator[Gate]:
     reached: list[str] = []
+    said: list[str] = []
 
     def app(environ, start_response):
         reached.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
@@ -52,12 +54,12 @@ def serve(password: str | None = None, *, writable: bool = False) -> Iterator[Ga
         return [b"through"]
 
     # The validator holds both sides to the rules of WSGI.
-    gate = validator(guard(validator(app), password=password, writable=writable))
+    gate = validator(guard(validator(app), password=password, writable=writable, say=said.append))
     with make_server("127.0.0.1", 0, gate, handler_class=Quiet) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield Gate(server.server_port, reached)
+            yield Gate(server.server_port, reached, said)
         finally:
             server.shutdown()
             thread.join()
@@ -135,6 +137,14 @@ def test_who_does_not_know_the_password_is_asked_for_it(locked_gate: Gate, heade
         assert answer.status == 401
         assert answer.headers["WWW-Authenticate"] == 'Basic realm="hpopt", charset="UTF-8"'
     assert locked_gate.reached == []
+
+
+def test_a_wrong_password_is_said_to_whoever_runs_it_but_not_itself(locked_gate: Gate):
+    """A browser asks once without one, which is no news; guesses are, and may be nearly right."""
+    locked_gate.ask()
+    assert locked_gate.said == []
+    locked_gate.ask(headers=login(password=PASSWORD[:-1]))
+    assert locked_gate.said == ["refused: a wrong password, from 127.0.0.1"]
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "basic"])

@@ -141,7 +141,7 @@ def _measure_fanova(model: Model, chances: Mapping[str, float]) -> Importance:
 
 
 def _tell_pruned(model: Model) -> str | None:
-    n, parts = model.n_promised, [model.left_out.bias_sentence or ""]
+    n, parts = model.expected.n_promised, [model.left_out.bias_sentence or ""]
     if n:
         who = f"{n} pruned trials count at what their" if n > 1 else "1 pruned trial counts at what its"
         parts.insert(0, f"{who} learning curve{'s promise' if n > 1 else ' promises'}, as far as that is sure.")

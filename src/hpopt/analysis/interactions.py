@@ -11,7 +11,7 @@ from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
 from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
 from hpopt.analysis.model import Model
-from hpopt.analysis.sample import LeftOut, settled, sign_of
+from hpopt.analysis.sample import LeftOut, expect, settled, sign_of
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
@@ -46,20 +46,20 @@ class Interactions:
 
 
 def measure_interactions(table: StudyTable, model: Model | None) -> Interactions:
-    """Measure all pairs on the complete trials."""
-    design = settled(table)
-    n_trials = len(design.rows)
-    reason = why_not(table, design)
+    """Measure all pairs on the complete trials, and on what pruned ones promise."""
+    expected = expect(table)
+    design, n_trials = expected.design, len(expected.values)
+    reason = why_not(table, settled(table))
     if reason is None and len(design.axes) < 2:  # noqa: PLR2004 - a pair is two.
         reason = "the study searches one parameter"
     if reason is None and n_trials < n_for_pairs(design):
-        reason = f"not enough data: {n_for_pairs(design)} complete trials are needed, there are {n_trials}"
+        reason = f"not enough data: {n_for_pairs(design)} trials are needed, there are {n_trials}"
     if reason is not None or model is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=reason)
     decomposition = model.decomposition
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
-    chances = assess_pairs(design, clip_bad(design.values(), sign_of(table)))
+    chances = assess_pairs(design, clip_bad(expected.values, sign_of(table)))
     found = [
         _interaction(pair, part / decomposition.total, chances[pair]) for pair, part in decomposition.pairs.items()
     ]

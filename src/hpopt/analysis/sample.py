@@ -1,7 +1,6 @@
 """Owns which trials are analysed, and what leaving out the others does to the answer."""
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +44,36 @@ class LeftOut:
         return f"{who}, and they differ from the others in {_enumerate(self.unlike)}, whose weight is understated."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """The trials whose final value is known or promised, with these values; `stds` are 0 for those that are known."""
+
+    design: Design
+    values: FloatArray
+    stds: FloatArray
+
+    @property
+    def n_promised(self) -> int:
+        """How many were pruned."""
+        return sum(row.state == "PRUNED" for row in self.design.rows)
+
+
+def expect(table: StudyTable) -> Expected:
+    """Place the trials that completed, and those that were pruned at what their learning curves promise."""
+    promises = find_promises(table)
+    design = build_design(table, [*table.complete(), *(row for row in table.pruned() if row.trial in promises)])
+    known = [promises.get(row.trial) or Promise(value=row.value or 0.0, std=0.0) for row in design.rows]
+    values, stds = ([getattr(each, name) for each in known] for name in ("value", "std"))
+    return Expected(design=design, values=np.array(values, dtype=float), stds=np.array(stds, dtype=float))
+
+
 def settled(table: StudyTable) -> Design:
     """Place the trials that completed."""
     return build_design(table, table.complete())
 
 
 def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
-    """Compare the params of the stopped trials that are not used with those of all others."""
+    """Compare the params of the stopped trials that are not used, by their numbers, with those of all others."""
     design = build_design(table, (*table.complete(), *table.pruned()))
     is_out = np.array([row.state == "PRUNED" and row.trial not in used for row in design.rows], dtype=float)
     n = int(is_out.sum())
@@ -68,22 +90,12 @@ def assess_table(table: StudyTable) -> dict[str, float]:
     Pruned trials count at what their curves promise. Where one promises nothing, they count as worse than all complete
     ones, those that came further before the others; diverged ones are worst.
     """
-    design = build_design(table, (*table.complete(), *table.pruned()))
     if why_not(table, settled(table)) is not None:
         return {}
-    values = expected_values(design, find_promises(table))
-    is_whole = bool(np.isfinite(values).all())
-    targets = clip_bad(values, sign_of(table)) if is_whole else to_scores(_places(table, design.rows))
-    return dict(assess_parameters(design, targets))
-
-
-def expected_values(design: Design, promises: Mapping[int, Promise]) -> FloatArray:
-    """Give the final values of trials, or what they promise; NaN for those that promise nothing."""
-    values = [
-        row.value if row.state == "COMPLETE" else promises[row.trial].value if row.trial in promises else math.nan
-        for row in design.rows
-    ]
-    return np.array(values, dtype=float)
+    design, expected = build_design(table, (*table.complete(), *table.pruned())), expect(table)
+    if len(expected.values) == len(design.rows):
+        return dict(assess_parameters(expected.design, clip_bad(expected.values, sign_of(table))))
+    return dict(assess_parameters(design, to_scores(_places(table, design.rows))))
 
 
 def sign_of(table: StudyTable) -> int:

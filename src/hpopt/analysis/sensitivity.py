@@ -122,7 +122,7 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
         noise=noise,
         n_used=len(surrogate.targets),
         n_clipped=surrogate.n_clipped,
-        n_promised=model.n_promised,
+        n_promised=model.expected.n_promised,
         left_out=model.left_out,
     )
 

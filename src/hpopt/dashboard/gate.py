@@ -39,8 +39,10 @@ HEADERS = {
 _OURS = {name.lower() for name in HEADERS}
 
 
-def guard(app: "WSGIApplication", *, password: str | None, writable: bool) -> "WSGIApplication":
-    """Put the gate in front of an application.
+def guard(
+    app: "WSGIApplication", *, password: str | None, writable: bool, say: Callable[[str], None] = print
+) -> "WSGIApplication":
+    """Put the gate in front of an application; wrong passwords are said to whoever runs it.
 
     Without a password it answers to this machine only, and there everybody may write. With one it answers to whoever
     has it, and they may write if it is `writable`. Guesses are not slowed down: each would hold one of the server's few
@@ -56,6 +58,9 @@ def guard(app: "WSGIApplication", *, password: str | None, writable: bool) -> "W
             return start_response(status, [*theirs, *HEADERS.items()], exc_info)
 
         refusal = _refusal(environ, key, may_write=writable or key is None)
+        # A browser asks once without a password before it asks its user for it.
+        if refusal and refusal[0] is HTTPStatus.UNAUTHORIZED and "HTTP_AUTHORIZATION" in environ:
+            say(f"refused: a wrong password, from {environ.get('REMOTE_ADDR', 'somewhere')}")
         return app(environ, start) if refusal is None else _refuse(*refusal, start)
 
     return gate
