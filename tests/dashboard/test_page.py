@@ -30,6 +30,7 @@ TALL = {"width": 1400, "height": 3400}
 TITLES = (
     *(f"Sensitivity to {name}" for name in SPACE),
     "Importance, by two measures",
+    "Interactions",
     "Best value by training budget",
     "The best trials, parameter by parameter",
     "Learning curves: the best against the pruned",

@@ -78,6 +78,7 @@ def test_the_figures_have_titles_and_are_small(dashboard: Dashboard):
     assert sorted(sensitivities) == sorted(f"Sensitivity to {name}" for name in dashboard.look().trials[0].params)
     assert [title for title in titles.values() if title not in sensitivities] == [
         "Importance, by two measures",
+        "Interactions",
         "Best value by training budget",
         "The best trials, parameter by parameter",
         "Learning curves: the best against the pruned",

@@ -302,7 +302,9 @@ def test_what_others_can_reach_is_read_only_behind_a_password_that_is_never_said
         output, said = process.communicate(timeout=10)
     assert (process.returncode, output) == (0, "")
     rights = "user hpopt and its password, read-only (Ctrl-C ends it)"
-    assert " ".join(said.split()) == f"dashboard on http://0.0.0.0:{free_port}/dashboard, {rights}"
+    first, *refusals = said.splitlines()
+    assert first == f"dashboard on http://0.0.0.0:{free_port}/dashboard, {rights}"
+    assert refusals == ["refused: a wrong password, from 127.0.0.1"] * 5
 
 
 def test_an_occupied_port_is_told_in_one_line(database_url: str, free_port: int):

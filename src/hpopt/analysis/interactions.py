@@ -16,6 +16,10 @@ from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
 
+# Nobody would choose two values together for less.
+_NEGLIGIBLE = 0.01
+
+
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
     """A pair, its share of the variance that the surrogate sees, with its 90% interval, and whether it is chance.
@@ -31,8 +35,8 @@ class Interaction:
 
     @property
     def is_significant(self) -> bool:
-        """Say whether the pair is more than chance."""
-        return self.chance <= SIGNIFICANT
+        """Say whether the pair is more than chance, and more than nothing."""
+        return self.chance <= SIGNIFICANT and self.share >= _NEGLIGIBLE
 
 
 @dataclass(frozen=True, kw_only=True)
