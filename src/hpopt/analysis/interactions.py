@@ -15,7 +15,6 @@ from hpopt.analysis.sample import LeftOut, expect, settled, sign_of
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
-
 # Nobody would choose two values together for less.
 _NEGLIGIBLE = 0.01
 
