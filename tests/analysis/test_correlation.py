@@ -32,7 +32,7 @@ def test_coefficients_are_those_of_scipy_on_the_scale_of_the_range(table):
     assert (loss.parameter, loss.metric, loss.is_log) == ("learning_rate", "loss", True)
     assert loss.pearson == pytest.approx(pearsonr([math.log(rate) for rate in RATES], LOSSES).statistic)
     assert loss.spearman == pytest.approx(spearmanr(RATES, LOSSES).statistic)
-    assert loss.chance == pytest.approx(spearmanr(RATES, LOSSES).pvalue)
+    assert loss.p_value == pytest.approx(spearmanr(RATES, LOSSES).pvalue)
     perplexity = next(each for each in others if each.metric == "perplexity")
     assert perplexity.spearman == pytest.approx(loss.spearman)  # Its order is the same.
     assert perplexity.pearson != pytest.approx(loss.pearson)

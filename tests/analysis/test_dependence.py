@@ -40,18 +40,18 @@ def test_scores_are_normal_quantiles_and_equals_share_one():
 def test_what_depends_on_a_parameter_is_seen_beside_a_stronger_one(sample_table):
     table = sample_table(lambda p: p["ns_steps"] + (p["optimizer"] == "sgd"), n_trials=40, noise=0.3)
     design = settled(table)
-    chances = assess_parameters(design, design.values())
-    assert chances["ns_steps"] <= SIGNIFICANT
-    assert chances["optimizer"] <= SIGNIFICANT
-    assert chances["learning_rate"] > SIGNIFICANT
+    p_values = assess_parameters(design, design.values())
+    assert p_values["ns_steps"] <= SIGNIFICANT
+    assert p_values["optimizer"] <= SIGNIFICANT
+    assert p_values["learning_rate"] > SIGNIFICANT
 
 
 def test_a_parameter_does_not_inherit_the_effect_of_its_companion():
     """A sampler that likes two values at once makes their parameters go together in the trials."""
     rng = np.random.default_rng(0)
     design = companions(rng)
-    chances = assess_parameters(design, design.places[:, 0] + 0.1 * rng.normal(size=60))
-    assert chances["a"] <= SIGNIFICANT < chances["b"]
+    p_values = assess_parameters(design, design.places[:, 0] + 0.1 * rng.normal(size=60))
+    assert p_values["a"] <= SIGNIFICANT < p_values["b"]
 
 
 def companions(rng):
@@ -66,5 +66,5 @@ def companions(rng):
 def test_a_joint_effect_is_found_and_not_ascribed_to_other_pairs(sample_table):
     table = sample_table(lambda p: (np.log10(p["learning_rate"]) + 2) * (p["ns_steps"] - 5), n_trials=60, noise=0.5)
     design = settled(table)
-    chances = assess_pairs(design, design.values())
-    assert [pair for pair, chance in chances.items() if chance <= SIGNIFICANT] == [("learning_rate", "ns_steps")]
+    p_values = assess_pairs(design, design.values())
+    assert [pair for pair, p_value in p_values.items() if p_value <= SIGNIFICANT] == [("learning_rate", "ns_steps")]

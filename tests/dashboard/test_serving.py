@@ -19,6 +19,7 @@ import pytest
 
 from hpopt.cli.password import read_password
 from hpopt.dashboard import serving
+from hpopt.dashboard.publishing import Publisher
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
@@ -164,7 +165,8 @@ def test_a_password_may_hold_braces_and_percent_signs(database_url: str, passwor
             cursor.execute(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD %s", (password.replace("%25", "%"),))
         connection.commit()
         try:
-            app = serving.make_app(Database(f"postgresql+psycopg2://{role}:{password}@{server_part}"))
+            theirs = Database(f"postgresql+psycopg2://{role}:{password}@{server_part}")
+            app = serving.make_app(theirs, Publisher(theirs, print))
             statuses: list[str] = []
             app({"PATH_INFO": "/healthz"}, lambda status, _headers, _info=None: statuses.append(status))  # type: ignore[arg-type, func-returns-value]
             assert statuses == ["200 OK"]

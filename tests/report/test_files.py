@@ -66,7 +66,7 @@ def test_replicates_are_one_row_of_the_summary_table(
 
 
 # Below these, keys are the study's own names.
-OF_THE_STUDY = {"params", "at", "shares", "intervals", "chances", "evidence", "promises", "n_trials", "wider"}
+OF_THE_STUDY = {"params", "at", "shares", "intervals", "p_values", "evidence", "promises", "n_trials", "wider"}
 
 
 def keys_of(found: object) -> Iterator[str]:
@@ -82,7 +82,7 @@ def keys_of(found: object) -> Iterator[str]:
                 "at",
                 "shares",
                 "intervals",
-                "chances",
+                "p_values",
                 "evidence",
                 "promises",
                 "n_trials",

@@ -48,20 +48,20 @@ class BudgetOptimum:
 class ParameterBudget:
     """A parameter's optimum by budget, the smallest first.
 
-    `chance` is how likely the ranking of the trials would change so much with the budget if that had nothing to do
+    `p_value` is how likely the ranking of the trials would change so much with the budget if that had nothing to do
     with any parameter; `moved` is the share of resamples in which the optimum moves from the first budget to the last
     in the direction in which it mostly does.
     """
 
     name: str
     optima: tuple[BudgetOptimum, ...]
-    chance: float
+    p_value: float
     moved: float
 
     @property
     def is_drifting(self) -> bool:
         """Say whether the optimum moves with the budget by more than chance."""
-        return self.chance <= SIGNIFICANT and self.moved >= _SURE
+        return self.p_value <= SIGNIFICANT and self.moved >= _SURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDepe
         return BudgetDependence(parameters=(), reason=f"{needed}; of the schedule there are {counts}")
     center = surrogate.incumbent()
     budgets = [_profile(table, fraction, points, center) for fraction, points in enough.items()]
-    chances = _assess(table, budgets[0].points, budgets[-1].points)
-    found = [_follow(axis, i, budgets, sign_of(table), chances[axis.name]) for i, axis in enumerate(surrogate.axes)]
+    p_values = _assess(table, budgets[0].points, budgets[-1].points)
+    found = [_follow(axis, i, budgets, sign_of(table), p_values[axis.name]) for i, axis in enumerate(surrogate.axes)]
     return BudgetDependence(parameters=tuple(found))
 
 
@@ -136,14 +136,14 @@ def _assess(table: StudyTable, early: Mapping[int, CurvePoint], late: Mapping[in
     return assess_parameters(design, to_scores(after) - to_scores(before))
 
 
-def _follow(axis: Axis, index: int, budgets: Sequence[_Budget], sign: int, chance: float) -> ParameterBudget:
+def _follow(axis: Axis, index: int, budgets: Sequence[_Budget], sign: int, p_value: float) -> ParameterBudget:
     optima = [np.argmin(sign * budget.profiles[index], axis=1) for budget in budgets]
     shift = axis.nodes[optima[-1][1:]] - axis.nodes[optima[0][1:]]
     moved = max((shift > 0).mean(), (shift < 0).mean()) if axis.is_ordered else (shift != 0).mean()
     return ParameterBudget(
         name=axis.name,
         optima=tuple(_optimum(axis, budget, optimum) for budget, optimum in zip(budgets, optima, strict=True)),
-        chance=chance,
+        p_value=p_value,
         moved=float(moved),
     )
 

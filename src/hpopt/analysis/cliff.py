@@ -32,7 +32,7 @@ class Cliff:
     low: Scalar | None
     high: Scalar | None
     levels: tuple[Scalar, ...]
-    chance: float
+    p_value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +59,20 @@ def find_divergence(table: StudyTable) -> Divergence:
     if not design.axes or fewest < MIN_DIVERGED:
         reason = f"not enough data: {MIN_DIVERGED} diverged trials and as many others are needed"
         return Divergence(n_trials=n_trials, n_diverged=n_diverged, cliffs=(), reason=reason)
-    chances = assess_parameters(design, diverged)
+    p_values = assess_parameters(design, diverged)
     cliffs = [
-        _find_cliff(design, i, diverged, chances[axis.name])
+        _find_cliff(design, i, diverged, p_values[axis.name])
         for i, axis in enumerate(design.axes)
-        if chances[axis.name] <= SIGNIFICANT
+        if p_values[axis.name] <= SIGNIFICANT
     ]
     return Divergence(n_trials=n_trials, n_diverged=n_diverged, cliffs=tuple(cliffs))
 
 
-def _find_cliff(design: Design, index: int, diverged: FloatArray, chance: float) -> Cliff:
+def _find_cliff(design: Design, index: int, diverged: FloatArray, p_value: float) -> Cliff:
     axis, places = design.axes[index], design.places[:, index]
     if not axis.is_ordered:
         levels = tuple(axis.value_at(level) for level in np.unique(places) if diverged[places == level].mean() >= _HALF)
-        return Cliff(name=axis.name, side=None, at=None, low=None, high=None, levels=levels, chance=chance)
+        return Cliff(name=axis.name, side=None, at=None, low=None, high=None, levels=levels, p_value=p_value)
     rises = places[diverged == 1].mean() > places[diverged == 0].mean()
     gap = _gap(places, diverged, rises=rises)
     rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def _find_cliff(design: Design, index: int, diverged: FloatArray, chance: float)
         ends = np.quantile(known[:, 0], _LOW), np.quantile(known[:, 1], _HIGH)
         found = [axis.value_at(float(place)) for place in (np.mean(gap), *ends)]
     side: Side = "high" if rises else "low"
-    return Cliff(name=axis.name, side=side, at=found[0], low=found[1], high=found[2], levels=(), chance=chance)
+    return Cliff(name=axis.name, side=side, at=found[0], low=found[1], high=found[2], levels=(), p_value=p_value)
 
 
 def _gap(places: FloatArray, diverged: FloatArray, *, rises: bool) -> tuple[float, float]:

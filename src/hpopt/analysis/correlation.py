@@ -20,7 +20,7 @@ from hpopt.analysis.trials import StudyTable
 class Correlation:
     """A parameter and a metric over `n_trials` complete trials; `is_log` says that the parameter's logarithm counts.
 
-    The coefficients are None, with a reason, where there are too few trials or either does not vary. `chance` is that
+    The coefficients are None, with a reason, where there are too few trials or either does not vary. `p_value` is that
     of a Spearman coefficient so far from 0 without any relation, for this pair alone.
     """
 
@@ -30,7 +30,7 @@ class Correlation:
     n_trials: int
     pearson: float | None = None
     spearman: float | None = None
-    chance: float | None = None
+    p_value: float | None = None
     reason: str | None = None
 
 
@@ -65,7 +65,7 @@ def _correlate(parameter: str, metric: str, places: FloatArray, column: FloatArr
         about,
         pearson=float(pearson.statistic),
         spearman=float(spearman.statistic),
-        chance=float(spearman.pvalue),
+        p_value=float(spearman.pvalue),
     )
 
 

@@ -35,7 +35,7 @@ def to_scores(values: FloatArray) -> FloatArray:
 
 
 def assess_parameters(design: Design, targets: FloatArray) -> Mapping[str, float]:
-    """Give for each parameter the chance that the targets depend on some parameter as much as on this by accident.
+    """Give for each parameter the p-value: the chance that by accident they depend on any parameter as much.
 
     What the other parameters explain is taken out first, as far as there are trials for it: it would hide the rest,
     and a sampler that likes two values at once would lend the effect of one to the other.
@@ -52,7 +52,7 @@ def assess_parameters(design: Design, targets: FloatArray) -> Mapping[str, float
 
 
 def assess_pairs(design: Design, targets: FloatArray) -> Mapping[tuple[str, str], float]:
-    """Give for each pair the chance that some pair has as much of a joint effect as this by accident.
+    """Give for each pair the p-value: the chance that some pair has as much of a joint effect as this by accident.
 
     A pair that is more than that is taken out before the others are looked at, since they would share in its effect.
     """
@@ -62,12 +62,12 @@ def assess_pairs(design: Design, targets: FloatArray) -> Mapping[tuple[str, str]
     left = {(one, other): _products(own[one], own[other]) for one, other in combinations(own, 2)}
     found: dict[tuple[str, str], float] = {}
     while left:
-        chances = _family_wise([_drawn_share(product, taken_out, targets) for product in left.values()])
-        first = int(np.argmin(chances))
-        if chances[first] > SIGNIFICANT:
-            return found | dict(zip(left, chances, strict=True))
+        p_values = _family_wise([_drawn_share(product, taken_out, targets) for product in left.values()])
+        first = int(np.argmin(p_values))
+        if p_values[first] > SIGNIFICANT:
+            return found | dict(zip(left, p_values, strict=True))
         pair = list(left)[first]
-        found[pair] = max([chances[first], *found.values()])
+        found[pair] = max([p_values[first], *found.values()])
         taken_out = np.column_stack([taken_out, left.pop(pair)])
     return found
 

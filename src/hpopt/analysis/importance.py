@@ -46,7 +46,7 @@ class Importance:
     """Shares of the parameters by one measure, the largest first, adding up to 1; None with the reason for it.
 
     `intervals` are of 90%: for PED-ANOVA of `n_resamples` resamples of the trials, for fANOVA of so many functions that
-    the trials do not rule out. `chances` say how likely the trials would be if no
+    the trials do not rule out. `p_values` say how likely the trials would be if no
     parameter mattered, one error rate for all; `matters` are the parameters where that is below 5%. `bias_sentence`
     says what becomes of pruned trials. `n_used` trials of `n_trials` were looked at.
     """
@@ -59,7 +59,7 @@ class Importance:
     n_used: int = 0
     n_resamples: int = 0
     intervals: Mapping[str, Interval] | None = None
-    chances: Mapping[str, float] | None = None
+    p_values: Mapping[str, float] | None = None
     n_left_out: int = 0
     is_biased: bool = False
     bias_sentence: str | None = None
@@ -67,7 +67,7 @@ class Importance:
     @property
     def matters(self) -> tuple[str, ...]:
         """Name the parameters that matter by more than chance, the largest share first."""
-        return tuple(name for name in self.shares or () if (self.chances or {}).get(name, 1.0) <= SIGNIFICANT)
+        return tuple(name for name in self.shares or () if (self.p_values or {}).get(name, 1.0) <= SIGNIFICANT)
 
     @property
     def stands_out(self) -> tuple[str, ...]:
@@ -90,11 +90,11 @@ def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[I
             Importance(measure=measure, meaning=meaning, n_trials=n_trials, shares=None, reason=reason)
             for measure, meaning in MEANINGS.items()
         )
-    chances = assess_table(table)
-    return _measure_ped_anova(table, chances), _measure_fanova(model, chances)
+    p_values = assess_table(table)
+    return _measure_ped_anova(table, p_values), _measure_fanova(model, p_values)
 
 
-def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Importance:
+def _measure_ped_anova(table: StudyTable, p_values: Mapping[str, float]) -> Importance:
     rows = (*table.complete(), *table.pruned())
     if len(table.complete()) < _n_top(len(rows)):
         rows = table.complete()
@@ -113,14 +113,14 @@ def _measure_ped_anova(table: StudyTable, chances: Mapping[str, float]) -> Impor
         shares=shares,
         reason=None if shares else NO_DIFFERENCE,
         n_resamples=_N_PED_RESAMPLES,
-        intervals=_intervals(shares, [draw for draw in draws if draw], chances),
-        chances=chances,
+        intervals=_intervals(shares, [draw for draw in draws if draw], p_values),
+        p_values=p_values,
         n_left_out=len(table.complete()) + len(table.pruned()) - len(rows),
         bias_sentence=f"{n_pruned} pruned trials count as not among the best." if n_pruned else None,
     )
 
 
-def _measure_fanova(model: Model, chances: Mapping[str, float]) -> Importance:
+def _measure_fanova(model: Model, p_values: Mapping[str, float]) -> Importance:
     left_out = model.left_out
     draws = _relative(model.decomposition) if model.decomposition is not None else []
     shares = _sorted(draws[0]) if draws else None
@@ -132,8 +132,8 @@ def _measure_fanova(model: Model, chances: Mapping[str, float]) -> Importance:
         shares=shares,
         reason=None if shares else NO_DIFFERENCE,
         n_resamples=max(0, len(draws) - 1),
-        intervals=_intervals(shares, draws[1:], chances),
-        chances=chances,
+        intervals=_intervals(shares, draws[1:], p_values),
+        p_values=p_values,
         n_left_out=left_out.n,
         is_biased=left_out.is_biased,
         bias_sentence=_tell_pruned(model),
@@ -192,7 +192,7 @@ def _ped_anova(table: StudyTable, trials: Sequence[FrozenTrial]) -> Shares | Non
 
 
 def _intervals(
-    shares: Shares | None, draws: Sequence[Shares], chances: Mapping[str, float]
+    shares: Shares | None, draws: Sequence[Shares], p_values: Mapping[str, float]
 ) -> Mapping[str, Interval] | None:
     """Give the middle 90% of the draws; it holds the share itself, and 0 where the parameter may not matter at all."""
     if shares is None or not draws:
@@ -201,7 +201,7 @@ def _intervals(
     for name, share in shares.items():
         drawn: FloatArray = np.array([draw.get(name, 0.0) for draw in draws])
         low, high = np.quantile(drawn, INTERVAL)
-        is_chance = chances.get(name, 0.0) > SIGNIFICANT
+        is_chance = p_values.get(name, 0.0) > SIGNIFICANT
         ends[name] = (0.0 if is_chance else min(float(low), share), max(float(high), share))
     return ends
 

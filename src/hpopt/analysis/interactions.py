@@ -23,19 +23,19 @@ _NEGLIGIBLE = 0.01
 class Interaction:
     """A pair, its share of the variance that the surrogate sees, with its 90% interval, and whether it is chance.
 
-    `chance` is how likely a pair at least as joint as this one would be among all pairs if there were none.
+    `p_value` is how likely a pair at least as joint as this one would be among all pairs if there were none.
     """
 
     pair: tuple[str, str]
     share: float
     low: float
     high: float
-    chance: float
+    p_value: float
 
     @property
     def is_significant(self) -> bool:
         """Say whether the pair is more than chance, and more than nothing."""
-        return self.chance <= SIGNIFICANT and self.share >= _NEGLIGIBLE
+        return self.p_value <= SIGNIFICANT and self.share >= _NEGLIGIBLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +62,16 @@ def measure_interactions(table: StudyTable, model: Model | None) -> Interactions
     decomposition = model.decomposition
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
-    chances = assess_pairs(design, clip_bad(expected.values, sign_of(table)))
+    p_values = assess_pairs(design, clip_bad(expected.values, sign_of(table)))
     found = [
-        _interaction(pair, part / decomposition.total, chances[pair]) for pair, part in decomposition.pairs.items()
+        _interaction(pair, part / decomposition.total, p_values[pair]) for pair, part in decomposition.pairs.items()
     ]
     found.sort(key=lambda interaction: -interaction.share)
     return Interactions(pairs=tuple(found), n_trials=n_trials, left_out=model.left_out)
 
 
-def _interaction(pair: tuple[str, str], shares: FloatArray, chance: float) -> Interaction:
+def _interaction(pair: tuple[str, str], shares: FloatArray, p_value: float) -> Interaction:
     share, low, high = float(shares[0]), *(float(end) for end in np.quantile(shares[1:], INTERVAL))
     # The interval holds the share itself, and 0 where there may be no interaction at all.
-    low = 0.0 if chance > SIGNIFICANT else min(low, share)
-    return Interaction(pair=pair, share=share, low=low, high=max(high, share), chance=chance)
+    low = 0.0 if p_value > SIGNIFICANT else min(low, share)
+    return Interaction(pair=pair, share=share, low=low, high=max(high, share), p_value=p_value)

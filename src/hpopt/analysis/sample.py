@@ -79,13 +79,13 @@ def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
     n = int(is_out.sum())
     unlike: tuple[str, ...] = ()
     if design.axes and min(n, len(is_out) - n) >= _MIN_LEFT_OUT:
-        chances = assess_parameters(design, is_out)
-        unlike = tuple(name for name, chance in chances.items() if chance <= SIGNIFICANT)
+        p_values = assess_parameters(design, is_out)
+        unlike = tuple(name for name, p_value in p_values.items() if p_value <= SIGNIFICANT)
     return LeftOut(n=n, n_diverged=sum(row.outcome == "diverged" for row in design.rows), unlike=unlike)
 
 
 def assess_table(table: StudyTable) -> dict[str, float]:
-    """Give for each parameter the chance that it only seems to matter, over all parameters together.
+    """Give for each parameter the p-value: the chance that it only seems to matter, over all parameters together.
 
     Pruned trials count at what their curves promise. Where one promises nothing, they count as worse than all complete
     ones, those that came further before the others; diverged ones are worst.

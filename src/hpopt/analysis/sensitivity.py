@@ -51,7 +51,7 @@ class ParameterSensitivity:
     one of `best_levels` where values have no order. `ratio` is the largest value of the profile over its smallest,
     None unless all are positive.
     `good` are the ends of the stretch around the optimum that is within the noise of a run of it, or such levels.
-    `chance` is how likely the trials would be if no parameter mattered. `edge` says that the optimum is at an end of
+    `p_value` is how likely the trials would be if no parameter mattered. `edge` says that the optimum is at an end of
     the range, and `wider` is the range to try then, None where the parameter allows no other.
     """
 
@@ -69,14 +69,14 @@ class ParameterSensitivity:
     ratio_low: float | None
     ratio_high: float | None
     good: tuple[Scalar, ...]
-    chance: float
+    p_value: float
     edge: Side | None
     wider: Range | None
 
     @property
     def matters(self) -> bool:
         """Say whether the parameter makes a difference that is more than chance."""
-        return self.chance <= SIGNIFICANT
+        return self.p_value <= SIGNIFICANT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,11 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
         return Sensitivity(parameters=(), n_trials=len(design.rows), reason=why_not(table, design))
     surrogate = model.surrogate
     noise = measure_noise(table, surrogate)
-    chances = assess_table(table)
+    p_values = assess_table(table)
     center = surrogate.incumbent()
     variants = (surrogate, *model.variants)
     found = [
-        _measure(table, variants, center, i, noise_std=noise.std if noise else 0.0, chance=chances[axis.name])
+        _measure(table, variants, center, i, noise_std=noise.std if noise else 0.0, p_value=p_values[axis.name])
         for i, axis in enumerate(surrogate.axes)
     ]
     return Sensitivity(
@@ -147,14 +147,20 @@ def _draw_profiles(variants: Sequence[Surrogate], points: FloatArray) -> FloatAr
 
 
 def _measure(
-    table: StudyTable, variants: Sequence[Surrogate], center: FloatArray, index: int, *, noise_std: float, chance: float
+    table: StudyTable,
+    variants: Sequence[Surrogate],
+    center: FloatArray,
+    index: int,
+    *,
+    noise_std: float,
+    p_value: float,
 ) -> ParameterSensitivity:
     surrogate, axis, sign = variants[0], variants[0].axes[index], sign_of(table)
     points = profile_points(axis, index, center)
     mean, _ = surrogate.predict(points)
     draws = _draw_profiles(variants, points)
     optima = np.argmin(sign * draws, axis=1)
-    edge = _edge(axis, optima) if chance <= SIGNIFICANT else None
+    edge = _edge(axis, optima) if p_value <= SIGNIFICANT else None
     best = int(np.argmin(sign * mean))
     low, high = (axis.value_at(place) for place in np.quantile(axis.nodes[optima], (_LOW, _HIGH)))
     ratio_low, ratio_high = _ratio_interval(draws)
@@ -173,7 +179,7 @@ def _measure(
         ratio_low=ratio_low,
         ratio_high=ratio_high,
         good=_good(axis, sign * mean, best, noise_std),
-        chance=chance,
+        p_value=p_value,
         edge=edge,
         wider=widen(table, axis.name, edge) if edge else None,
     )

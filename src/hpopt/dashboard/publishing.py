@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
 from optuna_dashboard._note import note_str_key_prefix, note_ver_key
 
 from hpopt.analysis.trials import StudyTable
-from hpopt.dashboard.shown_studies import Look
+from hpopt.dashboard.shown_studies import Look, ShownStudies
 from hpopt.dashboard.study_answer import ShownFigure
 from hpopt.errors import HpoptError
 from hpopt.report import interactive
@@ -31,6 +30,8 @@ from hpopt.storage import queries, studies
 from hpopt.storage.database import Database
 
 REFRESH_EVERY_S = 30.0
+# An analysis takes a second.
+N_PREPARED = 3
 # The first page of a small study waits for its figures; that of a large one is not kept waiting.
 WAIT_S = 2.0
 LARGE_STUDY = 1_000
@@ -44,6 +45,7 @@ _ON_BOTH = {TEXT: MUTED, GRID: "rgba(122,130,142,0.25)"}
 _NICENESS = 10
 
 Attributes = Mapping[str, Any]
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,8 @@ class Publisher:
         self._lock = threading.Lock()
         # One study after the other: an analysis takes a core.
         self._turn = threading.Lock()
+        self._reading = threading.Lock()
+        self._is_closed = False
 
     def publication(self, look: Look) -> Publication:
         """Give the last publication, and have the next one made if it is time.
@@ -88,6 +92,18 @@ class Publisher:
             desk.worker.join(WAIT_S)
         return desk.publication
 
+    def prepare(self, shown: ShownStudies) -> None:
+        """Begin with the newest studies before anybody looks."""
+        for study_id in (self._read(shown.newest) or [])[:N_PREPARED]:
+            look = self._read(partial(shown.look, study_id))
+            if look is not None:
+                self.begin(look)
+
+    def close(self) -> None:
+        """Ask the database for nothing more, once what was asked is answered: nobody else would end the connection."""
+        with self._reading:
+            self._is_closed = True
+
     def begin(self, look: Look) -> "_Desk":
         """Begin with the next publication if it is time; of a large study after the page that is being made now."""
         wait_s = _LARGE_WAITS_S if len(look.trials) > LARGE_STUDY else 0.0
@@ -97,7 +113,7 @@ class Publisher:
             is_due = time.monotonic() - desk.began_s >= REFRESH_EVERY_S and desk.publication.n_ended != n_ended
             if is_due and (desk.worker is None or not desk.worker.is_alive()):
                 desk.began_s = time.monotonic()
-                arguments = (desk, look.study.study_name, n_ended, wait_s)
+                arguments = (desk, look, n_ended, wait_s)
                 desk.worker = threading.Thread(target=self._publish, args=arguments, daemon=True)
                 desk.worker.start()
             return desk
@@ -107,28 +123,39 @@ class Publisher:
         desk = self._desks.get(study_id)
         return {} if desk is None else desk.publication.notes
 
-    def _publish(self, desk: _Desk, name: str, n_ended: int, wait_s: float) -> None:
+    def _publish(self, desk: _Desk, look: Look, n_ended: int, wait_s: float) -> None:
         time.sleep(wait_s)
         _be_nice()
+        name = look.study.study_name
         try:
             with self._turn:
-                desk.publication = self._make(name, n_ended)
-        except (HpoptError, StorageInternalError, KeyError) as error:
+                table = self._read(partial(self._read_table, name))
+                desk.publication = Publication(n_ended=n_ended) if table is None else _make(table, look, n_ended)
+        except HpoptError as error:
             # Deleted meanwhile, or the database is away: the next look tries again.
             self._say(f"no figures of study '{name}': {error}")
 
-    def _make(self, name: str, n_ended: int) -> Publication:
+    def _read_table(self, name: str) -> StudyTable | None:
+        """Read the trials of a study; None if it is not ours: of others there are no evaluations, seeds and file."""
         study = studies.find_study(self._database, name)
-        if study is None:
-            # Of a study that is not ours the database has no evaluations, no seeds and no file.
-            return Publication(n_ended=n_ended)
-        table = queries.read_table(self._database, study)
-        summary = summarize(table)
-        charts = draw_charts(table, summary.insights)
-        notes = _as_attributes(None, render_note(table, summary))
-        notes |= _trial_notes(table, self._database.optuna, study.study_id)
-        figures = tuple(_show(card) for kind in SHOWN if kind in charts for card in _cards(charts[kind]))
-        return Publication(n_ended=n_ended, figures=figures, notes=notes)
+        return None if study is None else queries.read_table(self._database, study)
+
+    def _read(self, read: Callable[[], Read]) -> Read | None:
+        """Ask the database, unless this is closed."""
+        with self._reading:
+            return None if self._is_closed else read()
+
+
+def _make(table: StudyTable, look: Look, n_ended: int) -> Publication:
+    summary = summarize(table)
+    charts = draw_charts(table, summary.insights)
+    figures = tuple(_show(card) for kind in SHOWN if kind in charts for card in _cards(charts[kind]))
+    ids = {trial.number: trial._trial_id for trial in look.trials}  # noqa: SLF001 - it has no other.
+    notes = _as_attributes(None, render_note(table, summary))
+    for number, note in render_trial_notes(table).items():
+        if number in ids:
+            notes |= _as_attributes(ids[number], note)
+    return Publication(n_ended=n_ended, figures=figures, notes=notes)
 
 
 def _cards(chart: Chart) -> Iterator[Chart]:
@@ -146,13 +173,6 @@ def _show(chart: Chart) -> ShownFigure:
     for color, other in _ON_BOTH.items():
         figure = figure.replace(color, other)
     return ShownFigure(f"hpopt-{chart.name}", figure)
-
-
-def _trial_notes(table: StudyTable, storage: BaseStorage, study_id: int) -> dict[str, Any]:
-    notes: dict[str, Any] = {}
-    for number, note in render_trial_notes(table).items():
-        notes |= _as_attributes(storage.get_trial_id_from_study_id_trial_number(study_id, number), note)
-    return notes
 
 
 def _as_attributes(trial_id: int | None, note: str) -> dict[str, Any]:

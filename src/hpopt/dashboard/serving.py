@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 # A browser asks for several things at once; the database answers each in milliseconds once its trials are cached.
 N_THREADS = 4
 SWITCH_INTERVAL_S = 0.0005
-# An analysis takes a second.
-N_PREPARED = 3
 # Notes are the longest that anybody sends.
 MAX_REQUEST_BYTES = 2**20
 
@@ -51,19 +49,22 @@ def serve(
             f"host {host}: other machines may reach this dashboard, so it needs a password; give it by --password-file "
             "or HPOPT_DASHBOARD_PASSWORD, or listen on 127.0.0.1"
         )
-    app = guard(make_app(database, say), password=password, writable=writable, say=say)
     # The page's program is sent while the answer about its trials is made: taking shorter turns, both are there sooner.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # A waiting request is no news.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    server = _listen(app, host, port)
-    rights = "" if password is None else f", user {USER} and its password, {'writable' if writable else 'read-only'}"
-    say(f"dashboard on {_url(server, host)}/dashboard{rights} (Ctrl-C ends it)")
-    with _sigterm_as_exit():
-        try:
-            server.run()
-        finally:
-            server.close()
+    with closing(Publisher(database, say)) as publisher:
+        app = guard(make_app(database, publisher), password=password, writable=writable, say=say)
+        server = _listen(app, host, port)
+        rights = (
+            "" if password is None else f", user {USER} and its password, {'writable' if writable else 'read-only'}"
+        )
+        say(f"dashboard on {_url(server, host)}/dashboard{rights} (Ctrl-C ends it)")
+        with _sigterm_as_exit():
+            try:
+                server.run()
+            finally:
+                server.close()
 
 
 def _listen(app: "WSGIApplication", host: str, port: int) -> MultiSocketServer | TcpWSGIServer:
@@ -83,17 +84,16 @@ def _url(server: MultiSocketServer | TcpWSGIServer, host: str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_app(database: Database, say: Callable[[str], None] = print) -> "WSGIApplication":
+def make_app(database: Database, publisher: Publisher) -> "WSGIApplication":
     """Make the WSGI application: optuna-dashboard with our figures and notes, and /healthz, which asks the database.
 
     Raises DatabaseError if the database cannot be reached.
     """
     # The cached storage: given the URL, optuna-dashboard would read every trial again on each poll.
-    publisher = Publisher(database, say)
     storage = NotedStorage(database.uncached_optuna, publisher.notes)
     shown = ShownStudies(storage)
     dashboard = Answers(wsgi(storage), shown, publisher.publication)
-    threading.Thread(target=_prepare, args=(publisher, shown), daemon=True).start()
+    threading.Thread(target=publisher.prepare, args=(shown,), daemon=True).start()
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ.get("PATH_INFO") == HEALTH:
@@ -102,14 +102,6 @@ def make_app(database: Database, say: Callable[[str], None] = print) -> "WSGIApp
         return answer
 
     return app
-
-
-def _prepare(publisher: Publisher, shown: ShownStudies) -> None:
-    """Have the figures of the newest studies ready before anybody looks."""
-    for study_id in shown.newest()[:N_PREPARED]:
-        look = shown.look(study_id)
-        if look is not None:
-            publisher.begin(look)
 
 
 def _answer_health(database: Database, start_response: "StartResponse") -> Iterable[bytes]:

@@ -64,7 +64,7 @@ def find_interactions(insights: Insights) -> Iterator[Finding]:
                 severity="note",
                 sentence=f"The best {one} depends on {other}: together they explain {pair.share:.0%} of the "
                 f"differences beyond what each explains alone (with 90% {pair.low:.0%} to {pair.high:.0%}).",
-                evidence={"share": pair.share, "low": pair.low, "high": pair.high, "chance": pair.chance},
+                evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
                 remedy="Choose them together; do not tune one with the other held fixed.",
             )
 
@@ -95,7 +95,7 @@ def _tell_edge(table: StudyTable, parameter: ParameterSensitivity) -> Finding:
         sentence=f"The best {name} is at the {parameter.edge} end of its range, {show(end)}: a {beyond} one, which no "
         f"trial could try, may be better (with 90% the optimum in the range lies from {show(parameter.best_low)} to "
         f"{show(parameter.best_high)}).",
-        evidence={"end": end, "side": parameter.edge, "best": parameter.best, "chance": parameter.chance},
+        evidence={"end": end, "side": parameter.edge, "best": parameter.best, "p_value": parameter.p_value},
         remedy=f"Search further in a new study: {name} = {as_toml(parameter.wider)}",
     )
 
@@ -115,7 +115,7 @@ def _tell_drift(parameter: ParameterBudget) -> Finding:
                 {"fraction": each.fraction, "step": each.step, "tokens": each.tokens, "best": each.best}
                 for each in parameter.optima
             ],
-            "chance": parameter.chance,
+            "p_value": parameter.p_value,
             "moved": parameter.moved,
         },
         remedy="Do not carry it over to a longer run, and do not judge by short ones: search at the length that you "

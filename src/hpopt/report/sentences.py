@@ -11,12 +11,12 @@ from hpopt.report.summary import MIN_REPLICATES, Configuration, Summary
 
 _STATE_WORDS = {"FAIL": "failed"}
 # Columns of the table of parameters.
-PARAMETER_COLUMNS = ("parameter", "best value", "within noise of it", "worst / best", "PED-ANOVA", "fANOVA", "chance")
+PARAMETER_COLUMNS = ("parameter", "best value", "within noise of it", "worst / best", "PED-ANOVA", "fANOVA", "p-value")
 CONFIGURATIONS_SHOWN = 10
 # A measure of fit below which the curves are no more than a guess.
 _WEAK_FIT = 0.3
 # Chances are told in whole percents from here on.
-_LEAST_CHANCE = 0.01
+_LEAST_P_VALUE = 0.01
 
 
 def tell_answer(table: StudyTable, summary: Summary) -> str:
@@ -159,7 +159,7 @@ def parameter_rows(insights: Insights) -> list[list[str]]:
         name = parameter.name
         shares = [f"{measure.shares.get(name, 0):.0%}" if measure.shares else "-" for measure in (ped_anova, fanova)]
         best = f"{show(parameter.best)}{_tell_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
-        rows.append([name, best, _tell_good(parameter), _tell_ratio(parameter), *shares, _tell_chance(parameter)])
+        rows.append([name, best, _tell_good(parameter), _tell_ratio(parameter), *shares, _tell_p_value(parameter)])
     return rows
 
 
@@ -236,8 +236,8 @@ def _tell_ratio(parameter: ParameterSensitivity) -> str:
     return f"{parameter.ratio:.3g}{interval}"
 
 
-def _tell_chance(parameter: ParameterSensitivity) -> str:
-    return f"{parameter.chance:.0%}" if parameter.chance >= _LEAST_CHANCE else "<1%"
+def _tell_p_value(parameter: ParameterSensitivity) -> str:
+    return f"{parameter.p_value:.0%}" if parameter.p_value >= _LEAST_P_VALUE else "<1%"
 
 
 def _cell(value: object) -> str:
