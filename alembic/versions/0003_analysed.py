@@ -11,6 +11,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # They are found again, with their severities, at the next look.
+    op.execute("delete from hpopt.finding")
     op.add_column("study", sa.Column("n_analysed", sa.Integer()), schema="hpopt")
     op.add_column("finding", sa.Column("severity", sa.Text(), nullable=False, server_default="note"), schema="hpopt")
     op.create_check_constraint(

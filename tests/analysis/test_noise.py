@@ -27,6 +27,11 @@ def test_groups_are_pooled_around_their_own_means(make_table):
     assert measure_noise(make_table(rows), None).std == pytest.approx(np.sqrt(0.02))
 
 
+def test_a_run_that_is_off_all_scales_is_no_error(make_table):
+    """A finite loss of 1e200 has no finite square."""
+    assert measure_noise(make_table(runs([3.0, 3.1, 1e200], [0, 1, 2])), None).std > 1e90
+
+
 def test_repeats_of_one_seed_say_nothing(make_table):
     """Three runs of one seed agree to the last digit."""
     assert measure_noise(make_table(runs([3.0, 3.0, 3.0], [42, 42, 42])), None) is None

@@ -46,6 +46,20 @@ def test_the_promise_is_that_of_the_least_squares_line_with_the_error_of_one_pre
     assert promise.std == pytest.approx(math.sqrt(variance))
 
 
+@pytest.mark.parametrize("spike", [10.0, 50.0])
+def test_a_loss_spike_of_one_trial_does_not_turn_the_line(make_table, spike: float):
+    """Least squares would let it draw all promises towards its own."""
+    stopped = run(9, 5.3, None)
+    usual = find_promises(make_table([*complete(), stopped]))[9]
+    spiked = run(8, spike, 3.8)
+    assert find_promises(make_table([*complete(), spiked, stopped]))[9] == usual
+
+
+def test_a_perfect_line_is_no_measurement(make_table):
+    rows = [run(i, 5 + i / 10, 4 + i / 10) for i in range(6)]
+    assert find_promises(make_table([*rows, run(9, 5.3, None)]))[9].std > 0
+
+
 def test_few_complete_trials_promise_nothing(make_table):
     assert find_promises(make_table([*complete()[: MIN_FOR_A_LINE - 1], run(9, 5.3, None)])) == {}
 

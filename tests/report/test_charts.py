@@ -174,7 +174,7 @@ def every_mark() -> Chart:
         Words(x=("a",), y=(1.0,), words=("low",), side="below"),
     )
     bars = Bars(lengths={"p": 0.5}, spans={"p": (0.2, 0.7)}, style=style, has_pattern=True)
-    cells = Cells(x=("a",), y=("p", "q"), values=((0.5,), (None,)))
+    cells = Cells(x=("a",), y=("p", "q"), values=((0.5,), (None,)), words=(("+0.50",), ("",)))
     return Chart(
         name="all",
         title="all",
@@ -206,6 +206,25 @@ def test_names_cannot_break_out_of_a_figure(make_table: MakeTable, make_trial: M
         texts = [figure.layout.yaxis.title.text or "", *(trace.name or "" for trace in figure.data)]
         texts += [text for trace in figure.data for text in (getattr(trace, "hovertext", None) or ())]
         assert not [text for text in texts if "<a" in text]
+
+
+def test_names_are_shown_as_they_are(make_table: MakeTable, make_trial: MakeTrial, tmp_path):
+    """Dollars are a formula to matplotlib, and angle brackets HTML to plotly."""
+    names = ("$x_{$", "<think>", '"')
+    rows = [make_trial(i, params={"schedule": names[i % 3]}) for i in range(12)]
+    table = make_table(*rows, metric="$a^$", search_space={"schedule": Categorical(choices=names)})
+    charts = charts_of(table)
+    for chart in charts.values():
+        pictures.write_picture(chart, tmp_path / "picture.png")
+    assert interactive.draw(charts["sensitivity"]).layout.xaxis.categoryarray == ("$x_{$", "&lt;think&gt;", '"')
+
+
+def test_numeric_choices_are_drawn_in_their_order(make_table: MakeTable, make_trial: MakeTrial):
+    """The curve goes from low to high, whatever the order in the file; it would fold back on itself."""
+    choices = (64, 16, 32, 128)
+    rows = [make_trial(i, params={"width": choices[i % 4]}) for i in range(12)]
+    (panel,) = charts_of(make_table(*rows, search_space={"width": Categorical(choices=choices)}))["sensitivity"].panels
+    assert panel.x.names == ("16", "32", "64", "128")
 
 
 def test_nothing_to_draw_is_no_figure(make_table: MakeTable, make_trial: MakeTrial):

@@ -22,7 +22,7 @@ def test_the_answer_names_trial_value_and_counts(table: StudyTable):
 def test_single_runs_are_called_not_confirmed(table: StudyTable):
     """The winner of many noisy runs looks better than it is, and one run cannot show it."""
     assert confidence(table).startswith("Not confirmed: the best configuration ran once.")
-    assert "(from what the surrogate cannot explain)" in confidence(table)
+    assert "(from the residuals of the surrogate, not from repeated runs)" in confidence(table)
 
 
 def test_seeds_of_one_configuration_are_told_with_their_range(make_table: MakeTable, make_trial: MakeTrial):

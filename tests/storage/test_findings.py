@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 
 from hpopt.findings.finding import Finding
-from hpopt.storage import attempts, findings
+from hpopt.storage import attempts, findings, studies
 from hpopt.storage.history import History
 
 
@@ -67,6 +67,19 @@ def test_a_study_is_analysed_again_when_trials_have_ended(database, study):
     assert findings.current(database, study) == (finding("tie"),)
     complete_a_trial(database, study)
     assert "2 complete trials are few" in findings.current(database, study)[-1].sentence
+
+
+def test_a_study_whose_file_has_changed_is_analysed_again(database, study, study_file):
+    """Another pruner has other rungs, and what was said of the old ones may not hold."""
+    complete_a_trial(database, study)
+    findings.keep(database, study, [finding("tie")], n_ended=1)
+    studies.create_study(database, study_file.replace("trials = 4", "trials = 5"), "tiny.toml")
+    assert "1 complete trials are few" in findings.current(database, study)[-1].sentence
+
+
+def test_numbers_that_are_not_finite_are_kept_as_nothing(database, study):
+    findings.keep(database, study, [finding("tie", gap=float("nan"))], n_ended=1)
+    assert findings.read(database, study).findings[0].evidence == {"gap": None}
 
 
 def test_while_a_study_of_thousands_runs_a_few_more_trials_can_wait():

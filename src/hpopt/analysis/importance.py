@@ -98,7 +98,7 @@ def _measure_ped_anova(table: StudyTable, p_values: Mapping[str, float]) -> Impo
     rows = (*table.complete(), *table.pruned())
     if len(table.complete()) < _n_top(len(rows)):
         rows = table.complete()
-    used = _thin(rows)
+    used = _thin(tuple(row for row in rows if _is_placeable(table, row)))
     rng = np.random.default_rng(0)
     with _quiet_optuna():
         trials = _as_trials(table, used)
@@ -143,8 +143,9 @@ def _measure_fanova(model: Model, p_values: Mapping[str, float]) -> Importance:
 def _tell_pruned(model: Model) -> str | None:
     n, parts = model.expected.n_promised, [model.left_out.bias_sentence or ""]
     if n:
-        who = f"{n} pruned trials count at what their" if n > 1 else "1 pruned trial counts at what its"
-        parts.insert(0, f"{who} learning curve{'s promise' if n > 1 else ' promises'}, as far as that is sure.")
+        who = f"{n} pruned trials count at the final values" if n > 1 else "1 pruned trial counts at the final value"
+        whose = "their learning curves" if n > 1 else "its learning curve"
+        parts.insert(0, f"{who} extrapolated from {whose}, weighted by the error of that.")
     return " ".join(filter(None, parts)) or None
 
 
@@ -176,6 +177,15 @@ def _thin(rows: tuple[TrialRow, ...]) -> tuple[TrialRow, ...]:
     if len(rows) <= _N_MOST:
         return rows
     return tuple(rows[i] for i in np.sort(np.random.default_rng(0).choice(len(rows), _N_MOST, replace=False)))
+
+
+def _is_placeable(table: StudyTable, row: TrialRow) -> bool:
+    """Say whether all params have places on their scales: other tools may add a 0 to a range of logarithms."""
+    return all(
+        float(row.params[name]) > 0
+        for name, range_ in table.search_space.items()
+        if name in row.params and getattr(range_, "log", False)
+    )
 
 
 def _redraw(rng: np.random.Generator, n: int) -> list[int]:

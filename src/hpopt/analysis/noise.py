@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hpopt.analysis.surrogate import Surrogate
+from hpopt.analysis.surrogate import LARGEST, Surrogate
 from hpopt.analysis.trials import StudyTable, TrialRow
 
 # With fewer degrees of freedom a standard deviation is off by half as often as not.
@@ -26,7 +26,11 @@ class Noise:
     @property
     def sentence(self) -> str:
         """Say what it is and how it is known."""
-        how = f"{self.n_runs} repeated runs" if self.source == "replicates" else "what the surrogate cannot explain"
+        how = (
+            f"{self.n_runs} repeated runs"
+            if self.source == "replicates"
+            else "the residuals of the surrogate, not from repeated runs"
+        )
         return f"runs of one configuration scatter by a standard deviation of {self.std:.2g} (from {how})"
 
 
@@ -46,4 +50,6 @@ def measure_noise(table: StudyTable, surrogate: Surrogate | None) -> Noise | Non
 
 def _distinct_seeds(rows: tuple[TrialRow, ...]) -> list[float]:
     """Give one value for each seed; trials without one cannot be told apart from repeats of the same run."""
-    return list({row.seed: row.value for row in rows if row.seed is not None and row.value is not None}.values())
+    by_seed = {row.seed: row.value for row in rows if row.seed is not None and row.value is not None}
+    # Squares of larger ones would be infinite.
+    return [max(-LARGEST, min(LARGEST, value)) for value in by_seed.values()]

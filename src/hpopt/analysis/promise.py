@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.trials import StudyTable, TrialRow, is_finite
 
 # With fewer complete trials a line is a guess.
 MIN_FOR_A_LINE = 5
+_FENCE = 3.0
+_LEAST_STD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,15 @@ def _value_at(row: TrialRow, step: int) -> float | None:
 
 def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[float]) -> Sequence[Promise]:
     """Predict finals; nothing where those with a better start do not end better."""
-    n = len(early)
-    if n < MIN_FOR_A_LINE or len(set(early)) == 1:
+    if len(early) < MIN_FOR_A_LINE:
         return ()
     x, y, at = (np.array(values, dtype=float) for values in (early, finals, stopped))
+    # One loss spike would turn the line.
+    usual = _within_fences(x) & _within_fences(y)
+    x, y = x[usual], y[usual]
+    n = len(x)
+    if n < MIN_FOR_A_LINE or x.min() == x.max():
+        return ()
     size = ((x - x.mean()) ** 2).sum()
     slope = ((x - x.mean()) * y).sum() / size
     if not np.isfinite(slope) or slope <= 0:
@@ -62,4 +71,14 @@ def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[
     line = y.mean() + slope * (at - x.mean())
     residual = y - y.mean() - slope * (x - x.mean())
     variance = (residual**2).sum() / (n - 2) * (1 + 1 / n + (at - x.mean()) ** 2 / size)
-    return [Promise(value=float(v), std=float(s)) for v, s in zip(line, np.sqrt(variance), strict=True)]
+    # Nothing that was not measured is certain.
+    stds = np.maximum(np.sqrt(variance), _LEAST_STD * y.std())
+    return [Promise(value=float(v), std=float(s)) for v, s in zip(line, stds, strict=True)]
+
+
+def _within_fences(values: FloatArray) -> npt.NDArray[np.bool_]:
+    """Say which values lie within Tukey's outer fences."""
+    low, high = np.quantile(values, (0.25, 0.75))
+    reach = _FENCE * (high - low)
+    within: npt.NDArray[np.bool_] = (values >= low - reach) & (values <= high + reach)
+    return within

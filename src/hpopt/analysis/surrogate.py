@@ -29,7 +29,7 @@ _SIGNAL, _NOISE = (0.0, 1.0), (-2.0, 2.0)
 _LENGTH_SPREAD = 0.8
 _SHORTEST, _LONGEST = 0.05, 30.0
 _JITTER = 1e-8
-_LARGEST = 1e100
+LARGEST = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def fit(
     clipped = clip_bad(values, sign)
     kept = _choose(stds == 0)
     center, scale = float(clipped[kept].mean()), float(clipped[kept].std()) or 1.0
-    targets, doubts = (clipped[kept] - center) / scale, np.minimum((stds[kept] / scale) ** 2, _LARGEST)
+    targets, doubts = (clipped[kept] - center) / scale, np.minimum((stds[kept] / scale) ** 2, LARGEST)
     theta = _tune(design.take(kept), targets, doubts, n_starts)
     return Surrogate(
         design=design.take(kept),
@@ -180,7 +180,7 @@ def _choose(is_measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 def clip_bad(values: FloatArray, sign: int) -> FloatArray:
     """Put the values beyond Tukey's outer fence on the bad side onto it; squares of larger ones would be infinite."""
-    values = np.clip(values, -_LARGEST, _LARGEST)
+    values = np.clip(values, -LARGEST, LARGEST)
     low, high = np.quantile(sign * values, (0.25, 0.75))
     clipped: FloatArray = sign * np.minimum(sign * values, high + _FENCE * (high - low) if high > low else np.inf)
     return clipped

@@ -54,7 +54,10 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTable:
-    """A study and all its trials as they were at one moment; `rungs` are where its pruner compares them."""
+    """A study and all its trials as they were at one moment; `rungs` are where its pruner compares them.
+
+    `origin` says what it was made with, for who wants to make it again.
+    """
 
     name: str
     metric: str
@@ -64,6 +67,7 @@ class StudyTable:
     search_space: Mapping[str, Range]
     trials: tuple[TrialRow, ...]
     rungs: Rungs = NO_RUNGS
+    origin: Mapping[str, str] = field(default_factory=dict)
 
     def complete(self) -> tuple[TrialRow, ...]:
         """Give the COMPLETE trials that have a finite value."""

@@ -25,18 +25,26 @@ class Error:
     n_trials: int
 
 
-def cross_validate(surrogate: Surrogate) -> Error:
-    """Fit anew without each fifth of the trials and predict its measured values; equal params stay together."""
+def cross_validate(surrogate: Surrogate) -> Error | None:
+    """Fit anew without each fifth of the trials and predict its measured values; equal params stay together.
+
+    None where all trials share their params.
+    """
     values = surrogate.targets
     residuals, deviations = [], []
     for held_out in _folds(surrogate.design):
         rest = np.setdiff1d(np.arange(len(values)), held_out)
+        is_known = surrogate.is_measured[rest]
         known = held_out[surrogate.is_measured[held_out]]
+        if not len(known) or not is_known.any():
+            continue
         stds = np.sqrt(surrogate.doubts[rest])
         model = fit(surrogate.design.take(rest), values[rest], sign=surrogate.sign, stds=stds, n_starts=1)
         mean, _ = model.predict(surrogate.design.places[known])
         residuals.append(values[known] - mean)
-        deviations.append(values[known] - values[rest][model.is_measured[: len(rest)]].mean())
+        deviations.append(values[known] - values[rest][is_known].mean())
+    if not residuals:
+        return None
     squares, total = (float((np.concatenate(parts) ** 2).mean()) for parts in (residuals, deviations))
     return Error(
         rmse=surrogate.scale * squares**0.5,

@@ -75,13 +75,12 @@ def status(
         if study is None:
             out.write(f"[{', '.join(map(progress_as_json, shown))}]") if as_json else out.print(overview(shown))
             return
-        told = findings_of(database, found[0])
         if as_json:
-            out.write(progress_as_json(shown[0], told))
-        else:
-            left = seconds_left(shown[0], found[0].file.budget.wall_hours)
-            out.print(standing(shown[0], queries.ended_trials(database, found[0], last=N_ENDED_SHOWN), left))
-            show_findings(told)
+            out.write(progress_as_json(shown[0], findings_of(database, found[0])))
+            return
+        left = seconds_left(shown[0], found[0].file.budget.wall_hours)
+        out.print(standing(shown[0], queries.ended_trials(database, found[0], last=N_ENDED_SHOWN), left))
+        show_findings(findings_of(database, found[0]))
 
 
 def _follow(database: "Database", study: "Study") -> None:
@@ -117,11 +116,11 @@ def best(
     with open_database(storage, home) as database:
         found = _load(database, study)
         answered = queries.best(database, found)
-        told = findings_of(database, found)
         if form == "table":
             out.print(answer(queries.progress(database, found), found.file))
-            show_findings(told)
+            show_findings(findings_of(database, found))
             return
+        told = findings_of(database, found)
         for error in (each for each in told if each.severity == "error"):
             err.print(f"error: {error.sentence}", soft_wrap=True)
         out.write(best_as_json(answered, told) if form == "json" else PARAMS_AS[form](answered.params))

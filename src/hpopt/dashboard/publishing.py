@@ -24,7 +24,7 @@ from hpopt.report import interactive
 from hpopt.report.chart import Chart
 from hpopt.report.charts import draw_charts
 from hpopt.report.markdown import render_note, render_trial_notes
-from hpopt.report.selection import GRID, MUTED, TEXT
+from hpopt.report.selection import COMPLETE, GRID, MUTED, TEXT
 from hpopt.report.summary import summarize
 from hpopt.storage import queries, studies
 from hpopt.storage.database import Database
@@ -41,7 +41,7 @@ _CARD_HEIGHT = 450
 _N_SENSITIVITIES = 8
 SHOWN = ("sensitivity", "importance", "interactions", "budget", "parallel", "curves")
 # The page is light or dark as its reader likes, and figures do not know: these can be read on both.
-_ON_BOTH = {TEXT: MUTED, GRID: "rgba(122,130,142,0.25)"}
+_ON_BOTH = {TEXT: "#7f8792", MUTED: "#8a929e", COMPLETE: "#2f8fcc", GRID: "rgba(122,130,142,0.25)"}
 _NICENESS = 10
 
 Attributes = Mapping[str, Any]
@@ -132,8 +132,10 @@ class Publisher:
                 table = self._read(partial(self._read_table, name))
                 desk.publication = Publication(n_ended=n_ended) if table is None else _make(table, look, n_ended)
         except HpoptError as error:
-            # Deleted meanwhile, or the database is away: the next look tries again.
+            # The database is away: a look in half a minute tries again.
             self._say(f"no figures of study '{name}': {error}")
+        except Exception as error:  # noqa: BLE001 - the page goes on without figures, and its server's log says why.
+            self._say(f"no figures of study '{name}': {type(error).__name__}: {error}")
 
     def _read_table(self, name: str) -> StudyTable | None:
         """Read the trials of a study; None if it is not ours: of others there are no evaluations, seeds and file."""

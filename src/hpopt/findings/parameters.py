@@ -63,7 +63,7 @@ def find_interactions(insights: Insights) -> Iterator[Finding]:
                 subject=f"{one}, {other}",
                 severity="note",
                 sentence=f"The best {one} depends on {other}: together they explain {pair.share:.0%} of the "
-                f"differences beyond what each explains alone (with 90% {pair.low:.0%} to {pair.high:.0%}).",
+                f"differences beyond what each explains alone (90% interval {pair.low:.0%} to {pair.high:.0%}).",
                 evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
                 remedy="Choose them together; do not tune one with the other held fixed.",
             )
@@ -93,7 +93,7 @@ def _tell_edge(table: StudyTable, parameter: ParameterSensitivity) -> Finding:
         subject=name,
         severity="warning",
         sentence=f"The best {name} is at the {parameter.edge} end of its range, {show(end)}: a {beyond} one, which no "
-        f"trial could try, may be better (with 90% the optimum in the range lies from {show(parameter.best_low)} to "
+        f"trial could try, may be better (90% interval of the optimum in the range: {show(parameter.best_low)} to "
         f"{show(parameter.best_high)}).",
         evidence={"end": end, "side": parameter.edge, "best": parameter.best, "p_value": parameter.p_value},
         remedy=f"Search further in a new study: {name} = {as_toml(parameter.wider)}",
@@ -130,4 +130,4 @@ def _tell_cliff(cliff: Cliff) -> str:
     if cliff.at is None:
         return f"a {word} {cliff.name}"
     beyond = "above" if cliff.side == "high" else "below"
-    return f"{cliff.name} {beyond} {show(cliff.at)} (with 90% {show(cliff.low)} to {show(cliff.high)})"
+    return f"{cliff.name} {beyond} {show(cliff.at)} (90% interval {show(cliff.low)} to {show(cliff.high)})"

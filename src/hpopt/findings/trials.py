@@ -121,7 +121,7 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
                 "noise_source": noise.source,
                 "rivals": [rows[0].trial for rows in rivals],
             },
-            remedy="Run them again with other seeds, three each, and compare their means; or take the cheapest.",
+            remedy="Run them again with other seeds, three each, and compare their means.",
         )
 
 
@@ -132,11 +132,14 @@ def find_shortage(table: StudyTable) -> Iterator[Finding]:
     needed = max(MIN_TRIALS, TRIALS_PER_PARAMETER * n_parameters)
     if n_trials < needed:
         is_hopeless = n_trials < MIN_TRIALS
+        n_ended = sum(row.outcome is not None for row in table.trials)
+        total = round(needed * n_ended / n_trials) if n_trials else needed
         yield Finding(
             code="too-few-trials",
             severity="warning" if is_hopeless else "note",
             sentence=f"{n_trials} complete trials are few for {n_parameters} parameters: "
-            + ("nothing can be said about them." if is_hopeless else f"about {needed} show them well."),
+            + ("nothing can be said about them." if is_hopeless else f"about {needed} show them well.")
+            + (f" While {n_trials} of {n_ended} complete, that takes {total} in all." if total > needed else ""),
             evidence={"n_complete": n_trials, "n_parameters": n_parameters, "needed": needed},
             remedy="Raise `trials` in [budget] and `hpopt create` the file again, or search fewer parameters.",
         )

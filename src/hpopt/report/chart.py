@@ -109,11 +109,15 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """A number from -1 to 1 for each pair of names, None where there is none; `values` has a row for each of y."""
+    """A number from -1 to 1 for each pair of names, None where there is none, and the words in its place.
+
+    Both have a row for each of y.
+    """
 
     x: tuple[str, ...]
     y: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
+    words: tuple[tuple[str, ...], ...]
 
 
 Mark = Points | Line | Band | Stretch | Bars | Words | Cells
@@ -162,4 +166,5 @@ class Chart:
     @property
     def n_bars(self) -> int:
         """Bars and cells one below the other, for which there must be room."""
-        return max((len(panel.y.names) for panel in self.panels), default=0)
+        panels = (panel for panel in self.panels if any(isinstance(mark, Bars | Cells) for mark in panel.marks))
+        return max((len(panel.y.names) for panel in panels), default=0)

@@ -40,9 +40,14 @@ def write_trials(table: StudyTable, path: Path) -> None:
 def write_summary_table(summary: Summary, path: Path) -> None:
     """Write a row for each configuration that has a complete run, the best first."""
     names = list(dict.fromkeys(name for configuration in summary.configurations for name in configuration.params))
-    numbers = ["n_runs", "n_seeds", "mean", "std", "min", "max"]
+    numbers = ["trials", "n_runs", "n_seeds", "mean", "std", "min", "max"]
     rows = (
-        [rank, *_run_numbers(configuration).values(), *(configuration.params.get(name) for name in names)]
+        [
+            rank,
+            " ".join(map(str, configuration.trials)),
+            *_run_numbers(configuration).values(),
+            *(configuration.params.get(name) for name in names),
+        ]
         for rank, configuration in enumerate(summary.configurations, start=1)
     )
     _write_csv(path, ["rank", *numbers, *(f"params_{name}" for name in names)], rows)
@@ -65,6 +70,10 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
         **insights,
     }
     path.write_text(json.dumps(_plain(told), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _trials_of(configuration: Configuration) -> str:
+    return " ".join(map(str, configuration.trials))
 
 
 def _best(summary: Summary) -> dict[str, Any] | None:

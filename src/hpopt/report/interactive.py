@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
-from html import escape
+from html import escape as escape_html
 from itertools import product
+from textwrap import wrap
 from typing import Any, Literal
 
 import plotly.graph_objects as go
@@ -14,6 +15,8 @@ from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel
 from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT
 
 _PANEL_HEIGHT, _BAR_HEIGHT = 300, 26
+# Of the characters of a caption, in a card of half a page.
+_CAPTION_WIDTH = 88
 # Between two rows, for the titles of axes.
 _GAP = 70
 _SYMBOLS = {"circle": "circle", "cross": "x-thin", "star": "star"}
@@ -32,7 +35,8 @@ def draw(chart: Chart) -> go.Figure:
 def draw_card(chart: Chart, height: int) -> go.Figure:
     """Draw a chart with title and caption, as high as a card of some page, in about as many columns as rows."""
     figure = _draw_panels(chart, math.ceil(math.sqrt(len(chart.panels))), height)
-    caption = f"<br><span style='font-size:12px'>{escape(chart.caption)}</span>" if chart.caption else ""
+    lines = (f"<br><span style='font-size:12px'>{escape(line)}</span>" for line in wrap(chart.caption, _CAPTION_WIDTH))
+    caption = "".join(lines)
     place: dict[str, Any] = {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 22}}
     figure.update_layout(title={"text": f"{escape(chart.title)}{caption}", "font": {"size": 17}, **place}, margin_t=112)
     return figure
@@ -89,7 +93,7 @@ def _axis(which: Literal["x", "y"], axis: Axis) -> dict[str, Any]:
         "minexponent": 4,
     }
     if axis.names:
-        options |= {"type": "category", "categoryorder": "array", "categoryarray": list(axis.names)}
+        options |= {"type": "category", "categoryorder": "array", "categoryarray": _short(axis.names)}
         # The first name belongs at the top, and at the left.
         options |= {"autorange": "reversed"} if which == "y" else {}
     if axis.is_log:
@@ -155,7 +159,7 @@ def _(mark: Band) -> Sequence[Any]:
 @_traces.register
 def _(mark: Bars) -> Sequence[Any]:
     style = mark.style
-    names, lengths = list(mark.lengths), list(mark.lengths.values())
+    names, lengths = _short(list(mark.lengths)), list(mark.lengths.values())
     marker: dict[str, Any] = {"color": style.color}
     if mark.has_pattern:
         marker["pattern"] = {"shape": "/", "size": 5, "solidity": 0.35}
@@ -178,10 +182,10 @@ def _(mark: Bars) -> Sequence[Any]:
 def _(mark: Cells) -> Sequence[Any]:
     return (
         go.Heatmap(
-            x=list(mark.x),
-            y=list(mark.y),
+            x=_short(mark.x),
+            y=_short(mark.y),
             z=[_short(row) for row in mark.values],
-            text=[["" if value is None else f"{value:+.2f}" for value in row] for row in mark.values],
+            text=[list(row) for row in mark.words],
             texttemplate="%{text}",
             zmin=-1,
             zmax=1,
@@ -198,7 +202,7 @@ def _add_words(figure: go.Figure, mark: Words, row: int, col: int) -> None:
     anchor, shift = ("bottom", 6) if mark.side == "above" else ("top", -6)
     for x, y, word in zip(mark.x, mark.y, mark.words, strict=True):
         look = {"showarrow": False, "yanchor": anchor, "yshift": shift, "font": {"size": 12}}
-        figure.add_annotation(x=x, y=y, text=escape(word), row=row, col=col, **look)
+        figure.add_annotation(x=_short([x])[0], y=y, text=escape(word), row=row, col=col, **look)
 
 
 def _stretch_as_band(mark: Stretch, y: Axis) -> Band:
@@ -229,7 +233,18 @@ def _spans(spans: Sequence[tuple[float, float]], middles: Sequence[Place]) -> di
 
 def _short(values: Sequence[Place | None]) -> list[Place | None]:
     """Give five digits, which is what can be seen, since the dashboard sends figures again and again."""
-    return [float(f"{value:.5g}") if isinstance(value, float) else value for value in values]
+
+    def shorten(value: Place | None) -> Place | None:
+        if isinstance(value, str):
+            return escape(value)
+        return float(f"{value:.5g}") if isinstance(value, float) else value
+
+    return [shorten(value) for value in values]
+
+
+def escape(text: str) -> str:
+    """Let plotly show a text as it is, which takes some HTML, but not all of its names for characters."""
+    return escape_html(text, quote=False)
 
 
 def _hover(text: str) -> str:

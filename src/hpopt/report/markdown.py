@@ -1,6 +1,6 @@
 """Owns what hpopt says in Markdown: report.md, and the notes of a study and of its best trials in the dashboard."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
 from hpopt.analysis.trials import StudyTable
@@ -8,6 +8,7 @@ from hpopt.report.chart import Chart
 from hpopt.report.selection import format_number
 from hpopt.report.sentences import (
     PARAMETER_COLUMNS,
+    configuration_rows,
     parameter_rows,
     tell_answer,
     tell_budget,
@@ -27,7 +28,10 @@ def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     """Give the report: answer, how sure, what matters, warnings, cost, method; pictures are NAME.png beside it."""
     insights = summary.insights
     lines = [f"# {table.name}", "", "## Answer", "", tell_answer(table, summary), "", *_best_params(table, summary)]
-    lines += ["## How sure", "", *_paragraphs(tell_confidence(table, summary)), *_pictures(charts, "history")]
+    lines += ["## How sure", "", *_paragraphs(tell_confidence(table, summary))]
+    header, ranked = configuration_rows(table, summary)
+    lines += [*_table(header, ranked), ""] if ranked else []
+    lines += _pictures(charts, "history")
     lines += ["## What matters", "", *_paragraphs(tell_what_matters(table, insights))]
     rows = parameter_rows(insights)
     lines += [*_table(PARAMETER_COLUMNS, rows), ""] if rows else []
@@ -36,7 +40,8 @@ def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     lines += ["", *_pictures(charts, "importance", "sensitivity", "interactions", "budget", "parallel", "correlations")]
     lines += ["## Warnings", "", *(_warnings(summary) or ["None."]), ""]
     lines += ["## Cost", "", *_paragraphs([*tell_cost(table, insights.cost), tell_pruning(insights.pruning)])]
-    lines += [*_pictures(charts, "curves"), "## Method", "", _method(table), "", *_study_file(table), ""]
+    lines += [*_pictures(charts, "curves"), "## Method", "", _method(table), ""]
+    lines += [*(f"- {name}: {value}" for name, value in table.origin.items()), "", *_study_file(table), ""]
     return "\n".join(lines)
 
 
@@ -47,7 +52,7 @@ def render_note(table: StudyTable, summary: Summary) -> str:
     lines += _paragraphs(tell_what_matters(table, summary.insights))
     lines += ["### Warnings", "", *(_warnings(summary) or ["None."]), ""]
     lines += ["### The study file", "", *_study_file(table), ""]
-    lines += ["*Written by `hpopt dashboard` and kept up to date; a note that is saved here takes its place.*"]
+    lines += ["*Written by `hpopt dashboard`. A note that is saved here takes its place.*"]
     return "\n".join(lines)
 
 
@@ -85,24 +90,28 @@ def _method(table: StudyTable) -> str:
 
 
 def _study_file(table: StudyTable) -> Iterator[str]:
-    yield from ("```toml", table.file_text.rstrip(), "```")
+    # A file may have a fence of three in its comments.
+    yield from ("`````toml", table.file_text.rstrip(), "`````")
 
 
 def _paragraphs(sentences: Sequence[str]) -> list[str]:
     return [" ".join(sentence for sentence in sentences if sentence), ""]
 
 
-def _pictures(charts: Collection[str] | Mapping[str, Chart], *names: str) -> Iterator[str]:
+def _pictures(charts: Mapping[str, Chart], *names: str) -> Iterator[str]:
     for name in names:
-        if isinstance(charts, Mapping) and name in charts:
+        if name in charts:
             yield from (f"![{charts[name].caption}]({name}.png)", "")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
+    yield _row(header)
     yield f"|---{'|---:' * (len(header) - 1)}|"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
+    yield from map(_row, rows)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _cell(value: object) -> str:

@@ -77,7 +77,9 @@ def _answer(table: StudyTable, summary: Summary) -> str:
     sentence = f"<p>{escape(tell_answer(table, summary))}</p>"
     if summary.best is None:
         return _section("Answer", sentence)
-    params = _table(["parameter", "value"], [[name, _cell(value)] for name, value in summary.best.params.items()])
+    default = summary.default.params if summary.default else {}
+    rows = [[name, _cell(value), _cell(default.get(name))] for name, value in summary.best.params.items()]
+    params = _table(["parameter", "best", "default"], rows if default else [row[:2] for row in rows])
     value = f'<div><div class="value">{format_number(summary.best.value)}</div>{escape(table.metric)}</div>'
     use = f"<p class='soft'>For a training job: <code>hpopt best {escape(quote(table.name))} --format args</code></p>"
     return _section("Answer", f'<div class="answer">{value}{params}</div>{sentence}{use}')
@@ -145,9 +147,10 @@ def _method(table: StudyTable) -> str:
             for name, range_ in table.search_space.items()
         ],
     )
+    origin = _table(["made with", ""], [[name, value] for name, value in table.origin.items()]) if table.origin else ""
     failed = [[str(row.trial), row.reason or "no reason on record"] for row in table.trials if row.state == "FAIL"]
     failures = f"<h3>Failed trials</h3>{_table(['trial', 'reason'], failed)}" if failed else ""
-    return _section("Method", f"{space}{failures}<h3>The study file</h3><pre>{escape(table.file_text)}</pre>")
+    return _section("Method", f"{space}{origin}{failures}<h3>The study file</h3><pre>{escape(table.file_text)}</pre>")
 
 
 def _section(title: str, body: str) -> str:

@@ -26,6 +26,8 @@ from hpopt.search_space import Categorical
 
 _N_PAIRS = 10
 _N_POINTS = 200
+_STARRED = 0.05
+_EXTRAPOLATED = " Pruned trials stand at the final values that are extrapolated from their learning curves."
 _CURVE = Style(color=COMPLETE, label="surrogate", width=2.2)
 _BAND = Style(color=COMPLETE, label="90% band", opacity=0.16)
 _GOOD = Style(color=BEST, label="as good within noise", opacity=0.13)
@@ -43,7 +45,7 @@ def draw_sensitivity(table: StudyTable, insights: Insights) -> Chart | None:
     order = [*measured, *(name for name in names if name not in measured)]
     caption = (
         "The metric along each parameter, with the others as in the best configuration. The shaded range is as good as "
-        "the best within the noise of a run; pruned trials stand at the final values that they promise."
+        "the best within the noise of a run." + _EXTRAPOLATED * bool(insights.promises)
         if measured
         else f"Each trial. No curves: {sensitivity.reason}."
     )
@@ -72,7 +74,7 @@ def draw_importance(measures: Sequence[Importance]) -> Chart | None:
         name="importance",
         title="Importance, by two measures",
         panels=(panel,),
-        caption="How much each parameter matters. Lines are intervals of 90%.",
+        caption="How much each parameter matters, pruned trials included. Lines are intervals of 90%.",
     )
 
 
@@ -117,29 +119,42 @@ def draw_budget(table: StudyTable, budget: BudgetDependence) -> Chart | None:
         name="budget",
         title="Best value by training budget",
         panels=panels,
-        caption="The best value of each parameter after a part of the training. Lines are intervals of 90%.",
+        caption="The best value of each parameter after a part of the training. Lines are 90% intervals of a "
+        "bootstrap: of how it moves, not of all that is unknown about it.",
     )
 
 
 def draw_correlations(correlations: Sequence[Correlation]) -> Chart | None:
     """Draw Spearman's coefficient of each parameter with each metric."""
-    known = [each for each in correlations if each.spearman is not None]
+    parameters = {each.parameter for each in correlations}
+    # What is searched may be reported, too: the learning rate at the end of its schedule.
+    known = [each for each in correlations if each.spearman is not None and each.metric not in parameters]
     if not known:
         return None
-    parameters = tuple(dict.fromkeys(each.parameter for each in known))
-    metrics = tuple(dict.fromkeys(each.metric for each in known))
-    found = {(each.parameter, each.metric): each.spearman for each in known}
-    values = tuple(tuple(found.get((parameter, metric)) for parameter in parameters) for metric in metrics)
-    panel = Panel(
-        x=Axis(names=parameters), y=Axis(names=metrics), marks=(Cells(x=parameters, y=metrics, values=values),)
+    x = tuple(dict.fromkeys(each.parameter for each in known))
+    y = tuple(dict.fromkeys(each.metric for each in known))
+    found = {(each.metric, each.parameter): each for each in known}
+    rows = [[found.get((metric, parameter)) for parameter in x] for metric in y]
+    cells = Cells(
+        x=x,
+        y=y,
+        values=tuple(tuple(each.spearman if each else None for each in row) for row in rows),
+        words=tuple(tuple(_tell_correlation(each) for each in row) for row in rows),
     )
+    panel = Panel(x=Axis(names=x), y=Axis(names=y), marks=(cells,))
     return Chart(
         name="correlations",
         title="Correlations with every metric",
         panels=(panel,),
-        caption="Spearman's coefficient over the complete trials, one parameter and one metric at a time. That of a "
-        "bowl around an optimum is zero.",
+        caption="Spearman's coefficient over the complete trials, one parameter and one metric at a time; a star "
+        "has a p-value below 5%. An effect with an optimum inside its range can show zero.",
     )
+
+
+def _tell_correlation(each: Correlation | None) -> str:
+    if each is None or each.spearman is None or each.p_value is None:
+        return ""
+    return f"{each.spearman:+.2f}{'*' if each.p_value < _STARRED else ''}"
 
 
 def _pair(interaction: Interaction) -> str:
@@ -187,7 +202,9 @@ def _sensitivity_panel(
     range_ = table.search_space[name]
     tried = [row.params[name] for row in (*shown.best, *shown.rest, *shown.pruned) if name in row.params]
     # Enqueued trials may lie outside of the range.
-    choices = (*range_.choices, *tried) if isinstance(range_, Categorical) else ()
+    choices: Sequence[Scalar] = (*range_.choices, *tried) if isinstance(range_, Categorical) else ()
+    if measured is not None and measured.is_ordered:
+        choices = sorted(choices, key=float)
     names = tuple(dict.fromkeys(str(choice) for choice in choices))
 
     def place(value: Scalar) -> Place:
@@ -203,7 +220,7 @@ def _sensitivity_panel(
         marks.append(Stretch(low=low, high=high, style=_GOOD))
         cliffs = [cliff for cliff in insights.divergence.cliffs if cliff.name == name and cliff.at is not None]
         marks += [_cliff_stretch(cliff, measured) for cliff in cliffs]
-    pruned_marks = replace(PRUNED_MARKS, label="pruned (promised)") if insights.promises else PRUNED_MARKS
+    pruned_marks = replace(PRUNED_MARKS, label="pruned, extrapolated") if insights.promises else PRUNED_MARKS
     faint: dict[str, Any] = {} if measured is None else {"size": 6, "opacity": 0.6}
     marks += [show(shown.pruned, replace(pruned_marks, **faint)), show(shown.rest, replace(COMPLETE_MARKS, **faint))]
     if measured is not None:
@@ -249,7 +266,7 @@ def _budget_panel(table: StudyTable, parameter: ParameterBudget) -> Panel:
     )
     return Panel(
         x=Axis(title="tokens trained" if counts_tokens else "step", span=(0, 1.06 * max(x))),
-        y=Axis(title=parameter.name, unit=_unit(parameter.name), is_log=is_log, names=names, span=span),
+        y=Axis(title=parameter.name, is_log=is_log, names=names, span=span),
         marks=marks,
         title=parameter.name,
     )

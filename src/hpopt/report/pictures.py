@@ -6,6 +6,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -29,6 +30,8 @@ _STRONG = 0.6
 _FEW_DECADES = 2
 
 
+# Names are no formulas, whatever dollars are in them.
+@rc_context({"text.parse_math": False})
 def write_picture(chart: Chart, path: Path) -> None:
     """Write a chart as PNG."""
     room = 0.3 * chart.n_bars + 1.3 if chart.n_bars else _HEIGHT - 0.8 * (chart.n_rows > 1)
@@ -42,6 +45,7 @@ def write_picture(chart: Chart, path: Path) -> None:
     save(figure, path)
 
 
+@rc_context({"text.parse_math": False})
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], path: Path) -> None:
     """Write a table of words as PNG, its first row in bold."""
     figure = Figure(figsize=(max(4.0, 1.15 * len(header)), 0.32 * (len(rows) + 1) + 0.2), layout="constrained")
@@ -219,7 +223,7 @@ def _(mark: Cells, axes: Axes, _places: _Places) -> None:
         for x, value in enumerate(row):
             if value is not None:
                 color = "white" if abs(value) > _STRONG else TEXT
-                axes.text(x, y, f"{value:+.2f}", ha="center", va="center", fontsize=9, color=color)
+                axes.text(x, y, mark.words[y][x], ha="center", va="center", fontsize=9, color=color)
 
 
 def _add_legend(figure: Figure, grid: Sequence[Axes]) -> None:

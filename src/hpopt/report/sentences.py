@@ -35,7 +35,7 @@ def tell_answer(table: StudyTable, summary: Summary) -> str:
     )
     if summary.default is not None and summary.default.trial != summary.best.trial:
         gap = table.badness(summary.default.value) - table.badness(summary.best.value)
-        sentence += f" The defaults reached {format_number(summary.default.value)}, {format_number(gap)} behind."
+        sentence += f" The defaults reached {format_number(summary.default.value)}, {gap:.3g} behind."
     elif summary.default is not None:
         sentence += " These are the defaults: the search found nothing better."
     return sentence
@@ -50,9 +50,7 @@ def tell_confidence(table: StudyTable, summary: Summary) -> list[str]:
     if not others:
         return [*sentences, "No other configuration is complete, so there is nothing to compare it with."]
     gap = abs((best.min if table.direction == "minimize" else best.max) - _best_value(table, others[0]))
-    sentences.append(
-        f"The next best configuration (trial {others[0].trials[0]}) is {format_number(gap)} behind in its best run."
-    )
+    sentences.append(f"The next best configuration (trial {others[0].trials[0]}) is {gap:.2g} behind in its best run.")
     noise = summary.insights.noise
     if noise is None:
         sentences.append("How much two runs of one configuration differ has not been measured: it may be more.")
@@ -67,9 +65,12 @@ def tell_what_matters(table: StudyTable, insights: Insights) -> list[str]:
     if not sensitivity.parameters:
         return [f"What matters cannot be said: {sensitivity.reason}."]
     measured = sensitivity.parameters
+    joint = {name for pair in insights.interactions.pairs if pair.is_significant for name in pair.pair}
+    idle = [each.name for each in measured if not each.matters]
     groups = {
-        "These matter by more than chance": [parameter.name for parameter in measured if parameter.matters],
-        "No difference that these trials could show": [each.name for each in measured if not each.matters],
+        "These matter by more than chance": [each.name for each in measured if each.matters],
+        "These matter together with another": [name for name in idle if name in joint],
+        "Not distinguishable from noise with these trials": [name for name in idle if name not in joint],
     }
     sentences = [f"{words}: {list_words(names)}." for words, names in groups.items() if names]
     return [*sentences, _tell_fit(table, sensitivity)]
@@ -81,7 +82,7 @@ def tell_parameter(parameter: ParameterSensitivity) -> str:
     if parameter.ratio is not None:
         parts.append(f"worst / best {_tell_ratio(parameter)}")
     if not parameter.matters:
-        parts.append("may be chance")
+        parts.append("by itself not distinguishable from noise")
     elif parameter.edge:
         parts.append(f"best at the {parameter.edge} end of the range")
     return "; ".join(parts)
@@ -126,8 +127,8 @@ def tell_pruning(check: PruningCheck) -> str:
     if check.loses_best is None:
         return f"Whether stopping early is safe: {check.reason}."
     return (
-        f"Keeping one trial in three at each rung would lose the best trial in {check.loses_best:.0%} of resamples"
-        + (" of the trials that the pruner kept." if check.n_pruned else ".")
+        f"In a bootstrap of the trials, a pruner that keeps one in three at each rung discards the best finisher in "
+        f"{check.loses_best:.0%} of cases{' (of those that this pruner let finish)' if check.n_pruned else ''}."
     )
 
 
@@ -170,7 +171,7 @@ def configuration_rows(table: StudyTable, summary: Summary) -> tuple[list[str], 
     rows = [
         [
             str(configuration.trials[0]),
-            format_number(configuration.mean),
+            f"{configuration.mean:#.4g}",
             "-" if configuration.std is None else f"{configuration.std:.2g}",
             str(len(configuration.trials)),
             *(_cell(configuration.params.get(name)) for name in names),
@@ -207,11 +208,11 @@ def _tell_fit(table: StudyTable, sensitivity: Sensitivity) -> str:
     if error is None:
         return ""
     weak = " The curves are little more than a guess." if error.r2 < _WEAK_FIT else ""
-    promised = f" and of what {sensitivity.n_promised} pruned ones promise" if sensitivity.n_promised else ""
+    promised = f" and the extrapolated ones of {sensitivity.n_promised} pruned trials" if sensitivity.n_promised else ""
     return (
-        f"The curves are those of a surrogate of {error.n_trials} complete trials{promised}. On complete trials that "
-        f"it has not seen it is off by {show(error.rmse)} {table.metric} and explains {max(error.r2, 0):.0%} of the "
-        f"differences.{weak}"
+        f"The curves are those of a surrogate of the final values of {error.n_trials} complete trials{promised}. "
+        f"On complete trials that it has not seen it is off by {show(error.rmse)} {table.metric} and explains "
+        f"{max(error.r2, 0):.0%} of the differences.{weak}"
     )
 
 

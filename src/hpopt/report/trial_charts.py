@@ -41,7 +41,12 @@ def draw_history(table: StudyTable) -> Chart | None:
         x, y = zip(*steps, strict=True)
         marks.append(Line(x=x, y=y, style=Style(color=BEST, label="best so far"), is_step=True))
     panel = Panel(x=Axis(title="trial", format="whole"), y=metric_axis(table, window), marks=tuple(marks))
-    return Chart(name="history", title="Trial by trial", panels=(panel,), caption="Each trial, and the best so far.")
+    return Chart(
+        name="history",
+        title="Trial by trial",
+        panels=(panel,),
+        caption="Each trial, pruned ones at the value where they stopped, and the best so far.",
+    )
 
 
 def draw_curves(table: StudyTable) -> Chart | None:
@@ -88,7 +93,7 @@ def draw_parallel(table: StudyTable) -> Chart | None:
         name="parallel",
         title="The best trials, parameter by parameter",
         panels=(panel,),
-        caption=f"Each line is a trial. Where the lines of the best {n_top} come together, the value matters.",
+        caption="Each line is a trial. Samplers draw lines together, too: whether a parameter matters, the curves say.",
     )
 
 

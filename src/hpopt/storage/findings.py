@@ -4,8 +4,9 @@ Leaves finding them to findings/. An analysis takes a second or more, so it is m
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -70,7 +71,7 @@ def keep(database: Database, study: Study, findings: Sequence[Finding], *, n_end
             "place": place,
             "severity": finding.severity,
             "sentence": finding.sentence,
-            "evidence": json.dumps(finding.evidence, default=str),
+            "evidence": _as_json(finding.evidence),
             "remedy": finding.remedy,
         }
         for place, finding in enumerate(findings, start=1)
@@ -82,8 +83,14 @@ def keep(database: Database, study: Study, findings: Sequence[Finding], *, n_end
             if rows:
                 connection.execute(_KEEP, rows)
             connection.execute(_NOTE, {"study_id": study.study_id, "n_ended": n_ended})
-    except (DatabaseError, sa.exc.ProgrammingError):
+    except (DatabaseError, sa.exc.DBAPIError):
+        # Or the study is gone meanwhile.
         return
+
+
+def _as_json(evidence: Mapping[str, Any]) -> str:
+    """Write numbers as Postgres takes them: it has no JSON for those that are not finite."""
+    return json.dumps(json.loads(json.dumps(evidence, default=str), parse_constant=lambda _: None))
 
 
 _N_ANALYSED = sa.text("select n_analysed from hpopt.study where study_id = :study_id")

@@ -1,7 +1,7 @@
 """Owns the questions asked of a study: its best parameters, its progress, its trials. Changes nothing."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -81,7 +81,15 @@ def read_table(database: Database, study: Study) -> StudyTable:
         search_space=study.file.search_space,
         trials=tuple(_trial_row(study, row, curves.get(row["trial"])) for row in trials),
         rungs=rungs_of(study.file),
+        origin=_origin(study),
     )
+
+
+def _origin(study: Study) -> dict[str, str]:
+    """Say what a study was made with; the data of a study that has none is not told."""
+    created = {"created": f"{study.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC", "file, SHA-256": study.file_sha256[:16]}
+    data = {"data, fingerprint": study.data_fingerprint[:16]} if study.data_fingerprint else {}
+    return {**created, **data, **study.versions}
 
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:

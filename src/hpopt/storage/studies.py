@@ -70,7 +70,8 @@ def create_study(
     with database.errors():
         _enqueue(open_optuna(database, known), file)
     with database.brief() as connection:
-        row = {"file": text, "file_sha256": _sha256(text), "versions": _versions()}
+        # What was found with another pruner or by another version may not hold any more.
+        row = {"file": text, "file_sha256": _sha256(text), "versions": _versions(), "n_analysed": None}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
     return load_study(database, file.name)
 
