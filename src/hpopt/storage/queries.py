@@ -87,9 +87,9 @@ def read_table(database: Database, study: Study) -> StudyTable:
 
 def _origin(study: Study) -> dict[str, str]:
     """Say what a study was made with; the data of a study that has none is not told."""
-    created = {"created": f"{study.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC", "file, SHA-256": study.file_sha256[:16]}
+    created = f"{study.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     data = {"data, fingerprint": study.data_fingerprint[:16]} if study.data_fingerprint else {}
-    return {**created, **data, **study.versions}
+    return {"created": created, "file, SHA-256": study.file_sha256[:16], **data, **study.versions}
 
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
