@@ -4,11 +4,13 @@ How much those that went on changed places, and how far the pruned one lies outs
 Source: least squares, and the error of a single prediction.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import theilslopes
 
 from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.trials import StudyTable, TrialRow, is_finite
@@ -17,6 +19,8 @@ from hpopt.analysis.trials import StudyTable, TrialRow, is_finite
 MIN_FOR_A_LINE = 5
 _FENCE = 3.0
 _LEAST_STD = 1e-6
+# All pairs of these have a slope.
+_N_FOR_SLOPES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,9 @@ def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[
     if len(early) < MIN_FOR_A_LINE:
         return ()
     x, y, at = (np.array(values, dtype=float) for values in (early, finals, stopped))
-    # One loss spike would turn the line.
-    usual = _within_fences(x) & _within_fences(y)
+    if x.min() == x.max():
+        return ()
+    usual = _find_usual(x, y)
     x, y = x[usual], y[usual]
     n = len(x)
     if n < MIN_FOR_A_LINE or x.min() == x.max():
@@ -76,9 +81,16 @@ def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[
     return [Promise(value=float(v), std=float(s)) for v, s in zip(line, stds, strict=True)]
 
 
-def _within_fences(values: FloatArray) -> npt.NDArray[np.bool_]:
-    """Say which values lie within Tukey's outer fences."""
-    low, high = np.quantile(values, (0.25, 0.75))
-    reach = _FENCE * (high - low)
-    within: npt.NDArray[np.bool_] = (values >= low - reach) & (values <= high + reach)
-    return within
+def _find_usual(x: FloatArray, y: FloatArray) -> npt.NDArray[np.bool_]:
+    """Say which trials lie near a line that outliers do not turn (Theil 1950, Sen 1968).
+
+    One loss spike would turn that of least squares.
+    """
+    some = slice(None, None, math.ceil(len(x) / _N_FOR_SLOPES))
+    slope = theilslopes(y[some], x[some]).slope
+    rest = y - slope * x
+    low, high = np.quantile(rest, (0.25, 0.75))
+    # Where a sampler has crowded around the optimum, the few others are no outliers: they say how steep the line is.
+    reach = _FENCE * (high - low) + (y.max() - y.min()) / 2
+    usual: npt.NDArray[np.bool_] = (rest >= low - reach) & (rest <= high + reach)
+    return usual

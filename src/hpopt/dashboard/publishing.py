@@ -5,8 +5,6 @@ stored: an Optuna study would carry all figures through each poll, and read-only
 analysis/, the words and drawings to report/.
 """
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +40,6 @@ _N_SENSITIVITIES = 8
 SHOWN = ("sensitivity", "importance", "interactions", "budget", "parallel", "curves")
 # The page is light or dark as its reader likes, and figures do not know: these can be read on both.
 _ON_BOTH = {TEXT: "#7f8792", MUTED: "#8a929e", COMPLETE: "#2f8fcc", GRID: "rgba(122,130,142,0.25)"}
-_NICENESS = 10
 
 Attributes = Mapping[str, Any]
 Read = TypeVar("Read")
@@ -125,7 +122,6 @@ class Publisher:
 
     def _publish(self, desk: _Desk, look: Look, n_ended: int, wait_s: float) -> None:
         time.sleep(wait_s)
-        _be_nice()
         name = look.study.study_name
         try:
             with self._turn:
@@ -180,9 +176,3 @@ def _show(chart: Chart) -> ShownFigure:
 def _as_attributes(trial_id: int | None, note: str) -> dict[str, Any]:
     """Give a note as optuna-dashboard 0.21 stores one: version 0, so that whoever saves one replaces it."""
     return {note_ver_key(trial_id): 0, f"{note_str_key_prefix(trial_id)}0": note}
-
-
-def _be_nice() -> None:
-    """Let the answers of the dashboard, and trainings on this machine, go first."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
