@@ -12,7 +12,7 @@ from hpopt.errors import ConfigError, did_you_mean
 
 Scalar = bool | int | float | str
 
-# The largest integer that TOML promises to carry.
+# The largest integer that TOML extrapolated to carry.
 LARGEST_INT = 2**63 - 1
 
 TYPE_NAMES: dict[type[Scalar], str] = {

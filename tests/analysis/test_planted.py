@@ -55,7 +55,7 @@ def test_a_planted_edge_is_found():
 
 
 def test_the_optimum_of_a_pruned_study_is_found_where_only_pruned_trials_mark_its_end():
-    """Without what pruned trials promise, the curve falls on into the region where all of them were stopped."""
+    """Without their extrapolated values the curve falls on into the region where all of them were stopped."""
     table = plant(Truth(effect=TRUTHS["bowl"].effect, sampler="tpe", is_pruned=True), 40, seed=12)
     (found,) = (each for each in gather(table).sensitivity.parameters if each.name == LEARNING_RATE)
     high = max(row.params[LEARNING_RATE] for row in table.complete())

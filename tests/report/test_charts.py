@@ -92,15 +92,15 @@ def test_without_tokens_the_curves_are_drawn_over_steps(make_table: MakeTable, m
     assert panel.marks[-1].x == (1, 2, 3, 4)
 
 
-def test_pruned_trials_stand_at_what_they_promise_beside_the_curve(table: StudyTable):
+def test_pruned_trials_stand_at_extrapolated_values_beside_the_curve(table: StudyTable):
     """At the values where they stopped they would all lie high above the curve, and say nothing of where it ends."""
-    promises = gather(table).promises
+    extrapolated = gather(table).extrapolated
     (pruned,) = (
         mark
         for mark in panel_of(table, "momentum").marks
         if getattr(mark, "style", None) and "pruned" in mark.style.label
     )
-    assert sorted(pruned.y) == sorted(promise.value for promise in promises.values())
+    assert sorted(pruned.y) == sorted(each.value for each in extrapolated.values())
     assert min(pruned.y) < min(row.value for row in table.pruned())
 
 

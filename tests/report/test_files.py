@@ -66,7 +66,7 @@ def test_replicates_are_one_row_of_the_summary_table(
 
 
 # Below these, keys are the study's own names.
-OF_THE_STUDY = {"params", "at", "shares", "intervals", "p_values", "evidence", "promises", "n_trials", "wider"}
+OF_THE_STUDY = {"params", "at", "shares", "intervals", "p_values", "evidence", "extrapolated", "n_trials", "wider"}
 
 
 def keys_of(found: object) -> Iterator[str]:
@@ -84,7 +84,7 @@ def keys_of(found: object) -> Iterator[str]:
                 "intervals",
                 "p_values",
                 "evidence",
-                "promises",
+                "extrapolated",
                 "n_trials",
                 "wider",
             }:

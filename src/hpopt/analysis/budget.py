@@ -1,7 +1,7 @@
 """Owns whether the best value of a parameter depends on how long one trains.
 
 At each fraction of the schedule all trials that came so far are modelled, the pruned ones included: up to there they
-are as good as any. Those that stopped before count at what they promise (promise.py). The optimum is that of the
+are as good as any. Those that stopped before count at extrapolated values. The optimum is that of the
 profile through the best configuration at the end.
 """
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.promise import promise
+from hpopt.analysis.extrapolation import extrapolate
 from hpopt.analysis.sample import sign_of
 from hpopt.analysis.schedule import fractions_of, points_at
 from hpopt.analysis.sensitivity import profile_points
@@ -99,10 +99,10 @@ def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDepe
 
 def _profile(table: StudyTable, fraction: float, points: Mapping[int, CurvePoint], center: FloatArray) -> _Budget:
     known = {trial: point.value for trial, point in points.items() if point.value is not None}
-    promises = promise(table, known)
-    design = build_design(table, [row for row in table.trials if row.trial in known or row.trial in promises])
-    values = [known[row.trial] if row.trial in known else promises[row.trial].value for row in design.rows]
-    stds = [0.0 if row.trial in known else promises[row.trial].std for row in design.rows]
+    extrapolated = extrapolate(table, known)
+    design = build_design(table, [row for row in table.trials if row.trial in known or row.trial in extrapolated])
+    values = [known[row.trial] if row.trial in known else extrapolated[row.trial].value for row in design.rows]
+    stds = [0.0 if row.trial in known else extrapolated[row.trial].std for row in design.rows]
     surrogate = fit(design, np.array(values), sign=sign_of(table), stds=np.array(stds))
     crosses = [
         surrogate.kernel(profile_points(axis, i, center), surrogate.design.places) for i, axis in enumerate(design.axes)

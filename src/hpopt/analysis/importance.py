@@ -80,7 +80,7 @@ class Importance:
 def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[Importance, ...]:
     """Measure by PED-ANOVA and fANOVA, in this order; a model that is there already need not be built.
 
-    For PED-ANOVA a pruned trial is one that is not among the best. For fANOVA it is worth what its curve promises.
+    For PED-ANOVA a pruned trial is one that is not among the best. For fANOVA it is worth what its curve extrapolated.
     """
     model = model or build_model(table)
     if model is None:
@@ -141,7 +141,7 @@ def _measure_fanova(model: Model, p_values: Mapping[str, float]) -> Importance:
 
 
 def _tell_pruned(model: Model) -> str | None:
-    n, parts = model.expected.n_promised, [model.left_out.bias_sentence or ""]
+    n, parts = model.expected.n_extrapolated, [model.left_out.bias_sentence or ""]
     if n:
         who = f"{n} pruned trials count at the final values" if n > 1 else "1 pruned trial counts at the final value"
         whose = "their learning curves" if n > 1 else "its learning curve"

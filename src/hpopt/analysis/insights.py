@@ -8,11 +8,11 @@ from hpopt.analysis.cliff import Divergence, find_divergence
 from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.correlation import Correlation, correlate
 from hpopt.analysis.cost import Cost, sum_cost
+from hpopt.analysis.extrapolation import Extrapolation, extrapolate_finals
 from hpopt.analysis.importance import Importance, measure_importance
 from hpopt.analysis.interactions import Interactions, measure_interactions
 from hpopt.analysis.model import build_model
 from hpopt.analysis.noise import Noise, measure_noise
-from hpopt.analysis.promise import Promise, find_promises
 from hpopt.analysis.pruning import PruningCheck, check_pruning
 from hpopt.analysis.sensitivity import Sensitivity, measure_sensitivity
 from hpopt.analysis.trials import StudyTable
@@ -21,10 +21,10 @@ from hpopt.analysis.twins import Twins, find_twins
 
 @dataclass(frozen=True, kw_only=True)
 class Insights:
-    """Every analysis of one study; `promises` are what pruned trials would have come to, by trial."""
+    """Every analysis of one study; `extrapolated` are what pruned trials would have come to, by trial."""
 
     cost: Cost
-    promises: Mapping[int, Promise]
+    extrapolated: Mapping[int, Extrapolation]
     noise: Noise | None
     importance: tuple[Importance, ...]
     interactions: Interactions
@@ -43,7 +43,7 @@ def gather(table: StudyTable) -> Insights:
     surrogate = model.surrogate if model else None
     return Insights(
         cost=sum_cost(table),
-        promises=find_promises(table),
+        extrapolated=extrapolate_finals(table),
         noise=measure_noise(table, surrogate),
         importance=measure_importance(table, model),
         interactions=measure_interactions(table, model),

@@ -49,7 +49,7 @@ class Interactions:
 
 
 def measure_interactions(table: StudyTable, model: Model | None) -> Interactions:
-    """Measure all pairs on the complete trials, and on what pruned ones promise."""
+    """Measure all pairs on the complete trials, and on the extrapolated values of pruned ones."""
     expected = expect(table)
     design, n_trials = expected.design, len(expected.values)
     reason = why_not(table, settled(table))

@@ -23,7 +23,7 @@ class Model:
 
 @on_one_core
 def build_model(table: StudyTable) -> Model | None:
-    """Model the final values of the complete trials and those that pruned ones promise; None where there are few."""
+    """Model the final values of the complete trials and the extrapolated ones of pruned; None where there are few."""
     if why_not(table, settled(table)) is not None:
         return None
     expected = expect(table)

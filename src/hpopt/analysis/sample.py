@@ -7,7 +7,7 @@ import numpy as np
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.promise import Promise, find_promises
+from hpopt.analysis.extrapolation import Extrapolation, extrapolate_finals
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 
@@ -17,7 +17,7 @@ _MIN_LEFT_OUT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The trials without a final value that an analysis leaves out: diverged ones, and pruned ones without a promise.
+    """The trials without a final value that an analysis leaves out: diverged ones, and what cannot be extrapolated.
 
     `unlike` names the parameters in which they differ from the complete ones: what is said of those is too little.
     """
@@ -46,23 +46,23 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """The trials whose final value is known or promised, with these values; `stds` are 0 for those that are known."""
+    """The trials whose final value is known or extrapolated, with these values; `stds` are 0 where it is known."""
 
     design: Design
     values: FloatArray
     stds: FloatArray
 
     @property
-    def n_promised(self) -> int:
+    def n_extrapolated(self) -> int:
         """How many were pruned."""
         return sum(row.state == "PRUNED" for row in self.design.rows)
 
 
 def expect(table: StudyTable) -> Expected:
-    """Place the trials that completed, and those that were pruned at what their learning curves promise."""
-    promises = find_promises(table)
-    design = build_design(table, [*table.complete(), *(row for row in table.pruned() if row.trial in promises)])
-    known = [promises.get(row.trial) or Promise(value=row.value or 0.0, std=0.0) for row in design.rows]
+    """Place the trials that completed, and those that were pruned at values extrapolated from their curves."""
+    extrapolated = extrapolate_finals(table)
+    design = build_design(table, [*table.complete(), *(row for row in table.pruned() if row.trial in extrapolated)])
+    known = [extrapolated.get(row.trial) or Extrapolation(value=row.value or 0.0, std=0.0) for row in design.rows]
     values, stds = ([getattr(each, name) for each in known] for name in ("value", "std"))
     return Expected(design=design, values=np.array(values, dtype=float), stds=np.array(stds, dtype=float))
 
@@ -87,8 +87,8 @@ def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
 def assess_table(table: StudyTable) -> dict[str, float]:
     """Give for each parameter the p-value: the chance that it only seems to matter, over all parameters together.
 
-    Pruned trials count at what their curves promise. Where one promises nothing, they count as worse than all complete
-    ones, those that came further before the others; diverged ones are worst.
+    Pruned trials count at extrapolated values. Where one has none, they count as worse than all complete ones, those
+    that came further before the others; diverged ones are worst.
     """
     if why_not(table, settled(table)) is not None:
         return {}

@@ -1,7 +1,7 @@
 """Owns what moving one parameter does: its curve, where it is good enough, and whether its range is too small.
 
-Curves are those of the surrogate, fitted to the final values of the complete trials and to what pruned ones promise
-(promise.py). Diverged trials are left out: where they were, the band is wide. Cliffs are cliff.py's.
+Curves are those of the surrogate, fitted to the final values of the complete trials and the extrapolated
+ones of pruned trials. Diverged trials are left out: where they were, the band is wide. Cliffs are cliff.py's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ class Sensitivity:
 
     `at` is the configuration around which profiles are taken: of those tried, the best by the surrogate. `error` is
     the surrogate's on trials it has not seen. `n_used` of `n_trials` were looked
-    at, `n_clipped` of them so bad that they count as merely bad. `n_promised` were pruned.
+    at, `n_clipped` of them so bad that they count as merely bad. `n_extrapolated` were pruned.
     """
 
     parameters: tuple[ParameterSensitivity, ...]
@@ -96,7 +96,7 @@ class Sensitivity:
     noise: Noise | None = None
     n_used: int = 0
     n_clipped: int = 0
-    n_promised: int = 0
+    n_extrapolated: int = 0
     left_out: LeftOut | None = None
 
 
@@ -122,7 +122,7 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
         noise=noise,
         n_used=len(surrogate.targets),
         n_clipped=surrogate.n_clipped,
-        n_promised=model.expected.n_promised,
+        n_extrapolated=model.expected.n_extrapolated,
         left_out=model.left_out,
     )
 

@@ -16,7 +16,7 @@ from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT
 
 _PANEL_HEIGHT, _BAR_HEIGHT = 300, 26
 # Of the characters of a caption, in a card of half a page.
-_CAPTION_WIDTH = 88
+_CAPTION_WIDTH = 96
 # Between two rows, for the titles of axes.
 _GAP = 70
 _SYMBOLS = {"circle": "circle", "cross": "x-thin", "star": "star"}

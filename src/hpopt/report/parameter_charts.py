@@ -45,7 +45,7 @@ def draw_sensitivity(table: StudyTable, insights: Insights) -> Chart | None:
     order = [*measured, *(name for name in names if name not in measured)]
     caption = (
         "The metric along each parameter, with the others as in the best configuration. The shaded range is as good as "
-        "the best within the noise of a run." + _EXTRAPOLATED * bool(insights.promises)
+        "the best within the noise of a run." + _EXTRAPOLATED * bool(insights.extrapolated)
         if measured
         else f"Each trial. No curves: {sensitivity.reason}."
     )
@@ -163,7 +163,7 @@ def _pair(interaction: Interaction) -> str:
 
 @dataclass(frozen=True)
 class _Shown:
-    """The trials of the sensitivity panels: pruned ones at the values that they promise, where any promises one."""
+    """The trials of the sensitivity panels: pruned ones at extrapolated values, where there are any."""
 
     best: Sequence[TrialRow]
     rest: Sequence[TrialRow]
@@ -172,10 +172,10 @@ class _Shown:
 
 
 def _choose_shown(table: StudyTable, insights: Insights) -> _Shown | None:
-    promises = insights.promises
+    extrapolated = insights.extrapolated
     complete, pruned = table.ranked(), selection.with_value(table.pruned())
-    if promises:
-        pruned = [replace(row, value=promises[row.trial].value) for row in pruned if row.trial in promises]
+    if extrapolated:
+        pruned = [replace(row, value=extrapolated[row.trial].value) for row in pruned if row.trial in extrapolated]
     window = selection.choose_window(table, [row.value for row in (*complete, *pruned)])
     if window is None:
         return None
@@ -220,7 +220,7 @@ def _sensitivity_panel(
         marks.append(Stretch(low=low, high=high, style=_GOOD))
         cliffs = [cliff for cliff in insights.divergence.cliffs if cliff.name == name and cliff.at is not None]
         marks += [_cliff_stretch(cliff, measured) for cliff in cliffs]
-    pruned_marks = replace(PRUNED_MARKS, label="pruned, extrapolated") if insights.promises else PRUNED_MARKS
+    pruned_marks = replace(PRUNED_MARKS, label="pruned, extrapolated") if insights.extrapolated else PRUNED_MARKS
     faint: dict[str, Any] = {} if measured is None else {"size": 6, "opacity": 0.6}
     marks += [show(shown.pruned, replace(pruned_marks, **faint)), show(shown.rest, replace(COMPLETE_MARKS, **faint))]
     if measured is not None:

@@ -82,7 +82,7 @@ def tell_parameter(parameter: ParameterSensitivity) -> str:
     if parameter.ratio is not None:
         parts.append(f"worst / best {_tell_ratio(parameter)}")
     if not parameter.matters:
-        parts.append("by itself not distinguishable from noise")
+        parts.append("by itself it may be noise")
     elif parameter.edge:
         parts.append(f"best at the {parameter.edge} end of the range")
     return "; ".join(parts)
@@ -208,9 +208,10 @@ def _tell_fit(table: StudyTable, sensitivity: Sensitivity) -> str:
     if error is None:
         return ""
     weak = " The curves are little more than a guess." if error.r2 < _WEAK_FIT else ""
-    promised = f" and the extrapolated ones of {sensitivity.n_promised} pruned trials" if sensitivity.n_promised else ""
+    n_extrapolated = sensitivity.n_extrapolated
+    extrapolated = f" and the extrapolated ones of {n_extrapolated} pruned trials" if n_extrapolated else ""
     return (
-        f"The curves are those of a surrogate of the final values of {error.n_trials} complete trials{promised}. "
+        f"The curves are those of a surrogate of the final values of {error.n_trials} complete trials{extrapolated}. "
         f"On complete trials that it has not seen it is off by {show(error.rmse)} {table.metric} and explains "
         f"{max(error.r2, 0):.0%} of the differences.{weak}"
     )

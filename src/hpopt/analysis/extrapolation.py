@@ -24,32 +24,32 @@ _N_FOR_SLOPES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promise:
-    """The value that a trial's learning curve promises, and its standard deviation, in units of the metric."""
+class Extrapolation:
+    """The value that a trial's learning curve comes to, and its standard deviation, in units of the metric."""
 
     value: float
     std: float
 
 
-def find_promises(table: StudyTable) -> Mapping[int, Promise]:
+def extrapolate_finals(table: StudyTable) -> Mapping[int, Extrapolation]:
     """Give what each pruned trial that did not diverge would have ended with, by trial; of some nothing is known."""
-    return promise(table, {row.trial: row.value for row in table.complete() if row.value is not None})
+    return extrapolate(table, {row.trial: row.value for row in table.complete() if row.value is not None})
 
 
-def promise(table: StudyTable, known: Mapping[int, float]) -> Mapping[int, Promise]:
+def extrapolate(table: StudyTable, known: Mapping[int, float]) -> Mapping[int, Extrapolation]:
     """Give what the pruned trials that stopped before would have come to, where `known` trials came to these values."""
     reached = [row for row in table.trials if row.trial in known]
     by_step: dict[int, list[TrialRow]] = {}
     for row in table.pruned():
         if row.trial not in known and row.outcome != "diverged" and row.curve and is_finite(row.curve[-1].value):
             by_step.setdefault(row.curve[-1].step, []).append(row)
-    promises = {}
+    extrapolated = {}
     for step, rows in by_step.items():
         early = {row.trial: value for row in reached if (value := _value_at(row, step)) is not None}
         finals = [known[trial] for trial in early]
         found = _predict(list(early.values()), finals, [row.curve[-1].value or 0.0 for row in rows])
-        promises.update({row.trial: promise for row, promise in zip(rows, found, strict=False)})
-    return promises
+        extrapolated.update({row.trial: value for row, value in zip(rows, found, strict=False)})
+    return extrapolated
 
 
 def _value_at(row: TrialRow, step: int) -> float | None:
@@ -57,7 +57,7 @@ def _value_at(row: TrialRow, step: int) -> float | None:
     return value if is_finite(value) else None
 
 
-def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[float]) -> Sequence[Promise]:
+def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[float]) -> Sequence[Extrapolation]:
     """Predict finals; nothing where those with a better start do not end better."""
     if len(early) < MIN_FOR_A_LINE:
         return ()
@@ -78,7 +78,7 @@ def _predict(early: Sequence[float], finals: Sequence[float], stopped: Sequence[
     variance = (residual**2).sum() / (n - 2) * (1 + 1 / n + (at - x.mean()) ** 2 / size)
     # Nothing that was not measured is certain.
     stds = np.maximum(np.sqrt(variance), _LEAST_STD * y.std())
-    return [Promise(value=float(v), std=float(s)) for v, s in zip(line, stds, strict=True)]
+    return [Extrapolation(value=float(v), std=float(s)) for v, s in zip(line, stds, strict=True)]
 
 
 def _find_usual(x: FloatArray, y: FloatArray) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from hpopt.analysis.promise import MIN_FOR_A_LINE, find_promises
+from hpopt.analysis.extrapolation import MIN_FOR_A_LINE, extrapolate_finals
 from hpopt.analysis.trials import CurvePoint, TrialRow
 
 EARLY = [5.0, 5.2, 5.1, 5.6, 5.3, 5.5]
@@ -35,52 +35,52 @@ def complete() -> list[TrialRow]:
 
 
 @pytest.mark.parametrize("stopped_at", [5.3, 6.5])
-def test_the_promise_is_that_of_the_least_squares_line_with_the_error_of_one_prediction(make_table, stopped_at: float):
+def test_the_value_is_that_of_the_least_squares_line_with_the_error_of_one_prediction(make_table, stopped_at: float):
     """Against scipy's line, and the formula of a textbook for the error of a single new value."""
-    promise = find_promises(make_table([*complete(), run(9, stopped_at, None)]))[9]
+    found = extrapolate_finals(make_table([*complete(), run(9, stopped_at, None)]))[9]
     line, n = linregress(EARLY, FINAL), len(EARLY)
-    assert promise.value == pytest.approx(line.intercept + line.slope * stopped_at)
+    assert found.value == pytest.approx(line.intercept + line.slope * stopped_at)
     residuals = np.array(FINAL) - line.intercept - line.slope * np.array(EARLY)
     size = ((np.array(EARLY) - np.mean(EARLY)) ** 2).sum()
     variance = (residuals**2).sum() / (n - 2) * (1 + 1 / n + (stopped_at - np.mean(EARLY)) ** 2 / size)
-    assert promise.std == pytest.approx(math.sqrt(variance))
+    assert found.std == pytest.approx(math.sqrt(variance))
 
 
 @pytest.mark.parametrize("spike", [10.0, 50.0])
 def test_a_loss_spike_of_one_trial_does_not_turn_the_line(make_table, spike: float):
-    """Least squares would let it draw all promises towards its own."""
+    """Least squares would let it draw all extrapolated towards its own."""
     stopped = run(9, 5.3, None)
-    usual = find_promises(make_table([*complete(), stopped]))[9]
+    usual = extrapolate_finals(make_table([*complete(), stopped]))[9]
     spiked = run(8, spike, 3.8)
-    assert find_promises(make_table([*complete(), spiked, stopped]))[9] == usual
+    assert extrapolate_finals(make_table([*complete(), spiked, stopped]))[9] == usual
 
 
 def test_a_perfect_line_is_no_measurement(make_table):
     rows = [run(i, 5 + i / 10, 4 + i / 10) for i in range(6)]
-    assert find_promises(make_table([*rows, run(9, 5.3, None)]))[9].std > 0
+    assert extrapolate_finals(make_table([*rows, run(9, 5.3, None)]))[9].std > 0
 
 
-def test_few_complete_trials_promise_nothing(make_table):
-    assert find_promises(make_table([*complete()[: MIN_FOR_A_LINE - 1], run(9, 5.3, None)])) == {}
+def test_few_complete_trials_say_nothing_of_others(make_table):
+    assert extrapolate_finals(make_table([*complete()[: MIN_FOR_A_LINE - 1], run(9, 5.3, None)])) == {}
 
 
-def test_where_a_better_start_does_not_end_better_nothing_is_promised(make_table):
+def test_where_a_better_start_does_not_end_better_nothing_is_extrapolated(make_table):
     """A line that falls would call the worst trials the best."""
     against = [run(i, early, final) for i, (early, final) in enumerate(zip(EARLY, FINAL[::-1], strict=True))]
     falling = [
         replace(row, curve=(row.curve[0], replace(row.curve[1], value=10 - row.curve[0].value))) for row in against
     ]
     falling = [replace(row, value=row.curve[1].value) for row in falling]
-    assert find_promises(make_table([*falling, run(9, 5.3, None)])) == {}
+    assert extrapolate_finals(make_table([*falling, run(9, 5.3, None)])) == {}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
-def test_a_trial_that_diverged_or_has_no_value_promises_nothing(make_table, value: float | None):
+def test_a_trial_that_diverged_or_has_no_value_is_not_extrapolated(make_table, value: float | None):
     lost = replace(run(9, 5.3, None), curve=(CurvePoint(step=10, tokens=10, seconds=1, value=value),))
     diverged = replace(run(10, 5.3, None), outcome="diverged")
-    assert find_promises(make_table([*complete(), lost, diverged])) == {}
+    assert extrapolate_finals(make_table([*complete(), lost, diverged])) == {}
 
 
-def test_a_step_that_the_others_did_not_evaluate_promises_nothing(make_table):
+def test_a_step_that_the_others_did_not_evaluate_says_nothing(make_table):
     odd = replace(run(9, 5.3, None), curve=(CurvePoint(step=7, tokens=7, seconds=1, value=5.3),))
-    assert find_promises(make_table([*complete(), odd])) == {}
+    assert extrapolate_finals(make_table([*complete(), odd])) == {}
