@@ -149,6 +149,19 @@ def leaky(database_url):
     return {"HPOPT_STORAGE": database_url}
 
 
+def test_status_of_a_study_that_runs_is_not_kept_waiting_by_an_analysis(leaky):
+    """It is asked again and again; what was last found is shown."""
+    database = Database(leaky["HPOPT_STORAGE"])
+    with database.begin() as connection:
+        connection.exec_driver_sql("update public.trials set state = 'RUNNING' where number = 31")
+        connection.exec_driver_sql("update hpopt.attempt set outcome = null, ended_at = null where seed = 31")
+    database.close()
+    assert json.loads(hpopt("status", "quickstart", "--json", **leaky).stdout)["findings"] == []
+    hpopt("best", "quickstart", **leaky)
+    codes = [each["code"] for each in json.loads(hpopt("status", "quickstart", "--json", **leaky).stdout)["findings"]]
+    assert "leak" in codes
+
+
 LEAK = "93% of the validation text is trained on too"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpopt.cli.findings import findings_of, show_findings
+from hpopt.cli.findings import findings_of, kept_findings_of, show_findings
 from hpopt.cli.options import (
     HOME,
     FileArgument,
@@ -75,12 +75,13 @@ def status(
         if study is None:
             out.write(f"[{', '.join(map(progress_as_json, shown))}]") if as_json else out.print(overview(shown))
             return
+        told = kept_findings_of(database, shown[0], found[0])
         if as_json:
-            out.write(progress_as_json(shown[0], findings_of(database, found[0])))
+            out.write(progress_as_json(shown[0], told))
             return
         left = seconds_left(shown[0], found[0].file.budget.wall_hours)
         out.print(standing(shown[0], queries.ended_trials(database, found[0], last=N_ENDED_SHOWN), left))
-        show_findings(findings_of(database, found[0]))
+        show_findings(told)
 
 
 def _follow(database: "Database", study: "Study") -> None:
