@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.extrapolation import extrapolate
-from hpopt.analysis.sample import sign_of
+from hpopt.analysis.sample import expect, sign_of
 from hpopt.analysis.schedule import fractions_of, points_at
 from hpopt.analysis.sensitivity import profile_points
 from hpopt.analysis.surrogate import MIN_TRIALS, Surrogate, fit
@@ -99,11 +98,9 @@ def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDepe
 
 def _profile(table: StudyTable, fraction: float, points: Mapping[int, CurvePoint], center: FloatArray) -> _Budget:
     known = {trial: point.value for trial, point in points.items() if point.value is not None}
-    extrapolated = extrapolate(table, known)
-    design = build_design(table, [row for row in table.trials if row.trial in known or row.trial in extrapolated])
-    values = [known[row.trial] if row.trial in known else extrapolated[row.trial].value for row in design.rows]
-    stds = [0.0 if row.trial in known else extrapolated[row.trial].std for row in design.rows]
-    surrogate = fit(design, np.array(values), sign=sign_of(table), stds=np.array(stds))
+    expected = expect(table, known)
+    design = expected.design
+    surrogate = fit(design, expected.values, sign=sign_of(table), stds=expected.stds)
     crosses = [
         surrogate.kernel(profile_points(axis, i, center), surrogate.design.places) for i, axis in enumerate(design.axes)
     ]

@@ -35,7 +35,7 @@ def to_scores(values: FloatArray) -> FloatArray:
 
 
 def assess_parameters(design: Design, targets: FloatArray) -> Mapping[str, float]:
-    """Give for each parameter the p-value: the chance that by accident they depend on any parameter as much.
+    """Give for each parameter the p-value: the chance that targets depend as much on some parameter by accident.
 
     What the other parameters explain is taken out first, as far as there are trials for it: it would hide the rest,
     and a sampler that likes two values at once would lend the effect of one to the other.

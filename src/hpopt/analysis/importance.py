@@ -21,7 +21,7 @@ from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model, build_model
-from hpopt.analysis.sample import assess_table, settled
+from hpopt.analysis.sample import settled
 from hpopt.analysis.surrogate import why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.search_space import Categorical, Int, Range
@@ -80,7 +80,7 @@ class Importance:
 def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[Importance, ...]:
     """Measure by PED-ANOVA and fANOVA, in this order; a model that is there already need not be built.
 
-    For PED-ANOVA a pruned trial is one that is not among the best. For fANOVA it is worth what its curve extrapolated.
+    For PED-ANOVA a pruned trial is one that is not among the best. For fANOVA it counts at its extrapolated value.
     """
     model = model or build_model(table)
     if model is None:
@@ -90,8 +90,7 @@ def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[I
             Importance(measure=measure, meaning=meaning, n_trials=n_trials, shares=None, reason=reason)
             for measure, meaning in MEANINGS.items()
         )
-    p_values = assess_table(table)
-    return _measure_ped_anova(table, p_values), _measure_fanova(model, p_values)
+    return _measure_ped_anova(table, model.p_values), _measure_fanova(model)
 
 
 def _measure_ped_anova(table: StudyTable, p_values: Mapping[str, float]) -> Importance:
@@ -120,8 +119,8 @@ def _measure_ped_anova(table: StudyTable, p_values: Mapping[str, float]) -> Impo
     )
 
 
-def _measure_fanova(model: Model, p_values: Mapping[str, float]) -> Importance:
-    left_out = model.left_out
+def _measure_fanova(model: Model) -> Importance:
+    left_out, p_values = model.left_out, model.p_values
     draws = _relative(model.decomposition) if model.decomposition is not None else []
     shares = _sorted(draws[0]) if draws else None
     return Importance(

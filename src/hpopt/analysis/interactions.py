@@ -50,7 +50,7 @@ class Interactions:
 
 def measure_interactions(table: StudyTable, model: Model | None) -> Interactions:
     """Measure all pairs on the complete trials, and on the extrapolated values of pruned ones."""
-    expected = expect(table)
+    expected = model.expected if model else expect(table)
     design, n_trials = expected.design, len(expected.values)
     reason = why_not(table, settled(table))
     if reason is None and len(design.axes) < 2:  # noqa: PLR2004 - a pair is two.

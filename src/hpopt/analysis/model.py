@@ -1,24 +1,29 @@
 """Owns the model of a study that several analyses share, so that it is computed once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpopt.analysis.anova import Decomposition, decompose
 from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.posterior import draw_variants
-from hpopt.analysis.sample import Expected, LeftOut, expect, find_left_out, settled, sign_of
+from hpopt.analysis.sample import Expected, LeftOut, assess_table, expect, find_left_out, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, fit, why_not
 from hpopt.analysis.trials import StudyTable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The surrogate of the expected values, what it may be instead, and its parts; no parts where it is constant."""
+    """The surrogate of the expected values, what it may be instead, and its parts; no parts where it is constant.
+
+    `p_values` are those of the parameters.
+    """
 
     expected: Expected
     surrogate: Surrogate
     variants: tuple[Surrogate, ...]
     decomposition: Decomposition | None
     left_out: LeftOut
+    p_values: Mapping[str, float]
 
 
 @on_one_core
@@ -35,4 +40,5 @@ def build_model(table: StudyTable) -> Model | None:
         variants=variants,
         decomposition=decompose(surrogate, variants),
         left_out=find_left_out(table, {row.trial for row in expected.design.rows}),
+        p_values=assess_table(table, expected),
     )

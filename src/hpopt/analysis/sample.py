@@ -1,14 +1,14 @@
 """Owns which trials are analysed, and what leaving out the others does to the answer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.extrapolation import Extrapolation, extrapolate_finals
-from hpopt.analysis.surrogate import clip_bad, why_not
+from hpopt.analysis.extrapolation import Extrapolation, extrapolate
+from hpopt.analysis.surrogate import clip_bad
 from hpopt.analysis.trials import StudyTable, TrialRow
 
 # Fewer than this many cannot show that they are unlike the others.
@@ -46,7 +46,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """The trials whose final value is known or extrapolated, with these values; `stds` are 0 where it is known."""
+    """The trials whose value is known or extrapolated, with these values; `stds` are 0 where it is known."""
 
     design: Design
     values: FloatArray
@@ -54,16 +54,22 @@ class Expected:
 
     @property
     def n_extrapolated(self) -> int:
-        """How many were pruned."""
-        return sum(row.state == "PRUNED" for row in self.design.rows)
+        """How many are extrapolated."""
+        return int((self.stds > 0).sum())
 
 
-def expect(table: StudyTable) -> Expected:
-    """Place the trials that completed, and those that were pruned at values extrapolated from their curves."""
-    extrapolated = extrapolate_finals(table)
-    design = build_design(table, [*table.complete(), *(row for row in table.pruned() if row.trial in extrapolated)])
-    known = [extrapolated.get(row.trial) or Extrapolation(value=row.value or 0.0, std=0.0) for row in design.rows]
-    values, stds = ([getattr(each, name) for each in known] for name in ("value", "std"))
+def expect(table: StudyTable, known: Mapping[int, float] | None = None) -> Expected:
+    """Place the trials whose value is known, and those that were pruned before at extrapolated ones.
+
+    `known` values are by trial; the final values of the complete trials if they are not given.
+    """
+    if known is None:
+        known = {row.trial: row.value for row in table.complete() if row.value is not None}
+    found = {trial: Extrapolation(value=value, std=0.0) for trial, value in known.items()}
+    found |= extrapolate(table, known)
+    rows = sorted((row for row in table.trials if row.trial in found), key=lambda row: row.trial not in known)
+    design = build_design(table, rows)
+    values, stds = ([getattr(found[row.trial], name) for row in design.rows] for name in ("value", "std"))
     return Expected(design=design, values=np.array(values, dtype=float), stds=np.array(stds, dtype=float))
 
 
@@ -84,15 +90,13 @@ def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
     return LeftOut(n=n, n_diverged=sum(row.outcome == "diverged" for row in design.rows), unlike=unlike)
 
 
-def assess_table(table: StudyTable) -> dict[str, float]:
+def assess_table(table: StudyTable, expected: Expected) -> dict[str, float]:
     """Give for each parameter the p-value: the chance that it only seems to matter, over all parameters together.
 
     Pruned trials count at extrapolated values. Where one has none, they count as worse than all complete ones, those
     that came further before the others; diverged ones are worst.
     """
-    if why_not(table, settled(table)) is not None:
-        return {}
-    design, expected = build_design(table, (*table.complete(), *table.pruned())), expect(table)
+    design = build_design(table, (*table.complete(), *table.pruned()))
     if len(expected.values) == len(design.rows):
         return dict(assess_parameters(expected.design, clip_bad(expected.values, sign_of(table))))
     return dict(assess_parameters(design, to_scores(_places(table, design.rows))))

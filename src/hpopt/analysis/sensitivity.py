@@ -15,7 +15,7 @@ from hpopt.analysis.axes import Axis, FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model
 from hpopt.analysis.noise import Noise, measure_noise
-from hpopt.analysis.sample import LeftOut, assess_table, settled, sign_of
+from hpopt.analysis.sample import LeftOut, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, why_not
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
@@ -107,11 +107,10 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
         return Sensitivity(parameters=(), n_trials=len(design.rows), reason=why_not(table, design))
     surrogate = model.surrogate
     noise = measure_noise(table, surrogate)
-    p_values = assess_table(table)
     center = surrogate.incumbent()
     variants = (surrogate, *model.variants)
     found = [
-        _measure(table, variants, center, i, noise_std=noise.std if noise else 0.0, p_value=p_values[axis.name])
+        _measure(table, variants, center, i, noise_std=noise.std if noise else 0.0, p_value=model.p_values[axis.name])
         for i, axis in enumerate(surrogate.axes)
     ]
     return Sensitivity(

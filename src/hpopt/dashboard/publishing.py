@@ -101,7 +101,7 @@ class Publisher:
         with self._reading:
             self._is_closed = True
 
-    def begin(self, look: Look) -> "_Desk":
+    def begin(self, look: Look) -> _Desk:
         """Begin with the next publication if it is time; of a large study after the page that is being made now."""
         wait_s = _LARGE_WAITS_S if len(look.trials) > LARGE_STUDY else 0.0
         study_id, n_ended = look.study._study_id, sum(trial.state.is_finished() for trial in look.trials)  # noqa: SLF001
