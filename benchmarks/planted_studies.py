@@ -13,7 +13,7 @@ import numpy as np
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.hyperparameters import Scalar
 from hpopt.rungs import Rungs
-from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.search.space import Categorical, Float, Int, Range
 from hpopt.strategy import Draw, distributions, propose
 from hpopt.tpe import COMPLETE, PRUNED, Observed
 

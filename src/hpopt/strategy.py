@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import RandomSampler
 
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import Categorical, Int, Range
+from hpopt.search.space import Categorical, Int, Range
 from hpopt.tpe import ColumnTPESampler, Observed
 
 Space = Mapping[str, Range]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.search.space import Categorical, Float, Int, Range
 
 SPACE: Mapping[str, Range] = {
     "learning_rate": Float(low=1e-3, high=0.1, log=True),

@@ -1,7 +1,7 @@
 import pytest
 
 from hpopt.analysis.axes import build_axis
-from hpopt.search_space import Categorical, Float, Int
+from hpopt.search.space import Categorical, Float, Int
 
 
 @pytest.mark.parametrize(

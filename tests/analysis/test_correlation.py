@@ -5,7 +5,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from hpopt.analysis.correlation import correlate
 from hpopt.analysis.trials import TrialRow
-from hpopt.search_space import Float
+from hpopt.search.space import Float
 
 SPACE = {"learning_rate": Float(low=0.01, high=1.0, log=True)}
 RATES = [0.06, 0.07, 0.08, 0.09, 0.10, 0.11, 0.12, 0.13, 0.14, 0.05]

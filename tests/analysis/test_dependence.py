@@ -56,7 +56,7 @@ def test_a_parameter_does_not_inherit_the_effect_of_its_companion():
 
 def companions(rng):
     from hpopt.analysis.axes import Design, build_axis  # noqa: PLC0415 - beside its only use.
-    from hpopt.search_space import Float  # noqa: PLC0415 - as above.
+    from hpopt.search.space import Float  # noqa: PLC0415 - as above.
 
     first = rng.random(60)
     places = np.column_stack([first, 0.8 * first + 0.2 * rng.random(60)])

@@ -8,7 +8,7 @@ import pytest
 
 from hpopt.analysis.importance import measure_importance
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.search_space import Categorical, Float, Int
+from hpopt.search.space import Categorical, Float, Int
 
 SPACE = {
     "learning_rate": Float(low=1e-4, high=1.0, log=True),

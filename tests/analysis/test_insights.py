@@ -9,7 +9,7 @@ import pytest
 from hpopt.analysis.insights import gather
 from hpopt.analysis.trials import TrialRow
 from hpopt.findings.detection import find
-from hpopt.search_space import Categorical, Float, Int
+from hpopt.search.space import Categorical, Float, Int
 
 
 def rows_of(params: list[dict[str, Any]], values: list[float]) -> list[TrialRow]:

@@ -5,7 +5,7 @@ import pytest
 from hpopt.analysis.interactions import measure_interactions
 from hpopt.analysis.model import build_model
 from hpopt.analysis.trials import TrialRow
-from hpopt.search_space import Float
+from hpopt.search.space import Float
 
 
 def measure(table):

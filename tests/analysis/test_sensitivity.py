@@ -6,7 +6,7 @@ import pytest
 from hpopt.analysis.model import build_model
 from hpopt.analysis.sensitivity import measure_sensitivity
 from hpopt.analysis.trials import TrialRow
-from hpopt.search_space import Categorical
+from hpopt.search.space import Categorical
 
 
 def measure(table):

@@ -9,7 +9,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from hpopt.analysis.sample import settled
 from hpopt.analysis.surrogate import clip_bad, distances_of, fit, log_likelihood, negative_log_posterior
 from hpopt.analysis.validation import cross_validate
-from hpopt.search_space import Float
+from hpopt.search.space import Float
 
 SPACE = {"a": Float(low=0, high=1), "b": Float(low=0, high=1)}
 THETA = np.log([0.7, 0.05, 2.0, 0.5])

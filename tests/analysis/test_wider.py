@@ -4,7 +4,7 @@ import pytest
 
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.wider import widen
-from hpopt.search_space import Categorical, Float, Int
+from hpopt.search.space import Categorical, Float, Int
 
 
 @pytest.mark.parametrize(

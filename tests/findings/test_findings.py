@@ -13,7 +13,7 @@ from hpopt.analysis.insights import gather
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.findings.detection import find
 from hpopt.findings.finding import as_toml, list_words
-from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.search.space import Categorical, Float, Int, Range
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
-from hpopt.search_space import Categorical, Float, Int
+from hpopt.search.space import Categorical, Float, Int
 
 SPACE = {
     "learning_rate": Float(low=1e-3, high=0.3, log=True),

@@ -13,7 +13,7 @@ from hpopt.report import interactive, pictures, selection
 from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Panel, Points, Stretch, Style, Words
 from hpopt.report.charts import CHART_NAMES, draw_charts
 from hpopt.report.trial_charts import draw_curves, draw_history, draw_parallel
-from hpopt.search_space import Categorical
+from hpopt.search.space import Categorical
 
 MakeTable = Callable[..., StudyTable]
 MakeTrial = Callable[..., TrialRow]

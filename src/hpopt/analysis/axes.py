@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import Categorical, Int, Range
+from hpopt.search.space import Categorical, Int, Range
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -24,7 +24,7 @@ from hpopt.analysis.model import Model, build_model
 from hpopt.analysis.sample import settled
 from hpopt.analysis.surrogate import why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.search_space import Categorical, Int, Range
+from hpopt.search.space import Categorical, Int, Range
 
 NO_DIFFERENCE = "the trials show no difference that this measure could assign"
 MEANINGS = {

@@ -21,7 +21,7 @@ from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
 from hpopt.analysis.wider import Side, widen
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import Range
+from hpopt.search.space import Range
 
 # Of each variant of the surrogate; see posterior.py.
 _N_DRAWS_EACH = 25

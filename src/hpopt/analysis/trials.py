@@ -9,7 +9,7 @@ from typing import Literal
 
 from hpopt.hyperparameters import Scalar
 from hpopt.rungs import Rungs
-from hpopt.search_space import Range
+from hpopt.search.space import Range
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
 Outcome = Literal["complete", "pruned", "diverged", "failed"]

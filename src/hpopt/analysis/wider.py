@@ -5,7 +5,7 @@ from typing import Literal
 
 from hpopt.analysis.trials import StudyTable
 from hpopt.hyperparameters import HYPERPARAMETERS, Hyperparameter, Scalar
-from hpopt.search_space import GRID_TOLERANCE, Categorical, Float, Int, Range
+from hpopt.search.space import GRID_TOLERANCE, Categorical, Float, Int, Range
 
 Side = Literal["low", "high"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hpopt.errors import ConfigError, InputError
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import Categorical, Float, Range
+from hpopt.search.space import Categorical, Float, Range
 from hpopt.study.checks import check_study
 from hpopt.study.file import StudyFile
 

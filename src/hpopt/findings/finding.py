@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import Categorical, Range
+from hpopt.search.space import Categorical, Range
 
 Severity = Literal["error", "warning", "note"]
 Code = Literal[

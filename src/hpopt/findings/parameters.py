@@ -8,7 +8,7 @@ from hpopt.analysis.insights import Insights
 from hpopt.analysis.sensitivity import ParameterSensitivity
 from hpopt.analysis.trials import StudyTable
 from hpopt.findings.finding import Finding, as_toml, list_words, show
-from hpopt.search_space import Categorical
+from hpopt.search.space import Categorical
 
 # More diverged trials than this are too many to take as they come.
 MANY_DIVERGED = 0.05

@@ -22,7 +22,7 @@ from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel
 from hpopt.report.selection import BEST, COMPLETE, MUTED, Window
 from hpopt.report.sentences import tell_parameter
 from hpopt.report.trial_charts import BEST_MARKS, COMPLETE_MARKS, PRUNED_MARKS, metric_axis, show_trials
-from hpopt.search_space import Categorical
+from hpopt.search.space import Categorical
 
 _N_PAIRS = 10
 _N_POINTS = 200

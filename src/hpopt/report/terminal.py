@@ -16,7 +16,7 @@ from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Hyperparameter, Scalar
 from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
-from hpopt.search_space import Categorical, Range
+from hpopt.search.space import Categorical, Range
 from hpopt.study.file import StudyFile
 
 # The order in which the ways to end are told.

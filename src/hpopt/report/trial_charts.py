@@ -13,7 +13,7 @@ from hpopt.findings.finding import show
 from hpopt.report import selection
 from hpopt.report.chart import Axis, Chart, Line, Mark, Panel, Points, Style, Words
 from hpopt.report.selection import BEST, COMPLETE, MUTED, Window, format_number
-from hpopt.search_space import Range
+from hpopt.search.space import Range
 from hpopt.training.config import PRETRAIN_UNITS
 
 PRUNED_MARKS = Style(color=MUTED, label="pruned", symbol="cross", size=7)

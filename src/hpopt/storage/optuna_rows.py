@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from hpopt import strategy
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import Range
+from hpopt.search.space import Range
 
 # The revision of Optuna's tables that is written here, as Optuna stamps it.
 REVISION = "v3.2.0.a"

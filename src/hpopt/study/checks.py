@@ -9,7 +9,7 @@ from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
 from hpopt.hyperparameters import HYPERPARAMETERS, Scalar, not_one_of
-from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.search.space import Categorical, Float, Int, Range
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
 from hpopt.training import sources

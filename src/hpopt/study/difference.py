@@ -1,6 +1,6 @@
 """Owns the difference between two study files: whether the trials of one are of use to the other."""
 
-from hpopt.search_space import Range
+from hpopt.search.space import Range
 from hpopt.study.file import StudyFile
 
 

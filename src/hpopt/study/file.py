@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from hpopt.hyperparameters import Scalar
-from hpopt.search_space import STRICT, Range
+from hpopt.search.space import STRICT, Range
 from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1

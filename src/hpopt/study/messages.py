@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from hpopt.errors import did_you_mean
 from hpopt.hyperparameters import TYPE_NAMES, not_one_of
-from hpopt.search_space import Categorical, Float, Int
+from hpopt.search.space import Categorical, Float, Int
 
 # What pydantic refuses, by the name that it gives the refusal.
 PROBLEMS = {

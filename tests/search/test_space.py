@@ -2,7 +2,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import TypeAdapter, ValidationError
 
-from hpopt.search_space import Categorical, Float, Int, Range
+from hpopt.search.space import Categorical, Float, Int, Range
 
 VALUES = [-1, 0, 1, 2, 3, 4, 5, 8, 9, 10, 0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.30000000000000004, 0.5, 0.7, 1.0, 2.5, 9.0]
 
