@@ -13,8 +13,8 @@ import numpy as np
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.hyperparameters import Scalar
 from hpopt.rungs import Rungs
+from hpopt.search.sampler import Draw, distributions, propose
 from hpopt.search.space import Categorical, Float, Int, Range
-from hpopt.strategy import Draw, distributions, propose
 from hpopt.tpe import COMPLETE, PRUNED, Observed
 
 SPACE: Mapping[str, Range] = {

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from hpopt import strategy, tpe
+from hpopt import tpe
 from hpopt.errors import DatabaseError, Fenced, InputError
+from hpopt.search import sampler
 from hpopt.storage import attempts, books, evaluations, queries, reaping, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
@@ -483,7 +484,7 @@ def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
         warnings.simplefilter("ignore")
         theirs = stock.ask({"momentum": optuna.distributions.FloatDistribution(0.1, 0.2)})
         stock.tell(theirs, 0.1)
-        space = strategy.distributions(fleet.study.file.search_space)
+        space = sampler.distributions(fleet.study.file.search_space)
         other_names = {f"my_{name}": distribution for name, distribution in space.items()}
         stock.tell(stock.ask(other_names), 0.1)
     fleet.history.refresh()

@@ -2,8 +2,8 @@
 
 import sqlalchemy as sa
 
-from hpopt import strategy
 from hpopt.analysis.progress import Books
+from hpopt.search import sampler
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -75,7 +75,7 @@ def planned_trials(study: Study) -> int | None:
     """Give the number of trials after which the study ends, or None if only hours or a target end it."""
     limits = [study.file.budget.trials]
     if study.file.sampler.name == "grid":
-        points = [*study.file.enqueue, *strategy.grid_points(study.file.search_space)]
+        points = [*study.file.enqueue, *sampler.grid_points(study.file.search_space)]
         limits.append(len({tuple(sorted(point.items())) for point in points}))
     return min((limit for limit in limits if limit is not None), default=None)
 

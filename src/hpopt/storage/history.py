@@ -12,12 +12,13 @@ import numpy as np
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 
-from hpopt import strategy, tpe
+from hpopt import tpe
 from hpopt.hyperparameters import Scalar
+from hpopt.search import sampler
+from hpopt.search.sampler import Draw
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
-from hpopt.strategy import Draw
 from hpopt.tpe import Observed
 
 _FIRST_CAPACITY = 256
@@ -31,7 +32,7 @@ class History:
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
         self._study = study
-        self._space = strategy.distributions(study.file.search_space)
+        self._space = sampler.distributions(study.file.search_space)
         self._json = [distribution_to_json(distribution) for distribution in self._space.values()]
         self._sign = 1.0 if study.file.direction == "minimize" else -1.0
         self._newest = 0
@@ -68,7 +69,7 @@ class History:
             seed=sampler.seed,
             number=attempt.number,
         )
-        return strategy.propose(draw, self._space, self.observed(), attempt.params)
+        return sampler.propose(draw, self._space, self.observed(), attempt.params)
 
     def _take_in(self, row: Mapping[str, Any]) -> None:
         trial_id = row["trial_id"]

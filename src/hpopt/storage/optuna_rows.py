@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import TrialState
 
-from hpopt import strategy
 from hpopt.hyperparameters import Scalar
+from hpopt.search import sampler
 from hpopt.search.space import Range
 
 # The revision of Optuna's tables that is written here, as Optuna stamps it.
@@ -63,7 +63,7 @@ def add_params(
     connection: sa.Connection, trial_id: int, params: Mapping[str, Scalar], space: Mapping[str, Range]
 ) -> None:
     """Write the params of a trial that it does not have yet."""
-    known = strategy.distributions(space)
+    known = sampler.distributions(space)
     rows = [
         {
             "trial_id": trial_id,

@@ -18,9 +18,10 @@ import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
 from sqlalchemy.dialects.postgresql import insert
 
-from hpopt import __version__, strategy, tables
+from hpopt import __version__, tables
 from hpopt.errors import InputError, did_you_mean
 from hpopt.hyperparameters import Scalar
+from hpopt.search import sampler
 from hpopt.storage.database import Database
 from hpopt.study.difference import space_difference
 from hpopt.study.file import StudyFile
@@ -200,7 +201,7 @@ def _enqueue(study: optuna.Study, file: StudyFile) -> None:
 def _known_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict[str, bool]]]:
     """Give what is tried first, with its marks: the defaults where they lie in the space, the file's own, the grid."""
     defaults = file.default_params()
-    points = strategy.grid_points(file.search_space) if file.sampler.name == "grid" else []
+    points = sampler.grid_points(file.search_space) if file.sampler.name == "grid" else []
     known: list[tuple[dict[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
     if defaults is not None and file.sampler.name != "grid":
         known.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))

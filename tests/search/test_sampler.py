@@ -11,7 +11,7 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState, create_trial
 
 from hpopt import tpe
-from hpopt.strategy import Draw, propose
+from hpopt.search.sampler import Draw, propose
 from hpopt.tpe import ColumnTPESampler, Observed, log_density
 
 SPACE = {
