@@ -15,7 +15,7 @@ from hpopt.hyperparameters import Scalar
 from hpopt.rungs import Rungs
 from hpopt.search.sampler import Draw, distributions, propose
 from hpopt.search.space import Categorical, Float, Int, Range
-from hpopt.tpe import COMPLETE, PRUNED, Observed
+from hpopt.search.tpe import COMPLETE, PRUNED, Observed
 
 SPACE: Mapping[str, Range] = {
     "learning_rate": Float(low=1e-3, high=0.3, log=True),

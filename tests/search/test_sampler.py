@@ -10,9 +10,9 @@ from optuna.samplers import TPESampler
 from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState, create_trial
 
-from hpopt import tpe
+from hpopt.search import tpe
 from hpopt.search.sampler import Draw, propose
-from hpopt.tpe import ColumnTPESampler, Observed, log_density
+from hpopt.search.tpe import ColumnTPESampler, Observed, log_density
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-3, 0.3, log=True),

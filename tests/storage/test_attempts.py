@@ -11,9 +11,8 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from hpopt import tpe
 from hpopt.errors import DatabaseError, Fenced, InputError
-from hpopt.search import sampler
+from hpopt.search import sampler, tpe
 from hpopt.storage import attempts, books, evaluations, queries, reaping, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database

@@ -14,7 +14,7 @@ from optuna.samplers import RandomSampler
 
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Categorical, Int, Range
-from hpopt.tpe import ColumnTPESampler, Observed
+from hpopt.search.tpe import ColumnTPESampler, Observed
 
 Space = Mapping[str, Range]
 

@@ -12,14 +12,13 @@ import numpy as np
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 
-from hpopt import tpe
 from hpopt.hyperparameters import Scalar
-from hpopt.search import sampler
+from hpopt.search import sampler, tpe
 from hpopt.search.sampler import Draw
+from hpopt.search.tpe import Observed
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
-from hpopt.tpe import Observed
 
 _FIRST_CAPACITY = 256
 # The kind of a trial that tells the sampler nothing: it failed, or was handed back.
