@@ -12,7 +12,7 @@ import numpy as np
 
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.hyperparameters import Scalar
-from hpopt.rungs import Rungs
+from hpopt.search.pruner import Rungs
 from hpopt.search.sampler import Draw, distributions, propose
 from hpopt.search.space import Categorical, Float, Int, Range
 from hpopt.search.tpe import COMPLETE, PRUNED, Observed

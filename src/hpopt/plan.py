@@ -6,7 +6,7 @@ Leaves choosing trials to strategy.py and drawing the plan to report/.
 from dataclasses import MISSING, fields
 from typing import Any
 
-from hpopt.rungs import Rungs, build_rungs
+from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, flops_per_token

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from hpopt.analysis.schedule import fractions_of, points_at
 from hpopt.analysis.surrogate import MIN_TRIALS
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.rungs import Rungs
+from hpopt.search.pruner import Rungs
 
 REDUCTION_FACTOR = 3
 _N_RESAMPLES = 500

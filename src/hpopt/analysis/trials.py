@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from hpopt.hyperparameters import Scalar
-from hpopt.rungs import Rungs
+from hpopt.search.pruner import Rungs
 from hpopt.search.space import Range
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpopt.rungs import build_rungs
+from hpopt.search.pruner import build_rungs
 
 ASHA = build_rungs("asha", min_fraction=1 / 9, reduction_factor=3)
 
