@@ -32,7 +32,7 @@ import waitress
 from finished_trials import make_finished_study
 from optuna_dashboard import wsgi
 
-from hpopt import embedded
+from hpopt.postgres import server
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
 
@@ -222,8 +222,8 @@ def two_studies() -> Iterator[tuple[str, str]]:
     # Below a folder that the user can enter whom a server started by root runs as.
     home.chmod(0o755)
     try:
-        with embedded.use(home):
-            at_rest = sa.make_url(embedded.start(home))
+        with server.use(home):
+            at_rest = sa.make_url(server.start(home))
             running = at_rest.set(database="running")
             with sa.create_engine(at_rest, isolation_level="AUTOCOMMIT").connect() as connection:
                 connection.execute(sa.text("create database running"))
@@ -232,7 +232,7 @@ def two_studies() -> Iterator[tuple[str, str]]:
             fill(urls[1], N_RUNNING)
             yield urls[0], urls[1]
     finally:
-        embedded.stop(home)
+        server.stop(home)
         shutil.rmtree(home)
 
 

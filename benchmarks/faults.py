@@ -16,8 +16,9 @@ from typing import Protocol
 import sqlalchemy as sa
 from proxy import Link
 
-from hpopt import embedded, postgres_folder
+from hpopt import postgres_folder
 from hpopt.errors import DatabaseError
+from hpopt.postgres import server
 from hpopt.storage import steering
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
@@ -48,7 +49,7 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self.url = embedded.start(home)
+        self.url = server.start(home)
         self.is_up = True
 
     def stop(self, mode: str) -> None:
@@ -62,7 +63,7 @@ class Server:
 
     def start(self) -> None:
         """Start it again, on its port."""
-        url = embedded.start(self._home)
+        url = server.start(self._home)
         if url != self.url:
             raise DatabaseError(f"{self._home}: its Postgres came back as {url}, not as before")
         self.is_up = True

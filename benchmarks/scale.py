@@ -34,7 +34,7 @@ from finished_trials import N_STEPS
 from pgbouncer import PgBouncer, is_installed, pgbouncer
 from scale_sides import HEARTBEAT_EVERY_S, SIDES, Clock, LogicalWorker, Side, draw_params
 
-from hpopt import embedded
+from hpopt.postgres import server
 
 SIZES = (100, 1_000, 10_000)
 WORKERS = (1, 16, 64, 200)
@@ -402,10 +402,10 @@ def _server() -> Iterator[Server]:
     # Below a folder that the user can enter whom a server started by root runs as.
     home.chmod(0o755)
     try:
-        with embedded.use(home):
-            yield Server(embedded.start(home))
+        with server.use(home):
+            yield Server(server.start(home))
     finally:
-        embedded.stop(home)
+        server.stop(home)
         shutil.rmtree(home)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from hpopt import embedded
+from hpopt.postgres import server
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +20,13 @@ def postgres_url() -> Iterator[str]:
     # Not below pytest's own temporary folder, which is closed to the user that a server started by root runs as.
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
     home = Path(tempfile.gettempdir(), f"hpopt-tests-{run}")
-    with embedded.use(home):
-        url = embedded.start(home)
+    with server.use(home):
+        url = server.start(home)
         # Nobody wants this data after a power cut, and a database is made and dropped for every test.
         for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
             _execute(url, statement)
         yield url
-    if embedded.stop_if_unused(home):
+    if server.stop_if_unused(home):
         shutil.rmtree(home)
 
 

@@ -17,18 +17,18 @@ def db_start(
     home: HomeOption = HOME,
 ) -> None:
     """Start the embedded server and leave it running."""
-    from hpopt import embedded
+    from hpopt.postgres import server
     from hpopt.storage.database import Database
 
-    out.print(Database(embedded.start(home, port)).address, soft_wrap=True)
+    out.print(Database(server.start(home, port)).address, soft_wrap=True)
 
 
 @app.command("stop")
 def db_stop(home: HomeOption = HOME) -> None:
     """Stop the embedded server."""
-    from hpopt import embedded
+    from hpopt.postgres import server
 
-    out.print("stopped" if embedded.stop(home) else "was not running")
+    out.print("stopped" if server.stop(home) else "was not running")
 
 
 @app.command("upgrade")
@@ -43,9 +43,9 @@ def db_upgrade(storage: StorageOption = None, home: HomeOption = HOME) -> None:
 @app.command("url")
 def db_url(storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Print the whole URL, password included, for psql and other programs."""
-    from hpopt import embedded
+    from hpopt.postgres import server
 
-    url = storage or embedded.running_url(home)
+    url = storage or server.running_url(home)
     if url is None:
         raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
     out.write(url.replace("postgresql+psycopg2://", "postgresql://"))

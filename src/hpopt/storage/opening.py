@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpopt import embedded
 from hpopt.errors import DatabaseError
+from hpopt.postgres import server
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
 
@@ -21,15 +21,15 @@ def open_database(url: str | None, home: Path, *, make: bool = False) -> Iterato
         with _ready(url, make=make) as database:
             yield database
         return
-    if not make and not embedded.exists(home):
+    if not make and not server.exists(home):
         raise DatabaseError(f"{home}: no database here yet; `hpopt run FILE` makes one, --storage names another")
-    is_started_here = embedded.running_url(home) is None
+    is_started_here = server.running_url(home) is None
     try:
-        with embedded.use(home), _ready(embedded.start(home), make=make) as database:
+        with server.use(home), _ready(server.start(home), make=make) as database:
             yield database
     finally:
         if is_started_here:
-            embedded.stop_if_unused(home)
+            server.stop_if_unused(home)
 
 
 @contextmanager
