@@ -24,11 +24,11 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import Trial, TrialState, create_trial
 
-from hpopt import plan
 from hpopt.storage import attempts, evaluations, migrate, reaping, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.history import History
+from hpopt.study import plan
 from hpopt.training.config import PRETRAIN_METRICS
 from hpopt.training.run import Evaluation
 

@@ -9,7 +9,6 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from hpopt import plan
 from hpopt.courier import Courier
 from hpopt.storage import attempts, evaluations, journal
 from hpopt.storage.attempts import Attempt
@@ -17,6 +16,7 @@ from hpopt.storage.database import Database
 from hpopt.storage.evaluations import Verdict
 from hpopt.storage.journal import Journal
 from hpopt.storage.studies import Study
+from hpopt.study import plan
 from hpopt.training.run import Evaluation
 
 # How long training waits for a verdict from a database that answers slowly.

@@ -15,9 +15,9 @@ from rich.text import Text
 from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Hyperparameter, Scalar
-from hpopt.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
 from hpopt.search.space import Categorical, Range
 from hpopt.study.file import StudyFile
+from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
 
 # The order in which the ways to end are told.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")

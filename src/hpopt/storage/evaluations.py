@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from hpopt import plan
 from hpopt.storage import optuna_rows
 from hpopt.storage.attempts import CONTACT, Attempt, fenced
 from hpopt.storage.books import limit_reached
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study, load_study
+from hpopt.study import plan
 from hpopt.training.run import Evaluation
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt import plan
 from hpopt.errors import Fenced, InputError
 from hpopt.storage import attempts, evaluations, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
+from hpopt.study import plan
 from hpopt.training.run import Evaluation
 
 NAME = "undelivered.jsonl"

@@ -10,10 +10,10 @@ from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.hyperparameters import Scalar
-from hpopt.plan import rungs_of
 from hpopt.storage import books
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
+from hpopt.study.plan import rungs_of
 
 
 def best(database: Database, study: Study) -> Best:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hpopt.errors import ConfigError, StudyFileError
-from hpopt.plan import count_steps, place_rungs
 from hpopt.study.difference import space_difference
 from hpopt.study.objectives import config_class
+from hpopt.study.plan import count_steps, place_rungs
 from hpopt.study.reading import parse_study_file, read_study_file
 from hpopt.study.schema import study_file_schema
 from hpopt.training.config import PretrainConfig
