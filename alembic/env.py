@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
 from alembic import context
-from hpopt import tables
+from hpopt.storage import tables
 from hpopt.storage.database import parse_url
 
 

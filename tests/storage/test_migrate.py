@@ -10,9 +10,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from hpopt import tables
 from hpopt.errors import DatabaseError
-from hpopt.storage import migrate, studies
+from hpopt.storage import migrate, studies, tables
 from hpopt.storage.database import Database
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt import __version__, tables
+from hpopt import __version__
 from hpopt.errors import Fenced
 from hpopt.hyperparameters import Scalar
-from hpopt.storage import optuna_rows
+from hpopt.storage import optuna_rows, tables
 from hpopt.storage.books import limit_in, planned_trials
 from hpopt.storage.database import Database
 from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as

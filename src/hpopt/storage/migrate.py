@@ -10,9 +10,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from alembic import command
-from hpopt import tables
 from hpopt.errors import DatabaseError
-from hpopt.storage import optuna_rows
+from hpopt.storage import optuna_rows, tables
 from hpopt.storage.database import Database
 
 _PACKAGE = Path(__file__).parent.parent

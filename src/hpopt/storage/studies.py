@@ -18,10 +18,11 @@ import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
 from sqlalchemy.dialects.postgresql import insert
 
-from hpopt import __version__, tables
+from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler
+from hpopt.storage import tables
 from hpopt.storage.database import Database
 from hpopt.study.difference import space_difference
 from hpopt.study.file import StudyFile
