@@ -33,8 +33,8 @@ from sqlalchemy import make_url
 
 from hpopt.errors import DatabaseError
 from hpopt.storage import books, studies
+from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
-from hpopt.storage.opening import open_database
 
 STUDY = "chaos"
 # The one line of the audit that the database does not know.

@@ -15,7 +15,7 @@ from pathlib import Path
 from hpopt.hyperparameters import Scalar
 from hpopt.objective import load_function
 from hpopt.storage import queries, studies
-from hpopt.storage.opening import open_database
+from hpopt.storage.connect import open_database
 from hpopt.study.reading import parse_study_file
 from hpopt.training.run import Run
 

@@ -16,8 +16,8 @@ from sqlalchemy import make_url
 
 from hpopt.go import Settings
 from hpopt.storage import studies
+from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
-from hpopt.storage.opening import open_database
 from hpopt.training.run import Run
 from hpopt.worker import work
 

@@ -15,8 +15,8 @@ from hpopt import __version__
 from hpopt.cli.assignments import read_assignments
 from hpopt.errors import InputError
 from hpopt.storage import migrate
+from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
-from hpopt.storage.opening import open_database
 from hpopt.storage.studies import create_study
 from hpopt.study.reading import parse_study_file
 

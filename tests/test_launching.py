@@ -7,8 +7,8 @@ import pytest
 from workplace import Workplace
 
 from hpopt.cli.working import fleet_here
+from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
-from hpopt.storage.opening import open_database
 from hpopt.storage.studies import create_study
 
 

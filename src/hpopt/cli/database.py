@@ -34,7 +34,7 @@ def db_stop(home: HomeOption = HOME) -> None:
 @app.command("upgrade")
 def db_upgrade(storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Bring the tables to the version of this hpopt."""
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
 
     with open_database(storage, home, make=True) as database:
         out.print(f"{database.address} is up to date", soft_wrap=True)
@@ -62,7 +62,7 @@ def db_sql(
     from hpopt.report.terminal import rows_table
     from hpopt.report.text import rows_as_json
     from hpopt.storage import queries
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
 
     with open_database(storage, home) as database:
         names, rows = queries.read_rows(database, query)
@@ -80,7 +80,7 @@ def db_replay(
 ) -> None:
     """Take in what a worker could not deliver."""
     from hpopt.storage import journal
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")

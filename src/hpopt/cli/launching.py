@@ -65,7 +65,7 @@ def launch(
 ) -> None:
     """Put workers where the GPUs are: on this machine, Slurm, Ray or Kubernetes."""
     from hpopt.launch.order import Order, access_to, job_name
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
 
     words = {"--partition": partition, "--time": time, "--extra": extra}

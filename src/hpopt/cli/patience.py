@@ -72,7 +72,7 @@ def open_study_patiently(
 
 
 def _open(stack: ExitStack, storage: str | None, home: Path, name: str) -> tuple["Database", "Study"]:
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
 
     database = stack.enter_context(open_database(storage, home))

@@ -53,7 +53,7 @@ def enqueue(
     from hpopt.cli.assignments import read_assignments
     from hpopt.report.standing import enqueued_line
     from hpopt.storage import steering
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
 
     with open_database(storage, home) as database:
@@ -72,7 +72,7 @@ def enqueue(
 def _steer(name: str, storage: str | None, home: Path, turn: "Callable[[Database, Study], State]") -> None:
     """Turn a study and say in one line what holds now."""
     from hpopt.report.standing import state_line
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
 
     with open_database(storage, home) as database:

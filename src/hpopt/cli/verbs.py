@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def create(file: FileArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Register a study, or take over the budget of a changed file."""
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.storage.studies import create_study
     from hpopt.study.reading import read_study_text
 
@@ -61,7 +61,7 @@ def status(
     from hpopt.report.standing import overview, standing
     from hpopt.report.text import progress_as_json
     from hpopt.storage import queries, studies
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.watch import N_ENDED_SHOWN, seconds_left
 
     if follow and study is None:
@@ -109,7 +109,7 @@ def best(
     from hpopt.report.terminal import answer
     from hpopt.report.text import PARAMS_AS, best_as_json
     from hpopt.storage import queries
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
 
     forms = ("table", "json", *PARAMS_AS)
     if form not in forms:
@@ -137,7 +137,7 @@ def report(
     from hpopt.report.folder import write_report
     from hpopt.report.summary import summarize
     from hpopt.storage import findings, queries
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
 
     with open_database(storage, home) as database:
         found = _load(database, study)
@@ -171,7 +171,7 @@ def dashboard(
     """Serve optuna-dashboard on the database until Ctrl-C."""
     from hpopt.cli.password import read_password
     from hpopt.dashboard.serving import serve
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
 
     password = read_password(password_file)
     with open_database(storage, home) as database:

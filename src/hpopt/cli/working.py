@@ -49,7 +49,7 @@ def run(
     home: HomeOption = HOME,
 ) -> None:
     """Do everything on this machine: database, study, workers, progress, answer."""
-    from hpopt.storage.opening import open_database
+    from hpopt.storage.connect import open_database
     from hpopt.storage.studies import create_study
     from hpopt.study.reading import read_study_text
 
