@@ -32,7 +32,7 @@ from proxy import Network
 from sqlalchemy import make_url
 
 from hpopt.errors import DatabaseError
-from hpopt.storage import books, studies
+from hpopt.storage import budget, studies
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
 
@@ -195,7 +195,7 @@ def _is_over(fleet: Fleet, database: Database, study: studies.Study) -> bool:
     """Say whether the budget is spent; a worker that says so before it is has made a mistake."""
     n_over = fleet.n_over()
     try:
-        over = books.finished(study, books.read_books(database, study))
+        over = budget.finished(study, budget.read_books(database, study))
     except DatabaseError:
         return False
     if n_over and over is None:

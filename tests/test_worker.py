@@ -17,7 +17,7 @@ from proxy import Network
 from hpopt import go
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
 from hpopt.go import Settings
-from hpopt.storage import books, journal, migrate, queries, studies
+from hpopt.storage import budget, journal, migrate, queries, studies
 from hpopt.storage.database import Database
 from hpopt.worker import work
 
@@ -345,7 +345,7 @@ def test_a_stopped_worker_hands_its_trial_back(workshop):
     settings = Settings(home=workshop.folder, say=workshop.said.append, stop=stop)
     with pytest.raises(Interrupted):
         work(workshop.database, study, settings)
-    counted = books.read_books(workshop.database, study)
+    counted = budget.read_books(workshop.database, study)
     assert (counted.n_ended, counted.n_held, counted.n_waiting) == (0, 0, 1)
     workshop.objective.HOOK = None
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
@@ -411,7 +411,7 @@ def test_what_a_worker_could_not_deliver_is_taken_in_once(workshop, link):
     assert journal.replay(workshop.database, left) == "trial 0 was ended or handed on before: nothing was taken in"
     assert workshop.outcomes()[0][1:3] == ("complete", 0.5 + 1 / 9)
     assert workshop.steps() == [list(range(1, 10))]
-    assert books.read_books(workshop.database, study).device_hours < 0.1
+    assert budget.read_books(workshop.database, study).device_hours < 0.1
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
 
 
@@ -564,7 +564,7 @@ def test_a_paused_study_gets_its_trial_back_and_goes_on_when_it_is_resumed(works
     deadline = time.monotonic() + 20
     while "paused: lunch" not in workshop.said and time.monotonic() < deadline:
         time.sleep(0.05)
-    counted = books.read_books(workshop.database, study)
+    counted = budget.read_books(workshop.database, study)
     assert (counted.n_held, counted.n_waiting) == (0, 1)
     workshop.execute("update hpopt.study set state = 'open'")
     assert running.result(timeout=30) == "3 trials done"

@@ -13,7 +13,7 @@ from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.errors import DatabaseError
 from hpopt.report.standing import paused_line, standing
 from hpopt.report.terminal import show_ended, show_metric, show_seconds
-from hpopt.storage import books, queries, steering
+from hpopt.storage import budget, queries, steering
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -47,10 +47,10 @@ def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
 def has_work(database: Database, study: Study) -> bool:
     """Say whether there is anything for workers to do or to wait for: not in a study that is paused or over."""
     try:
-        counted = books.read_books(database, study)
+        counted = budget.read_books(database, study)
     except DatabaseError:
         return True
-    return counted.state != "paused" and books.finished(study, counted) is None
+    return counted.state != "paused" and budget.finished(study, counted) is None
 
 
 def _live(database: Database, study: Study, console: Console, stop: threading.Event, tend: Callable[[], bool]) -> None:

@@ -12,7 +12,7 @@ from hpopt import objective
 from hpopt.courier import Courier, Manners
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
 from hpopt.go import Hold, Post, Settings, take
-from hpopt.storage import attempts, books, reaping, studies
+from hpopt.storage import attempts, budget, reaping, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database, limit_waits
 from hpopt.storage.history import History
@@ -139,6 +139,6 @@ def _look_for_work(post: Post, study: Study) -> _Offer:
     attempt = attempts.reserve(database, study, worker_id)
     if attempt is not None:
         return _Offer(study=study, attempt=attempt)
-    counted = books.read_books(database, study)
+    counted = budget.read_books(database, study)
     waiting = f"paused: {counted.state_reason}" if counted.state == "paused" else None
-    return _Offer(study=study, attempt=None, over=books.finished(study, counted), waiting=waiting)
+    return _Offer(study=study, attempt=None, over=budget.finished(study, counted), waiting=waiting)

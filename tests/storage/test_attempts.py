@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from hpopt.errors import DatabaseError, Fenced, InputError
 from hpopt.search import sampler, tpe
-from hpopt.storage import attempts, books, evaluations, queries, reaping, studies
+from hpopt.storage import attempts, budget, evaluations, queries, reaping, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
 from hpopt.storage.history import History
@@ -133,7 +133,7 @@ def test_the_cost_of_a_study_is_that_of_its_goes(fleet):
         fleet.record(attempt, 10)
     fleet.finish(ended, value=1.0)
     fleet.lose(lost.attempt_id)
-    hours = books.read_books(fleet.database, fleet.study).device_hours
+    hours = budget.read_books(fleet.database, fleet.study).device_hours
     assert hours == pytest.approx(300 / 3600, abs=2 / 3600)
     assert hours == pytest.approx(fleet.rows("select sum(device_seconds) / 3600 as h from hpopt.goes")[0]["h"])
 
@@ -210,7 +210,7 @@ def test_a_retried_trial_is_one_trial_in_views_and_budget(fleet):
         (again.number, 20),
     ]
     assert fleet.stock().trials[again.number].intermediate_values == {10: 3.0, 20: 2.0}
-    assert books.read_books(fleet.database, fleet.study).n_started == 1
+    assert budget.read_books(fleet.database, fleet.study).n_started == 1
 
 
 def test_a_trial_waits_in_the_views_until_it_is_retried(fleet):
@@ -404,7 +404,7 @@ def test_a_run_of_failures_pauses_the_study_with_their_reason(pruned):
     """Five different trials that fail alike have a reason that the rest of the budget would share."""
     for k in range(5):
         pruned.finish(pruned.start(), "failed", reason=f"no such file: /data/{k}")
-    counted = books.read_books(pruned.database, pruned.study)
+    counted = budget.read_books(pruned.database, pruned.study)
     assert (counted.state, counted.state_reason) == ("paused", "5 trials in a row failed: no such file: /data/0")
     assert pruned.reserve() is None
 
@@ -415,7 +415,7 @@ def test_failures_of_their_own_pause_nothing(pruned, between):
         pruned.finish(pruned.start(), "failed", reason="no such file")
     pruned.finish(pruned.start(), between, value=1.0, reason="another one")
     pruned.finish(pruned.start(), "failed", reason="no such file")
-    assert books.read_books(pruned.database, pruned.study).state == "open"
+    assert budget.read_books(pruned.database, pruned.study).state == "open"
 
 
 def test_a_budget_that_was_raised_meanwhile_ends_no_trial(database):
@@ -522,4 +522,4 @@ def test_hours_and_target_end_a_study(database, budget, reason):
     fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour'")
     fleet.finish(attempt, value=1.5)
     assert fleet.reserve() is None
-    assert books.finished(fleet.study, books.read_books(database, fleet.study)) == reason
+    assert budget.finished(fleet.study, budget.read_books(database, fleet.study)) == reason

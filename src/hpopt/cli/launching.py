@@ -102,9 +102,9 @@ def launch(
 
 
 def _submit(engine: "_Engine", database: "Database", study: "Study", on: str) -> None:
-    from hpopt.storage import books
+    from hpopt.storage import budget
 
-    over = books.finished(study, books.read_books(database, study))
+    over = budget.finished(study, budget.read_books(database, study))
     if over is not None and on != "local":
         raise InputError(f"study '{study.name}' is over: {over}; `hpopt create` a file with a larger budget to go on")
     submitted = engine.submit()

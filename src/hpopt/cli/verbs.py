@@ -86,12 +86,12 @@ def status(
 
 def _follow(database: "Database", study: "Study") -> None:
     from hpopt.cli.working import stop_on_signals
-    from hpopt.storage import books
+    from hpopt.storage import budget
     from hpopt.watch import watch
 
     def is_running() -> bool:
         try:
-            return books.finished(study, books.read_books(database, study)) is None
+            return budget.finished(study, budget.read_books(database, study)) is None
         except DatabaseError:
             return True
 

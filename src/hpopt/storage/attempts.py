@@ -17,7 +17,7 @@ from hpopt import __version__
 from hpopt.errors import Fenced
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_rows, tables
-from hpopt.storage.books import limit_in, planned_trials
+from hpopt.storage.budget import limit_in, planned_trials
 from hpopt.storage.database import Database
 from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from hpopt.storage import optuna_rows
 from hpopt.storage.attempts import CONTACT, Attempt, fenced
-from hpopt.storage.books import limit_reached
+from hpopt.storage.budget import limit_reached
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study, load_study
 from hpopt.study import plan

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from hpopt.errors import DatabaseError
 from hpopt.findings.finding import Finding
-from hpopt.storage import books, queries
+from hpopt.storage import budget, queries
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -36,8 +36,8 @@ class Kept:
 
 def current(database: Database, study: Study) -> tuple[Finding, ...]:
     """Give the findings of a study, by a new analysis if trials have ended since the last."""
-    kept, spent = read(database, study), books.read_books(database, study)
-    if kept.holds(spent.n_ended, is_over=books.finished(study, spent) is not None):
+    kept, spent = read(database, study), budget.read_books(database, study)
+    if kept.holds(spent.n_ended, is_over=budget.finished(study, spent) is not None):
         return kept.findings
     # They need scipy, whose import takes a second.
     from hpopt.analysis.insights import gather  # noqa: PLC0415

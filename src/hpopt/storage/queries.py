@@ -10,7 +10,7 @@ from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.hyperparameters import Scalar
-from hpopt.storage import books
+from hpopt.storage import budget
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.plan import rungs_of
@@ -40,13 +40,13 @@ def progress(database: Database, study: Study) -> Progress:
         workers = connection.execute(_WORKERS, about).mappings().all()
         default_value = connection.scalar(_DEFAULT_VALUE, about)
         state_since = connection.execute(_STATE_SINCE, about).scalar_one()
-    spent = books.read_books(database, study)
+    spent = budget.read_books(database, study)
     return Progress(
         name=study.name,
         metric=study.file.metric,
         state_since=state_since,
-        planned_trials=books.planned_trials(study),
-        over=books.finished(study, spent),
+        planned_trials=budget.planned_trials(study),
+        over=budget.finished(study, spent),
         books=spent,
         n_by_outcome={outcome: n for outcome, n, _ in outcomes},
         tokens=sum(int(tokens) for _, _, tokens in outcomes),

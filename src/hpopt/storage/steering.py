@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from hpopt.analysis.progress import Books
 from hpopt.errors import InputError
 from hpopt.hyperparameters import Scalar
-from hpopt.storage import books
+from hpopt.storage import budget
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -93,15 +93,15 @@ def enqueue(database: Database, study: Study, params: Mapping[str, Scalar]) -> E
     added = _find_configuration(database, study, params)
     if added is None:
         raise InputError(f"study '{study.name}' was deleted")
-    ends_before = _ends_before(study, books.read_books(database, study), ahead.n_enqueued)
+    ends_before = _ends_before(study, budget.read_books(database, study), ahead.n_enqueued)
     return Enqueued(trial=added, is_new=True, n_ahead=sum(ahead), ends_before=ends_before)
 
 
 def _ends_before(study: Study, spent: Books, n_enqueued: int) -> str | None:
     """Say what ends the study before it comes to a trial that has so many enqueued ones before it, or None."""
     hours = {"device_hours": spent.device_hours, "wall_hours": spent.wall_hours}
-    limit = books.spent(study, **hours, best_value=spent.best_value)
-    n_trials = books.planned_trials(study)
+    limit = budget.spent(study, **hours, best_value=spent.best_value)
+    n_trials = budget.planned_trials(study)
     if limit is not None or n_trials is None or spent.n_started + n_enqueued < n_trials:
         return limit
     return f"the budget of {n_trials} trials is " + ("spent" if spent.n_started >= n_trials else "taken")
