@@ -27,7 +27,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from hpopt.storage import attempts, evaluations, migrate, reaping, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
-from hpopt.storage.history import History
+from hpopt.storage.observations import History
 from hpopt.study import plan
 from hpopt.training.config import PRETRAIN_METRICS
 from hpopt.training.run import Evaluation

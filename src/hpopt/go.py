@@ -23,7 +23,7 @@ from hpopt.storage import attempts, journal
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.evaluations import Verdict
-from hpopt.storage.history import History
+from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation, Run
 

@@ -15,7 +15,7 @@ from hpopt.go import Hold, Post, Settings, take
 from hpopt.storage import attempts, budget, reaping, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database, limit_waits
-from hpopt.storage.history import History
+from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 
 # How long a worker waits before it asks again, while others hold the rest of the budget or the study is paused.

@@ -16,7 +16,7 @@ from hpopt.search import sampler, tpe
 from hpopt.storage import attempts, budget, evaluations, queries, reaping, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
-from hpopt.storage.history import History
+from hpopt.storage.observations import History
 from hpopt.training.run import Evaluation
 
 PRUNED = """

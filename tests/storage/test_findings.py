@@ -4,7 +4,7 @@ import sqlalchemy as sa
 
 from hpopt.findings.finding import Finding
 from hpopt.storage import attempts, findings, studies
-from hpopt.storage.history import History
+from hpopt.storage.observations import History
 
 
 def finding(code, subject=None, sentence="So it is.", **evidence):

@@ -6,7 +6,7 @@ import pytest
 
 from hpopt.analysis.trials import CurvePoint, StudyTable
 from hpopt.storage import attempts, evaluations, queries
-from hpopt.storage.history import History
+from hpopt.storage.observations import History
 from hpopt.training.run import Evaluation
 
 LOSSES = ((2.0, 1.5), (3.0, math.nan), (4.0,), ())
