@@ -18,7 +18,7 @@ from proxy import Link
 
 from hpopt.errors import DatabaseError
 from hpopt.postgres import cluster, server
-from hpopt.storage import steering
+from hpopt.storage import control
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -317,11 +317,11 @@ class Faults:
         study = self._study
         if study is None or not self._server.is_up or "study paused" in self._busy:
             return False
-        steering.pause(self._database, study, "by chaos")
+        control.pause(self._database, study, "by chaos")
         self._last(self._random.uniform(0.2, 3.0), "study paused", lambda: self._resume(study))
         return True
 
     def _resume(self, study: Study) -> None:
         if not self._server.is_up:
             self._server.start()
-        steering.resume(self._database, study)
+        control.resume(self._database, study)

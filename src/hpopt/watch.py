@@ -13,7 +13,7 @@ from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.errors import DatabaseError
 from hpopt.report.standing import paused_line, standing
 from hpopt.report.terminal import show_ended, show_metric, show_seconds
-from hpopt.storage import budget, queries, steering
+from hpopt.storage import budget, control, queries
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -111,7 +111,7 @@ class _Story:
         return [_line(trial, n_told + i, progress, left_s) for i, trial in enumerate(new, start=1)]
 
     def _turns(self, database: Database) -> list[str]:
-        now = steering.find_state(database, self.study)
+        now = control.find_state(database, self.study)
         before, self.state = self.state, now.state
         if now.state in {before, "stopped"}:
             return []

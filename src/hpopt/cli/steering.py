@@ -9,8 +9,8 @@ import typer
 from hpopt.cli.options import HOME, HomeOption, StorageOption, StudyArgument, out
 
 if TYPE_CHECKING:
+    from hpopt.storage.control import State
     from hpopt.storage.database import Database
-    from hpopt.storage.steering import State
     from hpopt.storage.studies import Study
 
 
@@ -21,23 +21,23 @@ def pause(
     home: HomeOption = HOME,
 ) -> None:
     """Let workers hand back their trials with checkpoints, and wait."""
-    from hpopt.storage import steering
+    from hpopt.storage import control
 
-    _steer(study, storage, home, lambda database, found: steering.pause(database, found, reason))
+    _steer(study, storage, home, lambda database, found: control.pause(database, found, reason))
 
 
 def resume(study: StudyArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Let workers go on with a study that is paused or stopped."""
-    from hpopt.storage import steering
+    from hpopt.storage import control
 
-    _steer(study, storage, home, steering.resume)
+    _steer(study, storage, home, control.resume)
 
 
 def stop(study: StudyArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """End a study with what it has; `hpopt resume` opens it again."""
-    from hpopt.storage import steering
+    from hpopt.storage import control
 
-    _steer(study, storage, home, steering.stop)
+    _steer(study, storage, home, control.stop)
 
 
 def enqueue(
@@ -52,15 +52,15 @@ def enqueue(
     """Let a configuration be tried next."""
     from hpopt.cli.assignments import read_assignments
     from hpopt.report.standing import enqueued_line
-    from hpopt.storage import steering
+    from hpopt.storage import control
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
 
     with open_database(storage, home) as database:
         found = load_study(database, study)
         wanted = read_assignments(params, found.file)
-        added = steering.enqueue(database, found, wanted)
-        state = steering.find_state(database, found).state
+        added = control.enqueue(database, found, wanted)
+        state = control.find_state(database, found).state
     if not added.is_new:
         out.print(f"already enqueued or tried as trial {added.trial}")
         return

@@ -5,7 +5,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpopt.errors import InputError
-from hpopt.storage import steering, studies
+from hpopt.storage import control, studies
 
 
 def states(database, study):
@@ -22,92 +22,92 @@ def waiting(database, study):
 
 
 def test_a_new_study_is_open(database, study):
-    assert steering.find_state(database, study).state == "open"
+    assert control.find_state(database, study).state == "open"
 
 
 def test_pausing_keeps_the_reason_and_resuming_drops_it(database, study):
-    assert steering.pause(database, study, "nodes are needed").reason == "nodes are needed"
+    assert control.pause(database, study, "nodes are needed").reason == "nodes are needed"
     assert states(database, study)[:2] == ("paused", "nodes are needed")
-    assert steering.resume(database, study).reason is None
+    assert control.resume(database, study).reason is None
     assert states(database, study)[:2] == ("open", None)
 
 
 def test_a_pause_without_a_reason_is_by_hand(database, study):
-    assert steering.pause(database, study).reason == "by hand"
+    assert control.pause(database, study).reason == "by hand"
 
 
 def test_a_second_pause_changes_neither_the_reason_nor_the_time(database, study):
     """Whoever repeats a command must not wipe out why a run of failures paused the study."""
-    steering.pause(database, study, "5 trials in a row failed")
+    control.pause(database, study, "5 trials in a row failed")
     first = states(database, study)
-    steering.pause(database, study)
+    control.pause(database, study)
     assert states(database, study) == first
 
 
 def test_a_second_pause_with_a_reason_takes_over_the_reason_alone(database, study):
-    steering.pause(database, study, "5 trials in a row failed")
+    control.pause(database, study, "5 trials in a row failed")
     since = states(database, study)[2]
-    steering.pause(database, study, "the data are being repaired")
+    control.pause(database, study, "the data are being repaired")
     assert states(database, study) == ("paused", "the data are being repaired", since)
 
 
 def test_resuming_opens_a_stopped_study_too(database, study):
-    steering.stop(database, study)
+    control.stop(database, study)
     assert states(database, study)[0] == "stopped"
-    steering.resume(database, study)
+    control.resume(database, study)
     assert states(database, study)[0] == "open"
 
 
 def test_a_paused_study_can_be_stopped(database, study):
-    steering.pause(database, study, "nodes are needed")
-    steering.stop(database, study)
+    control.pause(database, study, "nodes are needed")
+    control.stop(database, study)
     assert states(database, study)[:2] == ("stopped", "by hand")
 
 
 def test_a_stopped_study_is_not_paused(database, study):
     """Paused it would wait for a resume that nobody thinks of: it was over."""
-    steering.stop(database, study)
+    control.stop(database, study)
     with pytest.raises(InputError, match=r"study 'tiny' is stopped; `hpopt resume tiny` opens it again"):
-        steering.pause(database, study)
+        control.pause(database, study)
     assert states(database, study)[0] == "stopped"
 
 
 def test_creating_a_study_again_leaves_it_paused(database, study, study_file):
-    steering.pause(database, study, "nodes are needed")
+    control.pause(database, study, "nodes are needed")
     studies.create_study(database, study_file.replace("trials = 4", "trials = 5"), "tiny.toml")
     assert states(database, study)[:2] == ("paused", "nodes are needed")
 
 
 def test_another_study_keeps_its_state(database, study, study_file):
     other = studies.create_study(database, study_file.replace('"tiny"', '"other"'), "other.toml")
-    steering.pause(database, study)
+    control.pause(database, study)
     assert states(database, other)[0] == "open"
 
 
 def test_a_configuration_is_tried_after_those_that_wait(database, study):
-    added = steering.enqueue(database, study, {"learning_rate": 0.05})
+    added = control.enqueue(database, study, {"learning_rate": 0.05})
     assert (added.trial, added.is_new, added.n_ahead) == (1, True, 1)
     assert waiting(database, study)[1] == {"learning_rate": 0.05}
 
 
 def test_a_configuration_beyond_the_budget_is_told_what_ends_the_study_first(database, study):
-    steering.enqueue(database, study, {"ns_steps": 1})
-    steering.enqueue(database, study, {"ns_steps": 2})
-    assert steering.enqueue(database, study, {"ns_steps": 3}).ends_before is None
-    assert steering.enqueue(database, study, {"ns_steps": 4}).ends_before == "the budget of 4 trials is taken"
+    control.enqueue(database, study, {"ns_steps": 1})
+    control.enqueue(database, study, {"ns_steps": 2})
+    assert control.enqueue(database, study, {"ns_steps": 3}).ends_before is None
+    assert control.enqueue(database, study, {"ns_steps": 4}).ends_before == "the budget of 4 trials is taken"
 
 
 def test_what_waits_already_is_not_enqueued_twice(database, study):
-    steering.enqueue(database, study, {"learning_rate": 0.05, "optimizer": "muon"})
-    again = steering.enqueue(database, study, {"optimizer": "muon", "learning_rate": 0.05})
+    control.enqueue(database, study, {"learning_rate": 0.05, "optimizer": "muon"})
+    again = control.enqueue(database, study, {"optimizer": "muon", "learning_rate": 0.05})
     assert (again.trial, again.is_new) == (1, False)
     assert len(waiting(database, study)) == 2
 
 
 def test_a_part_of_a_configuration_is_another_one(database, study):
-    steering.enqueue(database, study, {"learning_rate": 0.05, "ns_steps": 7})
-    assert steering.enqueue(database, study, {"learning_rate": 0.05}).is_new
-    assert steering.enqueue(database, study, {"learning_rate": 0.05, "ns_steps": 6}).is_new
+    control.enqueue(database, study, {"learning_rate": 0.05, "ns_steps": 7})
+    assert control.enqueue(database, study, {"learning_rate": 0.05}).is_new
+    assert control.enqueue(database, study, {"learning_rate": 0.05, "ns_steps": 6}).is_new
 
 
 def test_what_was_sampled_is_not_tried_again(database, study):
@@ -121,7 +121,7 @@ def test_what_was_sampled_is_not_tried_again(database, study):
         "optimizer": optuna.distributions.CategoricalDistribution(["muon", "adamw"]),
     }
     optuna_study.add_trial(optuna.trial.create_trial(value=1.0, params=params, distributions=distributions))
-    assert not steering.enqueue(database, study, params).is_new
+    assert not control.enqueue(database, study, params).is_new
 
 
 def test_a_grid_takes_no_further_configuration(database, study_file):
@@ -130,4 +130,4 @@ def test_a_grid_takes_no_further_configuration(database, study_file):
     text = space.replace('"tiny"', '"grid"') + "[search_space]\nns_steps = { low = 1, high = 3, type = 'int' }\n"
     grid = studies.create_study(database, text, "grid.toml")
     with pytest.raises(InputError, match=r"study 'grid' tries a grid, whose points are all enqueued"):
-        steering.enqueue(database, grid, {"ns_steps": 2})
+        control.enqueue(database, grid, {"ns_steps": 2})
