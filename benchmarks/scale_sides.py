@@ -24,7 +24,7 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import Trial, TrialState, create_trial
 
-from hpopt.storage import attempts, evaluations, migrate, reaping, studies
+from hpopt.storage import attempts, evaluations, migrate, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.observations import History
@@ -302,7 +302,7 @@ class HpoptWorker:
             with self._clock.part("reload"):
                 studies.reload(self._database, self._side.study)
             with self._clock.part("reap"):
-                reaping.reap(self._database, self._side.study, self._worker_id)
+                reaper.reap(self._database, self._side.study, self._worker_id)
 
     def ask(self) -> None:
         """Reserve, propose, start."""

@@ -12,7 +12,7 @@ from hpopt import objective
 from hpopt.courier import Courier, Manners
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
 from hpopt.go import Hold, Post, Settings, take
-from hpopt.storage import attempts, budget, reaping, studies
+from hpopt.storage import attempts, budget, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database, limit_waits
 from hpopt.storage.observations import History
@@ -135,7 +135,7 @@ def _look_for_work(post: Post, study: Study) -> _Offer:
     database, worker_id = post.database, post.hold.worker_id
     study = studies.reload(database, study)
     studies.require_version(study)
-    reaping.reap(database, study, worker_id)
+    reaper.reap(database, study, worker_id)
     attempt = attempts.reserve(database, study, worker_id)
     if attempt is not None:
         return _Offer(study=study, attempt=attempt)

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from hpopt.errors import DatabaseError, Fenced, InputError
 from hpopt.search import sampler, tpe
-from hpopt.storage import attempts, budget, evaluations, queries, reaping, studies
+from hpopt.storage import attempts, budget, evaluations, queries, reaper, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
 from hpopt.storage.observations import History
@@ -76,7 +76,7 @@ class Fleet:
         return self.reap()
 
     def reap(self, worker_id=None):
-        return reaping.reap(self.database, self.study, worker_id or self.worker_id)
+        return reaper.reap(self.database, self.study, worker_id or self.worker_id)
 
     def execute(self, statement):
         with self.database.begin() as connection:
@@ -301,7 +301,7 @@ def test_reaping_is_done_once_by_whoever_comes_first(fleet, database_url):
     fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
     connections = [Database(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda c: reaping.reap(c, fleet.study, fleet.worker_id), connections))
+        found = list(pool.map(lambda c: reaper.reap(c, fleet.study, fleet.worker_id), connections))
     assert sum(found) == len(lost)
     assert {row["outcome"] for row in fleet.rows("select outcome from hpopt.goes")} == {"lost"}
     for connection in connections:
