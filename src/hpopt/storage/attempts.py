@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from hpopt import __version__
 from hpopt.errors import Fenced
 from hpopt.hyperparameters import Scalar
-from hpopt.storage import optuna_rows, tables
+from hpopt.storage import optuna_write, tables
 from hpopt.storage.budget import limit_in, planned_trials
 from hpopt.storage.database import Database
 from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as
@@ -126,7 +126,7 @@ def start(
         )
         if connection.execute(held.values({**values, "heartbeat_at": sa.func.now()})).rowcount != 1:
             raise fenced(attempt)
-        optuna_rows.add_params(connection, attempt.trial_id, params, study.file.search_space)
+        optuna_write.add_params(connection, attempt.trial_id, params, study.file.search_space)
 
 
 def beat(database: Database, study_id: int, worker_id: int, attempt: Attempt | None) -> Standing:
@@ -171,7 +171,7 @@ def finish(
                 raise fenced(attempt)
             return
         if ended["is_ours"]:
-            optuna_rows.end_trial(connection, attempt.trial_id, ended["outcome"], value)
+            optuna_write.end_trial(connection, attempt.trial_id, ended["outcome"], value)
         if ended["outcome"] in {"failed", "lost"}:
             connection.execute(_PAUSE, {"study_id": attempt.study_id, "n_failures": _FAILURES_THAT_PAUSE})
 
@@ -182,9 +182,9 @@ def _begin(connection: sa.Connection, study: Study, about: Mapping[str, Any], n_
     if n_trials is not None and n_started >= n_trials:
         return None
     connection.execute(sa.text("update hpopt.study set n_started = n_started + 1 where study_id = :study_id"), about)
-    trial_id = optuna_rows.claim_waiting(connection, study.study_id)
+    trial_id = optuna_write.claim_waiting(connection, study.study_id)
     if trial_id is None:
-        trial_id = optuna_rows.create_trial(connection, study.study_id)
+        trial_id = optuna_write.create_trial(connection, study.study_id)
     return int(connection.execute(_ADD, {**about, "trial_id": trial_id}).scalar_one())
 
 
@@ -193,13 +193,13 @@ def _retry(connection: sa.Connection, about: Mapping[str, Any]) -> int | None:
     waiting = connection.execute(_WAITING, about).mappings().first()
     if waiting is None:
         return None
-    trial_id = optuna_rows.copy_trial(connection, waiting["study_id"], waiting["trial_id"])
+    trial_id = optuna_write.copy_trial(connection, waiting["study_id"], waiting["trial_id"])
     return int(connection.execute(_ADD_RETRY, {**about, **waiting, "new_trial_id": trial_id}).scalar_one())
 
 
 def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     row = connection.execute(_ATTEMPT, {"attempt_id": attempt_id}).mappings().one()
-    known = optuna_rows.read_known(connection, row["trial_id"])
+    known = optuna_write.read_known(connection, row["trial_id"])
     seed = known.user_attrs.get("seed") if row["seed"] is None else row["seed"]
     return Attempt(
         **{**row, "seed": seed},

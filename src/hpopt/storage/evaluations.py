@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from hpopt.storage import optuna_rows
+from hpopt.storage import optuna_write
 from hpopt.storage.attempts import CONTACT, Attempt, fenced
 from hpopt.storage.budget import limit_reached
 from hpopt.storage.database import Database
@@ -50,7 +50,7 @@ def record(
         "seconds": evaluation.seconds,
         "metrics": _as_json(evaluation.metrics),
         "peak": evaluation.metrics.get("peak_memory_gib"),
-        **optuna_rows.intermediate(value),
+        **optuna_write.intermediate(value),
         "rung": rung if math.isfinite(value) else None,
         "is_live": is_live,
     }

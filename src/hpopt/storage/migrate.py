@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 
 from alembic import command
 from hpopt.errors import DatabaseError
-from hpopt.storage import optuna_rows, tables
+from hpopt.storage import optuna_write, tables
 from hpopt.storage.database import Database
 
 _PACKAGE = Path(__file__).parent.parent
@@ -54,9 +54,9 @@ def require_current(database: Database) -> None:
         )
     with database.begin() as connection:
         theirs = connection.scalar(sa.text("select version_num from public.alembic_version"))
-    if theirs != optuna_rows.REVISION:
+    if theirs != optuna_write.REVISION:
         raise DatabaseError(
-            f"{database.address}: Optuna's tables are at {theirs}, this hpopt writes those of {optuna_rows.REVISION}"
+            f"{database.address}: Optuna's tables are at {theirs}, this hpopt writes those of {optuna_write.REVISION}"
         )
 
 
