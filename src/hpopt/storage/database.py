@@ -90,7 +90,7 @@ class Database:
     def uncached_optuna(self) -> RDBStorage:
         """Optuna's storage on the same database, which reads everything anew."""
         # Optuna's models take a moment to import, and most verbs go without its storage.
-        from hpopt.storage.optuna_reading import ReadingStorage  # noqa: PLC0415
+        from hpopt.storage.optuna_read import ReadingStorage  # noqa: PLC0415
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Optuna passes the URL through str.format, which would take braces in a password for fields.

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpopt.errors import DatabaseError
 from hpopt.storage.database import Database
-from hpopt.storage.optuna_reading import ReadingStorage
+from hpopt.storage.optuna_read import ReadingStorage
 
 DISTRIBUTIONS = {
     "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
