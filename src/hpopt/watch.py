@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.errors import DatabaseError
 from hpopt.report.standing import paused_line, standing
 from hpopt.report.terminal import show_ended, show_metric, show_seconds
 from hpopt.storage import budget, control, queries
 from hpopt.storage.database import Database
+from hpopt.storage.progress import EndedTrial, Progress
 from hpopt.storage.studies import Study
 
 # How many of the trials that ended last are shown.

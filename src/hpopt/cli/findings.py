@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from hpopt.cli.options import Output, err, out
 
 if TYPE_CHECKING:
-    from hpopt.analysis.progress import Progress
     from hpopt.findings.finding import Finding
     from hpopt.storage.database import Database
+    from hpopt.storage.progress import Progress
     from hpopt.storage.studies import Study
 
 

@@ -31,9 +31,9 @@ from hpopt.cli.options import (
 from hpopt.errors import DatabaseError, DatabaseLostError, HpoptError, InputError, Interrupted, NoAnswerError
 
 if TYPE_CHECKING:
-    from hpopt.analysis.progress import Progress
     from hpopt.launch.local import LocalWorkers
     from hpopt.storage.database import Database
+    from hpopt.storage.progress import Progress
     from hpopt.storage.studies import Study
 
 

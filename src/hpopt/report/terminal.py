@@ -12,10 +12,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.analysis.progress import EndedTrial, Progress
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Hyperparameter, Scalar
 from hpopt.search.space import Categorical, Range
+from hpopt.storage.progress import EndedTrial, Progress
 from hpopt.study.file import StudyFile
 from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from hpopt.analysis.progress import Best, Progress
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Scalar
+from hpopt.storage.progress import Best, Progress
 
 
 def best_as_json(best: Best, findings: Sequence[Finding]) -> str:

@@ -2,9 +2,9 @@
 
 import sqlalchemy as sa
 
-from hpopt.analysis.progress import Books
 from hpopt.search import sampler
 from hpopt.storage.database import Database
+from hpopt.storage.progress import Books
 from hpopt.storage.studies import Study
 
 # The outcomes after which a trial is over; the others put it back into the queue.

@@ -11,11 +11,11 @@ import optuna
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from hpopt.analysis.progress import Books
 from hpopt.errors import InputError
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
+from hpopt.storage.progress import Books
 from hpopt.storage.studies import Study
 
 # The reason of a state for which nobody gave one.

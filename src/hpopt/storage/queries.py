@@ -6,12 +6,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt.analysis.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
+from hpopt.storage.progress import Best, EndedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.plan import rungs_of
 
