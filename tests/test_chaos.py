@@ -19,7 +19,7 @@ from hpopt.storage import studies
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
 from hpopt.training.run import Run
-from hpopt.worker import work
+from hpopt.worker.loop import work
 
 # Benchmarks are scripts, found by the folder they lie in.
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -77,7 +77,7 @@ def worker(
     from hpopt.cli.patience import open_study_patiently
     from hpopt.go import Settings
     from hpopt.storage.database import limit_waits
-    from hpopt.worker import find_device, work
+    from hpopt.worker.loop import find_device, work
 
     patience_options(heartbeat_every, stale_after, give_up_after)
     limit_waits()

@@ -19,7 +19,7 @@ from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
 from hpopt.go import Settings
 from hpopt.storage import budget, journal, migrate, queries, studies
 from hpopt.storage.database import Database
-from hpopt.worker import work
+from hpopt.worker.loop import work
 
 OBJECTIVE = """
 import math, pathlib
