@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import make_url
 
-from hpopt.go import Settings
 from hpopt.storage import studies
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
 from hpopt.training.run import Run
+from hpopt.worker.attempt import Settings
 from hpopt.worker.loop import work
 
 # Benchmarks are scripts, found by the folder they lie in.

@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 from proxy import Network
 
-from hpopt import go
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
-from hpopt.go import Settings
 from hpopt.storage import budget, journal, migrate, queries, studies
 from hpopt.storage.database import Database
+from hpopt.worker import attempt
+from hpopt.worker.attempt import Settings
 from hpopt.worker.loop import work
 
 OBJECTIVE = """

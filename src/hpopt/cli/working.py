@@ -75,8 +75,8 @@ def worker(
 ) -> None:
     """Pull trials until the budget of the study is spent."""
     from hpopt.cli.patience import open_study_patiently
-    from hpopt.go import Settings
     from hpopt.storage.database import limit_waits
+    from hpopt.worker.attempt import Settings
     from hpopt.worker.loop import find_device, work
 
     patience_options(heartbeat_every, stale_after, give_up_after)
