@@ -15,7 +15,6 @@ from typing import Any
 
 from hpopt import objective
 from hpopt.courier import Courier
-from hpopt.delivery import Delivery
 from hpopt.errors import ConfigError, DeviceError, Fenced
 from hpopt.hyperparameters import Scalar
 from hpopt.objective import Outcome
@@ -26,6 +25,7 @@ from hpopt.storage.evaluations import Verdict
 from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation, Run
+from hpopt.worker.reporter import Delivery
 
 # How long a trial waits that a disk was at fault for; other trials go first meanwhile.
 _DISK_RETRY_S = 10.0
