@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hpopt import objective
-from hpopt.courier import Courier
 from hpopt.errors import ConfigError, DeviceError, Fenced
 from hpopt.hyperparameters import Scalar
 from hpopt.objective import Outcome
@@ -25,6 +24,7 @@ from hpopt.storage.evaluations import Verdict
 from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation, Run
+from hpopt.worker.database_thread import Courier
 from hpopt.worker.reporter import Delivery
 
 # How long a trial waits that a disk was at fault for; other trials go first meanwhile.

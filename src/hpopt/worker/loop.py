@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from hpopt import objective
-from hpopt.courier import Courier, Manners
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
 from hpopt.storage import attempts, budget, reaper, studies
 from hpopt.storage.attempts import Attempt
@@ -17,6 +16,7 @@ from hpopt.storage.database import Database, limit_waits
 from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 from hpopt.worker.attempt import Hold, Post, Settings, take
+from hpopt.worker.database_thread import Courier, Manners
 
 # How long a worker waits before it asks again, while others hold the rest of the budget or the study is paused.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 5.0

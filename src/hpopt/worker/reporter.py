@@ -9,7 +9,6 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from hpopt.courier import Courier
 from hpopt.storage import attempts, evaluations, journal
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
@@ -18,6 +17,7 @@ from hpopt.storage.journal import Journal
 from hpopt.storage.studies import Study
 from hpopt.study import plan
 from hpopt.training.run import Evaluation
+from hpopt.worker.database_thread import Courier
 
 # How long training waits for a verdict from a database that answers slowly.
 _PATIENCE_S = 5.0

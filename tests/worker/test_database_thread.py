@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from hpopt.courier import Courier, Manners
 from hpopt.errors import DatabaseError, DatabaseLostError, Fenced
+from hpopt.worker.database_thread import Courier, Manners
 
 
 class Post:
