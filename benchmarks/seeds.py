@@ -13,11 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from hpopt.hyperparameters import Scalar
-from hpopt.objective import load_function
 from hpopt.storage import queries, studies
 from hpopt.storage.connect import open_database
 from hpopt.study.reading import parse_study_file
 from hpopt.training.run import Run
+from hpopt.worker.objective import load_function
 
 FIRST_SEED = 1000
 

@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpopt import objective
 from hpopt.errors import ConfigError, DeviceError, Fenced
 from hpopt.hyperparameters import Scalar
-from hpopt.objective import Outcome
 from hpopt.storage import attempts, journal
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
@@ -24,7 +22,9 @@ from hpopt.storage.evaluations import Verdict
 from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation, Run
+from hpopt.worker import objective
 from hpopt.worker.database_thread import Courier
+from hpopt.worker.objective import Outcome
 from hpopt.worker.reporter import Delivery
 
 # How long a trial waits that a disk was at fault for; other trials go first meanwhile.

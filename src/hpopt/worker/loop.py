@@ -8,13 +8,13 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
 
-from hpopt import objective
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
 from hpopt.storage import attempts, budget, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database, limit_waits
 from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
+from hpopt.worker import objective
 from hpopt.worker.attempt import Hold, Post, Settings, take
 from hpopt.worker.database_thread import Courier, Manners
 
