@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from proxy import Network
 
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
-from hpopt.storage import budget, journal, migrate, queries, studies
+from hpopt.storage import budget, migrate, queries, studies
 from hpopt.storage.database import Database
-from hpopt.worker import attempt
+from hpopt.worker import attempt, outbox
 from hpopt.worker.attempt import Settings
 from hpopt.worker.loop import work
 
@@ -389,7 +389,7 @@ def test_training_goes_on_while_the_database_is_away_and_nothing_is_missing_afte
     assert workshop.steps()[1] == list(range(1, 10))
     assert any("the database is away, going on without it" in line for line in workshop.said)
     assert any("the database is back after" in line for line in workshop.said)
-    assert not list(workshop.folder.glob(f"runs/*/*/*/{journal.NAME}"))
+    assert not list(workshop.folder.glob(f"runs/*/*/*/{outbox.NAME}"))
 
 
 def give_up_on(workshop, link, study, *, at_step):
@@ -398,7 +398,7 @@ def give_up_on(workshop, link, study, *, at_step):
     with pytest.raises(DatabaseLostError):
         work(link.database, study, workshop.settle(give_up_after_s=1.5))
     workshop.objective.HOOK = None
-    (left,) = workshop.folder.glob(f"runs/*/*/1/{journal.NAME}")
+    (left,) = workshop.folder.glob(f"runs/*/*/1/{outbox.NAME}")
     return left
 
 
@@ -407,8 +407,8 @@ def test_what_a_worker_could_not_deliver_is_taken_in_once(workshop, link):
     left = give_up_on(workshop, link, study, at_step=4)
     # Nobody was there to reap it, and whoever replays it comes the next morning.
     workshop.execute("update hpopt.attempt set started_at = now() - interval '10 hours'")
-    assert journal.replay(workshop.database, left) == "trial 0: 6 of 6 evaluations were new; it ended as complete"
-    assert journal.replay(workshop.database, left) == "trial 0 was ended or handed on before: nothing was taken in"
+    assert outbox.replay(workshop.database, left) == "trial 0: 6 of 6 evaluations were new; it ended as complete"
+    assert outbox.replay(workshop.database, left) == "trial 0 was ended or handed on before: nothing was taken in"
     assert workshop.outcomes()[0][1:3] == ("complete", 0.5 + 1 / 9)
     assert workshop.steps() == [list(range(1, 10))]
     assert budget.read_books(workshop.database, study).device_hours < 0.1
@@ -437,7 +437,7 @@ def test_a_journal_of_a_trial_that_was_handed_on_changes_nothing(workshop, link)
     workshop.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
     work(workshop.database, study, workshop.settings)
     before = queries.read_rows(workshop.database, "select * from hpopt.evaluation order by trial_id, step")
-    said = journal.replay(workshop.database, kept)
+    said = outbox.replay(workshop.database, kept)
     assert said == "trial 0 was ended or handed on before: nothing was taken in"
     assert queries.read_rows(workshop.database, "select * from hpopt.evaluation order by trial_id, step") == before
 
@@ -447,7 +447,7 @@ def test_a_file_that_is_no_journal_is_refused(workshop, text):
     path = workshop.folder / "odd.jsonl"
     path.write_text(text)
     with pytest.raises(InputError, match="not a journal of hpopt"):
-        journal.replay(workshop.database, path)
+        outbox.replay(workshop.database, path)
 
 
 def test_a_worker_is_stopped_within_ten_seconds_while_the_database_hangs(workshop, link):
@@ -471,7 +471,7 @@ def test_a_worker_is_stopped_within_ten_seconds_while_the_database_hangs(worksho
     with pytest.raises(DatabaseLostError):
         running.result(timeout=15)
     assert time.monotonic() - began < 10
-    assert list(workshop.folder.glob(f"runs/*/*/1/{journal.NAME}"))
+    assert list(workshop.folder.glob(f"runs/*/*/1/{outbox.NAME}"))
 
 
 def test_an_outage_that_cut_off_all_workers_hands_no_trial_on(workshop, link):

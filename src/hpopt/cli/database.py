@@ -79,10 +79,10 @@ def db_replay(
     home: HomeOption = HOME,
 ) -> None:
     """Take in what a worker could not deliver."""
-    from hpopt.storage import journal
     from hpopt.storage.connect import open_database
+    from hpopt.worker import outbox
 
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     with open_database(storage, home) as database:
-        out.print(journal.replay(database, file), soft_wrap=True)
+        out.print(outbox.replay(database, file), soft_wrap=True)

@@ -15,14 +15,14 @@ from typing import Any
 
 from hpopt.errors import ConfigError, DeviceError, Fenced
 from hpopt.hyperparameters import Scalar
-from hpopt.storage import attempts, journal
+from hpopt.storage import attempts
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.evaluations import Verdict
 from hpopt.storage.observations import History
 from hpopt.storage.studies import Study
 from hpopt.training.run import Evaluation, Run
-from hpopt.worker import objective
+from hpopt.worker import objective, outbox
 from hpopt.worker.database_thread import Courier
 from hpopt.worker.objective import Outcome
 from hpopt.worker.reporter import Delivery
@@ -204,9 +204,9 @@ def _prepare_folder(trial_folder: Path, go: int) -> Path:
         if (trial_folder / str(earlier)).is_dir():
             shutil.rmtree(copied, ignore_errors=True)
             source = trial_folder / str(earlier)
-            shutil.copytree(source, copied, copy_function=_copy_if_there, ignore=shutil.ignore_patterns(journal.NAME))
+            shutil.copytree(source, copied, copy_function=_copy_if_there, ignore=shutil.ignore_patterns(outbox.NAME))
             # Last: with a journal that is older than the checkpoint, evaluations between the two would be lost.
-            _copy_if_there(str(source / journal.NAME), str(copied / journal.NAME))
+            _copy_if_there(str(source / outbox.NAME), str(copied / outbox.NAME))
             copied.rename(folder)
             break
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,15 +9,16 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from hpopt.storage import attempts, evaluations, journal
+from hpopt.storage import attempts, evaluations
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.evaluations import Verdict
-from hpopt.storage.journal import Journal
 from hpopt.storage.studies import Study
 from hpopt.study import plan
 from hpopt.training.run import Evaluation
+from hpopt.worker import outbox
 from hpopt.worker.database_thread import Courier
+from hpopt.worker.outbox import Journal
 
 # How long training waits for a verdict from a database that answers slowly.
 _PATIENCE_S = 5.0
@@ -36,7 +37,7 @@ class Delivery:
         self._steps = set(attempt.earlier_steps)
         self._rungs = plan.rungs_of(study.file)
         # Copied here with the checkpoint of the go before, whose worker did not get it delivered.
-        self.inherited = journal.read_if_whole(folder / journal.NAME)
+        self.inherited = outbox.read_if_whole(folder / outbox.NAME)
         self._journal = Journal(folder, study, attempt, self.inherited)
         self._sent: deque[Future[Verdict]] = deque()
 
