@@ -62,7 +62,7 @@ def status(
     from hpopt.report.text import progress_as_json
     from hpopt.storage import queries, studies
     from hpopt.storage.connect import open_database
-    from hpopt.watch import N_ENDED_SHOWN, seconds_left
+    from hpopt.terminal.watch import N_ENDED_SHOWN, seconds_left
 
     if follow and study is None:
         raise InputError("--watch: name the study to follow")
@@ -87,7 +87,7 @@ def status(
 def _follow(database: "Database", study: "Study") -> None:
     from hpopt.cli.working import stop_on_signals
     from hpopt.storage import budget
-    from hpopt.watch import watch
+    from hpopt.terminal.watch import watch
 
     def is_running() -> bool:
         try:

@@ -140,7 +140,7 @@ def work_here(database: "Database", study: "Study", fleet: "LocalWorkers", stop:
     """Let workers work on a study, show how far they are, and print the answer; raises what is in its place."""
     from hpopt.report.terminal import answer
     from hpopt.storage import queries
-    from hpopt.watch import has_work, watch
+    from hpopt.terminal.watch import has_work, watch
 
     progress = queries.progress(database, study)
     if progress.over is None and progress.books.state == "open":
