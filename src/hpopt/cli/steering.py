@@ -51,10 +51,10 @@ def enqueue(
 ) -> None:
     """Let a configuration be tried next."""
     from hpopt.cli.assignments import read_assignments
-    from hpopt.report.standing import enqueued_line
     from hpopt.storage import control
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
+    from hpopt.terminal.status import enqueued_line
 
     with open_database(storage, home) as database:
         found = load_study(database, study)
@@ -71,9 +71,9 @@ def enqueue(
 
 def _steer(name: str, storage: str | None, home: Path, turn: "Callable[[Database, Study], State]") -> None:
     """Turn a study and say in one line what holds now."""
-    from hpopt.report.standing import state_line
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
+    from hpopt.terminal.status import state_line
 
     with open_database(storage, home) as database:
         now = turn(database, load_study(database, name))

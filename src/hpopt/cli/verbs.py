@@ -58,10 +58,10 @@ def status(
     home: HomeOption = HOME,
 ) -> None:
     """Show trials, workers, budget spent and the best so far."""
-    from hpopt.report.standing import overview, standing
     from hpopt.report.text import progress_as_json
     from hpopt.storage import queries, studies
     from hpopt.storage.connect import open_database
+    from hpopt.terminal.status import overview, standing
     from hpopt.terminal.watch import N_ENDED_SHOWN, seconds_left
 
     if follow and study is None:

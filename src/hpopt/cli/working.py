@@ -171,7 +171,7 @@ def patience_options(heartbeat_every: float, stale_after: float, give_up_after: 
 
 def _refuse_paused(progress: "Progress") -> None:
     """Raise HpoptError for a study that somebody, or a run of failures, has paused."""
-    from hpopt.report.standing import paused_line
+    from hpopt.terminal.status import paused_line
 
     if progress.over is None and progress.books.state == "paused":
         raise HpoptError(paused_line(progress.name, progress.books.state_reason))

@@ -10,12 +10,12 @@ from rich.live import Live
 from rich.text import Text
 
 from hpopt.errors import DatabaseError
-from hpopt.report.standing import paused_line, standing
 from hpopt.report.terminal import show_ended, show_metric, show_seconds
 from hpopt.storage import budget, control, queries
 from hpopt.storage.database import Database
 from hpopt.storage.progress import EndedTrial, Progress
 from hpopt.storage.studies import Study
+from hpopt.terminal.status import paused_line, standing
 
 # How many of the trials that ended last are shown.
 N_ENDED_SHOWN = 6

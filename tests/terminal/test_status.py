@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from hpopt.report.standing import overview, standing, state_line
 from hpopt.storage.progress import Books, Progress, WorkerRow
+from hpopt.terminal.status import overview, standing, state_line
 
 LONG_NAME = "moe-muon-learning-rate-and-warmup-on-the-standard-library-2026-with-replicates"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
