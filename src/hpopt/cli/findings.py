@@ -31,7 +31,7 @@ def kept_findings_of(database: "Database", progress: "Progress", study: "Study")
 
 def show_findings(found: "Sequence[Finding]", output: Output = out) -> None:
     """Print them for people."""
-    from hpopt.report.terminal import warnings
+    from hpopt.terminal.answer import warnings
 
     if found:
         output.print()

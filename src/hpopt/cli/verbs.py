@@ -42,8 +42,8 @@ def create(file: FileArgument, storage: StorageOption = None, home: HomeOption =
 
 def check(file: FileArgument) -> None:
     """Validate a study file, print the plan and what it may cost, touch nothing."""
-    from hpopt.report.terminal import plan_view
     from hpopt.study.reading import read_study_file
+    from hpopt.terminal.answer import plan_view
 
     out.print(plan_view(read_study_file(file)))
 
@@ -106,10 +106,10 @@ def best(
 ) -> None:
     """Print the best parameters; exit code 3 while there is no answer."""
     from hpopt.hyperparameters import not_one_of
-    from hpopt.report.terminal import answer
     from hpopt.report.text import PARAMS_AS, best_as_json
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
+    from hpopt.terminal.answer import answer
 
     forms = ("table", "json", *PARAMS_AS)
     if form not in forms:
@@ -185,7 +185,7 @@ def params(
 ) -> None:
     """Explain the hyperparameters that hpopt knows."""
     from hpopt.hyperparameters import HYPERPARAMETERS
-    from hpopt.report.terminal import dictionary, entry_page
+    from hpopt.terminal.answer import dictionary, entry_page
 
     if name is None:
         out.print(dictionary(list(HYPERPARAMETERS.values())))

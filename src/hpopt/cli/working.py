@@ -138,8 +138,8 @@ def fleet_here(
 
 def work_here(database: "Database", study: "Study", fleet: "LocalWorkers", stop: threading.Event) -> None:
     """Let workers work on a study, show how far they are, and print the answer; raises what is in its place."""
-    from hpopt.report.terminal import answer
     from hpopt.storage import queries
+    from hpopt.terminal.answer import answer
     from hpopt.terminal.watch import has_work, watch
 
     progress = queries.progress(database, study)

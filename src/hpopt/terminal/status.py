@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.report.terminal import show_ended, show_metric, show_number, show_seconds
 from hpopt.storage.progress import EndedTrial, Progress, WorkerRow
+from hpopt.terminal.answer import show_ended, show_metric, show_number, show_seconds
 
 _BAR_WIDTH = 40
 _STATE_WIDTH = 44

@@ -10,11 +10,11 @@ from rich.live import Live
 from rich.text import Text
 
 from hpopt.errors import DatabaseError
-from hpopt.report.terminal import show_ended, show_metric, show_seconds
 from hpopt.storage import budget, control, queries
 from hpopt.storage.database import Database
 from hpopt.storage.progress import EndedTrial, Progress
 from hpopt.storage.studies import Study
+from hpopt.terminal.answer import show_ended, show_metric, show_seconds
 from hpopt.terminal.status import paused_line, standing
 
 # How many of the trials that ended last are shown.
