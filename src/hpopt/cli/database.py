@@ -59,10 +59,10 @@ def db_sql(
     home: HomeOption = HOME,
 ) -> None:
     """Run a query that changes nothing and print its rows."""
-    from hpopt.report.text import rows_as_json
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
     from hpopt.terminal.answer import rows_table
+    from hpopt.terminal.exports import rows_as_json
 
     with open_database(storage, home) as database:
         names, rows = queries.read_rows(database, query)

@@ -58,9 +58,9 @@ def status(
     home: HomeOption = HOME,
 ) -> None:
     """Show trials, workers, budget spent and the best so far."""
-    from hpopt.report.text import progress_as_json
     from hpopt.storage import queries, studies
     from hpopt.storage.connect import open_database
+    from hpopt.terminal.exports import progress_as_json
     from hpopt.terminal.status import overview, standing
     from hpopt.terminal.watch import N_ENDED_SHOWN, seconds_left
 
@@ -106,10 +106,10 @@ def best(
 ) -> None:
     """Print the best parameters; exit code 3 while there is no answer."""
     from hpopt.hyperparameters import not_one_of
-    from hpopt.report.text import PARAMS_AS, best_as_json
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
     from hpopt.terminal.answer import answer
+    from hpopt.terminal.exports import PARAMS_AS, best_as_json
 
     forms = ("table", "json", *PARAMS_AS)
     if form not in forms:
