@@ -8,7 +8,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES, N_BEST, redraw_curves
-from hpopt.report.selection import POINTS_PER_CURVE
+from hpopt.reporting.selection import POINTS_PER_CURVE
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
 ANSWER = {"trials": [], "has_intermediate_values": True, "note": {"body": ""}, "plotly_graph_objects": []}

@@ -134,8 +134,8 @@ def report(
     home: HomeOption = HOME,
 ) -> None:
     """Write a page, figures, tables and insights.json."""
-    from hpopt.report.folder import write_report
-    from hpopt.report.summary import summarize
+    from hpopt.reporting.folder import write_report
+    from hpopt.reporting.summary import summarize
     from hpopt.storage import findings, queries
     from hpopt.storage.connect import open_database
 

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpopt.dashboard import study_answer
 from hpopt.dashboard.study_answer import ShownFigure
-from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, POINTS_PER_CURVE
+from hpopt.reporting.selection import BEST, COMPLETE, GRID, MUTED, POINTS_PER_CURVE
 
 # A second of drawing on one core.
 MAX_STOCK_CURVES = 200

@@ -18,12 +18,12 @@ from hpopt.analysis.trials import StudyTable
 from hpopt.dashboard.shown_studies import Look, ShownStudies
 from hpopt.dashboard.study_answer import ShownFigure
 from hpopt.errors import HpoptError
-from hpopt.report import interactive
-from hpopt.report.chart import Chart
-from hpopt.report.charts import draw_charts
-from hpopt.report.markdown import render_note, render_trial_notes
-from hpopt.report.selection import COMPLETE, GRID, MUTED, TEXT
-from hpopt.report.summary import summarize
+from hpopt.reporting import interactive
+from hpopt.reporting.chart import Chart
+from hpopt.reporting.charts import draw_charts
+from hpopt.reporting.markdown import render_note, render_trial_notes
+from hpopt.reporting.selection import COMPLETE, GRID, MUTED, TEXT
+from hpopt.reporting.summary import summarize
 from hpopt.storage import queries, studies
 from hpopt.storage.database import Database
 

@@ -10,8 +10,8 @@ import pytest
 from planted_studies import TRUTHS, Truth, plant
 
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.report.files import write_insights, write_summary_table, write_trials
-from hpopt.report.summary import summarize
+from hpopt.reporting.files import write_insights, write_summary_table, write_trials
+from hpopt.reporting.summary import summarize
 from hpopt.search.space import Float
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "insights.md"

@@ -9,10 +9,10 @@ from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Truth, plant
 
 from hpopt.analysis.insights import gather
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
-from hpopt.report import interactive, pictures, selection
-from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Panel, Points, Stretch, Style, Words
-from hpopt.report.charts import CHART_NAMES, draw_charts
-from hpopt.report.trial_charts import draw_curves, draw_history, draw_parallel
+from hpopt.reporting import interactive, pictures, selection
+from hpopt.reporting.chart import Axis, Band, Bars, Cells, Chart, Line, Panel, Points, Stretch, Style, Words
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
+from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
 from hpopt.search.space import Categorical
 
 MakeTable = Callable[..., StudyTable]

@@ -10,9 +10,9 @@ from hpopt.analysis.axes import Axis as ParameterAxis
 from hpopt.analysis.axes import build_axis, is_fixed
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.findings.finding import show
-from hpopt.report import selection
-from hpopt.report.chart import Axis, Chart, Line, Mark, Panel, Points, Style, Words
-from hpopt.report.selection import BEST, COMPLETE, MUTED, Window, format_number
+from hpopt.reporting import selection
+from hpopt.reporting.chart import Axis, Chart, Line, Mark, Panel, Points, Style, Words
+from hpopt.reporting.selection import BEST, COMPLETE, MUTED, Window, format_number
 from hpopt.search.space import Range
 from hpopt.training.config import PRETRAIN_UNITS
 

@@ -12,8 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Words
-from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT
+from hpopt.reporting.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Words
+from hpopt.reporting.selection import BEST, COMPLETE, GRID, MUTED, TEXT
 
 _DPI = 160
 _WIDTH, _HEIGHT = 7.5, 3.8

@@ -11,8 +11,22 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Style, Words
-from hpopt.report.selection import BEST, COMPLETE, GRID, MUTED, TEXT
+from hpopt.reporting.chart import (
+    Axis,
+    Band,
+    Bars,
+    Cells,
+    Chart,
+    Line,
+    Mark,
+    Panel,
+    Place,
+    Points,
+    Stretch,
+    Style,
+    Words,
+)
+from hpopt.reporting.selection import BEST, COMPLETE, GRID, MUTED, TEXT
 
 _PANEL_HEIGHT, _BAR_HEIGHT = 300, 26
 # Of the characters of a caption, in a card of half a page.

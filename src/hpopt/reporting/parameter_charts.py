@@ -17,11 +17,11 @@ from hpopt.analysis.interactions import Interaction, Interactions
 from hpopt.analysis.sensitivity import ParameterSensitivity
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.hyperparameters import HYPERPARAMETERS, Scalar
-from hpopt.report import selection
-from hpopt.report.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Style
-from hpopt.report.selection import BEST, COMPLETE, MUTED, Window
-from hpopt.report.sentences import tell_parameter
-from hpopt.report.trial_charts import BEST_MARKS, COMPLETE_MARKS, PRUNED_MARKS, metric_axis, show_trials
+from hpopt.reporting import selection
+from hpopt.reporting.chart import Axis, Band, Bars, Cells, Chart, Line, Mark, Panel, Place, Points, Stretch, Style
+from hpopt.reporting.selection import BEST, COMPLETE, MUTED, Window
+from hpopt.reporting.sentences import tell_parameter
+from hpopt.reporting.trial_charts import BEST_MARKS, COMPLETE_MARKS, PRUNED_MARKS, metric_axis, show_trials
 from hpopt.search.space import Categorical
 
 _N_PAIRS = 10

@@ -2,15 +2,15 @@
 
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.trials import StudyTable
-from hpopt.report.chart import Chart
-from hpopt.report.parameter_charts import (
+from hpopt.reporting.chart import Chart
+from hpopt.reporting.parameter_charts import (
     draw_budget,
     draw_correlations,
     draw_importance,
     draw_interactions,
     draw_sensitivity,
 )
-from hpopt.report.trial_charts import draw_curves, draw_history, draw_parallel
+from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
 
 CHART_NAMES = (
     "history",

@@ -12,8 +12,8 @@ import pytest
 
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError
-from hpopt.report.folder import write_report
-from hpopt.report.summary import summarize
+from hpopt.reporting.folder import write_report
+from hpopt.reporting.summary import summarize
 
 MakeTable = Callable[..., StudyTable]
 MakeTrial = Callable[..., TrialRow]

@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.report.sentences import tell_answer, tell_confidence, tell_cost
-from hpopt.report.summary import summarize
+from hpopt.reporting.sentences import tell_answer, tell_confidence, tell_cost
+from hpopt.reporting.summary import summarize
 
 MakeTable = Callable[..., StudyTable]
 MakeTrial = Callable[..., TrialRow]

@@ -6,8 +6,8 @@ from hpopt.analysis.pruning import PruningCheck
 from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
 from hpopt.analysis.trials import StudyTable
 from hpopt.findings.finding import list_words, show
-from hpopt.report.selection import format_number
-from hpopt.report.summary import MIN_REPLICATES, Configuration, Summary
+from hpopt.reporting.selection import format_number
+from hpopt.reporting.summary import MIN_REPLICATES, Configuration, Summary
 
 _STATE_WORDS = {"FAIL": "failed"}
 # Columns of the table of parameters.

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
 from hpopt.analysis.trials import StudyTable
-from hpopt.report.chart import Chart
-from hpopt.report.selection import format_number
-from hpopt.report.sentences import (
+from hpopt.reporting.chart import Chart
+from hpopt.reporting.selection import format_number
+from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
     configuration_rows,
     parameter_rows,
@@ -19,7 +19,7 @@ from hpopt.report.sentences import (
     tell_pruning,
     tell_what_matters,
 )
-from hpopt.report.summary import Summary
+from hpopt.reporting.summary import Summary
 
 _N_NOTED = 5
 

@@ -13,10 +13,10 @@ from shlex import quote
 from plotly.offline import get_plotlyjs
 
 from hpopt.analysis.trials import StudyTable
-from hpopt.report import interactive
-from hpopt.report.chart import Chart
-from hpopt.report.selection import DARK_TWINS, format_number
-from hpopt.report.sentences import (
+from hpopt.reporting import interactive
+from hpopt.reporting.chart import Chart
+from hpopt.reporting.selection import DARK_TWINS, format_number
+from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
     configuration_rows,
     format_hours,
@@ -30,7 +30,7 @@ from hpopt.report.sentences import (
     tell_pruning,
     tell_what_matters,
 )
-from hpopt.report.summary import Summary
+from hpopt.reporting.summary import Summary
 
 _SYMBOLS = {"circle": "●", "cross": "✕", "star": "★", "line": "▬", "area": "■"}
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.report.summary import Configuration, Summary
+from hpopt.reporting.summary import Configuration, Summary
 
 TRIAL_COLUMNS = (
     "trial",

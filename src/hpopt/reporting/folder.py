@@ -4,13 +4,13 @@ from pathlib import Path
 
 from hpopt.analysis.trials import StudyTable
 from hpopt.errors import InputError
-from hpopt.report.charts import CHART_NAMES, draw_charts
-from hpopt.report.files import write_insights, write_summary_table, write_trials
-from hpopt.report.markdown import render_text
-from hpopt.report.page import render_page
-from hpopt.report.pictures import write_picture, write_table
-from hpopt.report.sentences import configuration_rows
-from hpopt.report.summary import Summary
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
+from hpopt.reporting.files import write_insights, write_summary_table, write_trials
+from hpopt.reporting.markdown import render_text
+from hpopt.reporting.page import render_page
+from hpopt.reporting.pictures import write_picture, write_table
+from hpopt.reporting.sentences import configuration_rows
+from hpopt.reporting.summary import Summary
 
 
 def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path]:
