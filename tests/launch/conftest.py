@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hpopt.launch.order import Access, Order
+from hpopt.launch.job import Access, Order
 
 
 @pytest.fixture

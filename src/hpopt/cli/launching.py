@@ -23,7 +23,7 @@ from hpopt.errors import InputError
 from hpopt.hyperparameters import not_one_of
 
 if TYPE_CHECKING:
-    from hpopt.launch.order import Order
+    from hpopt.launch.job import Order
     from hpopt.storage.database import Database
     from hpopt.storage.studies import Study
 
@@ -64,7 +64,7 @@ def launch(
     home: HomeOption = HOME,
 ) -> None:
     """Put workers where the GPUs are: on this machine, Slurm, Ray or Kubernetes."""
-    from hpopt.launch.order import Order, access_to, job_name
+    from hpopt.launch.job import Order, access_to, job_name
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
 

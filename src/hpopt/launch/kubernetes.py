@@ -11,7 +11,7 @@ import yaml
 
 from hpopt.errors import InputError
 from hpopt.launch.client import ask
-from hpopt.launch.order import Order
+from hpopt.launch.job import Order
 
 # As docker/kubernetes has them.
 NAMESPACE = "hpopt"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpopt.errors import HpoptError, InputError
+from hpopt.launch.job import Order, write_passfile
 from hpopt.launch.local import LocalWorkers
-from hpopt.launch.order import Order, write_passfile
 
 if TYPE_CHECKING:
     from types import ModuleType

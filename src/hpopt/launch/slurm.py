@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpopt.errors import InputError
 from hpopt.launch.client import ask
-from hpopt.launch.order import Order, without_secrets, write_passfile
+from hpopt.launch.job import Order, without_secrets, write_passfile
 
 _MISSING = "Slurm is asked from a login node of its cluster"
 # A worker answers SIGTERM within 10 s. Slurm looks at time limits twice a minute.

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 from sqlalchemy import make_url
 
-from hpopt.launch.order import Access, access_to, job_name, without_secrets, write_passfile
+from hpopt.launch.job import Access, access_to, job_name, without_secrets, write_passfile
 from hpopt.storage.database import Database
 
 
