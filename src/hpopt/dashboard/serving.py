@@ -14,7 +14,7 @@ from optuna_dashboard import wsgi
 from waitress.server import MultiSocketServer, TcpWSGIServer
 
 from hpopt.dashboard.answers import Answers
-from hpopt.dashboard.gate import HEALTH, USER, guard
+from hpopt.dashboard.auth import HEALTH, USER, guard
 from hpopt.dashboard.noted_storage import NotedStorage
 from hpopt.dashboard.publishing import Publisher
 from hpopt.dashboard.shown_studies import ShownStudies

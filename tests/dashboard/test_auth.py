@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from hpopt.dashboard.gate import HEADERS, guard
+from hpopt.dashboard.auth import HEADERS, guard
 
 PASSWORD = "Grüße an 12 Nachbarn"
 WRITING = ["POST", "PUT", "PATCH", "DELETE", "TRACE"]
