@@ -13,8 +13,8 @@ import waitress
 from optuna_dashboard import wsgi
 from waitress.server import MultiSocketServer, TcpWSGIServer
 
-from hpopt.dashboard.answers import Answers
 from hpopt.dashboard.auth import HEALTH, USER, guard
+from hpopt.dashboard.cache import Answers
 from hpopt.dashboard.noted_storage import NotedStorage
 from hpopt.dashboard.publishing import Publisher
 from hpopt.dashboard.shown_studies import ShownStudies

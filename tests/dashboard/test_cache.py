@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
 
-from hpopt.dashboard import answers, shown_studies
-from hpopt.dashboard.answers import Answers
+from hpopt.dashboard import cache, shown_studies
+from hpopt.dashboard.cache import Answers
 from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.dashboard.publishing import NOTHING, Publication
 from hpopt.dashboard.shown_studies import ShownStudies
