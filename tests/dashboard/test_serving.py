@@ -19,7 +19,7 @@ import pytest
 
 from hpopt.cli.password import read_password
 from hpopt.dashboard import serving
-from hpopt.dashboard.publishing import Publisher
+from hpopt.dashboard.figures import Publisher
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage import migrate
 from hpopt.storage.database import Database

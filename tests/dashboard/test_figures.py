@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from finished_trials import make_finished_study
 from optuna_dashboard import save_note, wsgi
 
-from hpopt.dashboard import publishing
+from hpopt.dashboard import figures
+from hpopt.dashboard.figures import NOTHING, Publication, Publisher
 from hpopt.dashboard.noted_storage import NotedStorage
-from hpopt.dashboard.publishing import NOTHING, Publication, Publisher
 from hpopt.dashboard.shown_studies import Look, ShownStudies
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
