@@ -170,7 +170,7 @@ def dashboard(
 ) -> None:
     """Serve optuna-dashboard on the database until Ctrl-C."""
     from hpopt.cli.password import read_password
-    from hpopt.dashboard.serving import serve
+    from hpopt.dashboard.server import serve
     from hpopt.storage.connect import open_database
 
     password = read_password(password_file)
