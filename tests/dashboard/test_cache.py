@@ -16,8 +16,8 @@ from optuna_dashboard import wsgi
 
 from hpopt.dashboard import cache, shown_studies
 from hpopt.dashboard.cache import Answers
-from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.dashboard.figures import NOTHING, Publication
+from hpopt.dashboard.patches import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.dashboard.shown_studies import ShownStudies
 from hpopt.storage.database import Database
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from finished_trials import SPACE, fill_optuna, make_finished_study
 
-from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES
+from hpopt.dashboard.patches import FIGURE_ID, MAX_STOCK_CURVES
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
 

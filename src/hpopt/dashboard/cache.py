@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpopt.dashboard.curves import redraw_curves
 from hpopt.dashboard.figures import Publication
+from hpopt.dashboard.patches import redraw_curves
 from hpopt.dashboard.shown_studies import Look, ShownStudies
 from hpopt.dashboard.study_answer import put_in
 

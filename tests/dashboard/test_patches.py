@@ -7,7 +7,7 @@ import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpopt.dashboard.curves import FIGURE_ID, MAX_STOCK_CURVES, N_BEST, redraw_curves
+from hpopt.dashboard.patches import FIGURE_ID, MAX_STOCK_CURVES, N_BEST, redraw_curves
 from hpopt.reporting.selection import POINTS_PER_CURVE
 
 MINIMIZE, MAXIMIZE = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
