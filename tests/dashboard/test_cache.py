@@ -14,17 +14,17 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
 
-from hpopt.dashboard import cache, shown_studies
+from hpopt.dashboard import cache, snapshot
 from hpopt.dashboard.cache import Answers
 from hpopt.dashboard.figures import NOTHING, Publication
 from hpopt.dashboard.patches import FIGURE_ID, MAX_STOCK_CURVES
-from hpopt.dashboard.shown_studies import ShownStudies
+from hpopt.dashboard.snapshot import ShownStudies
 from hpopt.storage.database import Database
 
 ALL = "after=0"
 
 
-def publish_nothing(_look: shown_studies.Look) -> Publication:
+def publish_nothing(_look: snapshot.Look) -> Publication:
     return NOTHING
 
 
@@ -198,7 +198,7 @@ def test_a_study_is_at_rest_only_when_optuna_dashboard_has_forgotten_what_was_be
     for _ in range(3):
         page.detail(path)
     assert page.n_made == 3
-    assert shown_studies.SETTLED_AFTER_S > 10
+    assert snapshot.SETTLED_AFTER_S > 10
 
 
 def test_running_trials_never_rest(page: Page, path: str, study: optuna.Study, all_is_settled: None):

@@ -14,7 +14,7 @@ from optuna_dashboard import save_note, wsgi
 from hpopt.dashboard import figures
 from hpopt.dashboard.figures import NOTHING, Publication, Publisher
 from hpopt.dashboard.noted_storage import NotedStorage
-from hpopt.dashboard.shown_studies import Look, ShownStudies
+from hpopt.dashboard.snapshot import Look, ShownStudies
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
 

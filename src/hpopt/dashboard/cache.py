@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hpopt.dashboard.figures import Publication
 from hpopt.dashboard.patches import redraw_curves
-from hpopt.dashboard.shown_studies import Look, ShownStudies
+from hpopt.dashboard.snapshot import Look, ShownStudies
 from hpopt.dashboard.study_answer import put_in
 
 if TYPE_CHECKING:

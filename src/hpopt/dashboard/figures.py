@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from optuna_dashboard._note import note_str_key_prefix, note_ver_key
 
 from hpopt.analysis.trials import StudyTable
-from hpopt.dashboard.shown_studies import Look, ShownStudies
+from hpopt.dashboard.snapshot import Look, ShownStudies
 from hpopt.dashboard.study_answer import ShownFigure
 from hpopt.errors import HpoptError
 from hpopt.reporting import interactive

@@ -17,7 +17,7 @@ from hpopt.dashboard.auth import HEALTH, USER, guard
 from hpopt.dashboard.cache import Answers
 from hpopt.dashboard.figures import Publisher
 from hpopt.dashboard.noted_storage import NotedStorage
-from hpopt.dashboard.shown_studies import ShownStudies
+from hpopt.dashboard.snapshot import ShownStudies
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage.database import Database, is_loopback
 
