@@ -8,6 +8,7 @@ from hpopt.analysis.cliff import Divergence, find_divergence
 from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.correlation import Correlation, correlate
 from hpopt.analysis.cost import Cost, sum_cost
+from hpopt.analysis.duplicates import Twins, find_twins
 from hpopt.analysis.extrapolation import Extrapolation, extrapolate_finals
 from hpopt.analysis.importance import Importance, measure_importance
 from hpopt.analysis.interactions import Interactions, measure_interactions
@@ -16,7 +17,6 @@ from hpopt.analysis.noise import Noise, measure_noise
 from hpopt.analysis.pruning import PruningCheck, check_pruning
 from hpopt.analysis.sensitivity import Sensitivity, measure_sensitivity
 from hpopt.analysis.trials import StudyTable
-from hpopt.analysis.twins import Twins, find_twins
 
 
 @dataclass(frozen=True, kw_only=True)

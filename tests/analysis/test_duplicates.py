@@ -1,7 +1,7 @@
 import math
 
+from hpopt.analysis.duplicates import find_twins
 from hpopt.analysis.trials import CurvePoint, TrialRow
-from hpopt.analysis.twins import find_twins
 
 
 def run(trial, values, seed=0, **params):
