@@ -8,7 +8,7 @@ from sklearn.isotonic import IsotonicRegression
 from hpopt.analysis.axes import Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters
 from hpopt.analysis.trials import StudyTable
-from hpopt.analysis.wider import Side
+from hpopt.analysis.widen import Side
 from hpopt.hyperparameters import Scalar
 
 MIN_DIVERGED = 3

@@ -19,7 +19,7 @@ from hpopt.analysis.sample import LeftOut, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, why_not
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
-from hpopt.analysis.wider import Side, widen
+from hpopt.analysis.widen import Side, widen
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Range
 

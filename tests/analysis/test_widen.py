@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from hpopt.analysis.trials import StudyTable
-from hpopt.analysis.wider import widen
+from hpopt.analysis.widen import widen
 from hpopt.search.space import Categorical, Float, Int
 
 
