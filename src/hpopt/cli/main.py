@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import database, launching, steering, verbs, working
+from hpopt.cli import database, launching, steering, studies, working
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
@@ -23,9 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    *(working.run, verbs.create, verbs.check, working.worker, launching.launch, verbs.status),
+    *(working.run, studies.create, studies.check, working.worker, launching.launch, studies.status),
     *(steering.pause, steering.resume, steering.stop, steering.enqueue),
-    *(verbs.best, verbs.report, verbs.dashboard, verbs.params),
+    *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(verb)
 app.add_typer(database.app, name="db")
