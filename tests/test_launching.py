@@ -6,7 +6,7 @@ import signal
 import pytest
 from workplace import Workplace
 
-from hpopt.cli.working import fleet_here
+from hpopt.cli.run import fleet_here
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study

@@ -18,7 +18,7 @@ from hpopt.cli.options import (
     StudyArgument,
     out,
 )
-from hpopt.cli.working import fleet_here, patience_options, stop_on_signals, work_here
+from hpopt.cli.run import fleet_here, patience_options, stop_on_signals, work_here
 from hpopt.errors import InputError
 from hpopt.hyperparameters import not_one_of
 

@@ -85,7 +85,7 @@ def status(
 
 
 def _follow(database: "Database", study: "Study") -> None:
-    from hpopt.cli.working import stop_on_signals
+    from hpopt.cli.run import stop_on_signals
     from hpopt.storage import budget
     from hpopt.terminal.watch import watch
 
