@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import database, launching, run, steering, studies
+from hpopt.cli import database, launch, run, steering, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for verb in (
-    *(run.run, studies.create, studies.check, run.worker, launching.launch, studies.status),
+    *(run.run, studies.create, studies.check, run.worker, launch.launch, studies.status),
     *(steering.pause, steering.resume, steering.stop, steering.enqueue),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
