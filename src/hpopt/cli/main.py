@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import database, launch, run, steering, studies
+from hpopt.cli import control, database, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for verb in (
     *(run.run, studies.create, studies.check, run.worker, launch.launch, studies.status),
-    *(steering.pause, steering.resume, steering.stop, steering.enqueue),
+    *(control.pause, control.resume, control.stop, control.enqueue),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(verb)
