@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import control, database, launch, run, studies
+from hpopt.cli import control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
@@ -28,7 +28,7 @@ for verb in (
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(verb)
-app.add_typer(database.app, name="db")
+app.add_typer(db.app, name="db")
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's signature.
