@@ -17,7 +17,7 @@ import optuna
 import psycopg2
 import pytest
 
-from hpopt.cli.password import read_password
+from hpopt.cli.auth import read_password
 from hpopt.dashboard import server
 from hpopt.dashboard.figures import Publisher
 from hpopt.errors import DatabaseError, InputError

@@ -169,7 +169,7 @@ def dashboard(
     home: HomeOption = HOME,
 ) -> None:
     """Serve optuna-dashboard on the database until Ctrl-C."""
-    from hpopt.cli.password import read_password
+    from hpopt.cli.auth import read_password
     from hpopt.dashboard.server import serve
     from hpopt.storage.connect import open_database
 
