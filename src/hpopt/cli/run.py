@@ -74,7 +74,7 @@ def worker(
     stop_with_parent: Annotated[bool, typer.Option("--stop-with-parent", hidden=True)] = False,
 ) -> None:
     """Pull trials until the budget of the study is spent."""
-    from hpopt.cli.patience import open_study_patiently
+    from hpopt.cli.connect import open_study_patiently
     from hpopt.storage.database import limit_waits
     from hpopt.worker.attempt import Settings
     from hpopt.worker.loop import find_device, work
