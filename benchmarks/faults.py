@@ -54,11 +54,11 @@ class Server:
     def stop(self, mode: str) -> None:
         """Stop it in one of pg_ctl's modes; `immediate` is what a crash leaves behind."""
         self.is_up = False
-        cluster = cluster.find_cluster(self._home.absolute())
-        pg_ctl = cluster.find_programs(cluster) / "pg_ctl"
-        done = cluster.run(pg_ctl, "-D", cluster.data, "-m", mode, "-w", "-t", str(_STOP_TIMEOUT_S), "stop")
+        found = cluster.find_cluster(self._home.absolute())
+        pg_ctl = cluster.find_programs(found) / "pg_ctl"
+        done = found.run(pg_ctl, "-D", found.data, "-m", mode, "-w", "-t", str(_STOP_TIMEOUT_S), "stop")
         if done.returncode != 0:
-            raise DatabaseError(f"{cluster.data}: pg_ctl stop -m {mode}: {done.stdout}{done.stderr}")
+            raise DatabaseError(f"{found.data}: pg_ctl stop -m {mode}: {done.stdout}{done.stderr}")
 
     def start(self) -> None:
         """Start it again, on its port."""

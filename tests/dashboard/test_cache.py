@@ -90,13 +90,13 @@ def page(storage: optuna.storages.BaseStorage) -> Page:
 @pytest.fixture
 def nothing_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is asked again at once be asked much later."""
-    monkeypatch.setattr(answers, "FRESH_FOR_S", 0.0)
+    monkeypatch.setattr(cache, "FRESH_FOR_S", 0.0)
 
 
 @pytest.fixture
 def all_is_settled(nothing_is_fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what has not changed since the last look not have changed for long."""
-    monkeypatch.setattr(shown_studies, "SETTLED_AFTER_S", 0.0)
+    monkeypatch.setattr(snapshot, "SETTLED_AFTER_S", 0.0)
 
 
 def test_what_is_compressed_is_what_would_be_sent_otherwise(

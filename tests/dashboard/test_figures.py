@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from finished_trials import make_finished_study
 from optuna_dashboard import save_note, wsgi
 
-from hpopt.dashboard import figures
+from hpopt.dashboard import figures as figures_module
 from hpopt.dashboard.figures import NOTHING, Publication, Publisher
 from hpopt.dashboard.noted_storage import NotedStorage
 from hpopt.dashboard.snapshot import Look, ShownStudies
@@ -141,17 +141,17 @@ def test_it_is_made_again_only_when_trials_have_ended_and_not_at_once(
     assert dashboard.publication() is first
     end_a_trial(database, N_TRIALS)
     assert dashboard.publication() is first
-    monkeypatch.setattr(publishing, "REFRESH_EVERY_S", 0.0)
+    monkeypatch.setattr(figures_module, "REFRESH_EVERY_S", 0.0)
     second = dashboard.publication()
     assert (first.n_ended, second.n_ended) == (N_TRIALS, N_TRIALS + 1)
     assert dashboard.publication() is second
 
 
 def test_the_first_page_waits_for_its_figures_but_not_for_long(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(publishing, "WAIT_S", 60.0)
+    monkeypatch.setattr(figures_module, "WAIT_S", 60.0)
     assert dashboard.publisher.publication(dashboard.look()).figures
     other = Dashboard(dashboard.publisher._database)
-    monkeypatch.setattr(publishing, "WAIT_S", 0.0)
+    monkeypatch.setattr(figures_module, "WAIT_S", 0.0)
     began = time.monotonic()
     assert other.publisher.publication(other.look()) is NOTHING
     assert time.monotonic() - began < 0.5

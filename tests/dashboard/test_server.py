@@ -18,8 +18,8 @@ import psycopg2
 import pytest
 
 from hpopt.cli.auth import read_password
-from hpopt.dashboard import server
 from hpopt.dashboard.figures import Publisher
+from hpopt.dashboard.server import MAX_REQUEST_BYTES, make_app, serve
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
@@ -29,7 +29,7 @@ PASSWORD = "correct horse battery"
 # A shell has its background jobs ignore Ctrl-C, and with them all that the tests start.
 SERVE = """
 import json, signal, sys
-from hpopt.dashboard.server import serve
+from hpopt.dashboard.server import MAX_REQUEST_BYTES, make_app, serve
 from hpopt.storage.database import Database
 signal.signal(signal.SIGINT, signal.default_int_handler)
 serve(Database(sys.argv[1]), port=int(sys.argv[2]), **json.loads(sys.argv[3]))
@@ -166,7 +166,7 @@ def test_a_password_may_hold_braces_and_percent_signs(database_url: str, passwor
         connection.commit()
         try:
             theirs = Database(f"postgresql+psycopg2://{role}:{password}@{server_part}")
-            app = server.make_app(theirs, Publisher(theirs, print))
+            app = make_app(theirs, Publisher(theirs, print))
             statuses: list[str] = []
             app({"PATH_INFO": "/healthz"}, lambda status, _headers, _info=None: statuses.append(status))  # type: ignore[arg-type, func-returns-value]
             assert statuses == ["200 OK"]
@@ -180,7 +180,7 @@ def test_a_password_may_hold_braces_and_percent_signs(database_url: str, passwor
 def test_without_a_password_other_machines_are_kept_out(host: str):
     """Whoever reaches the page can read everything."""
     with pytest.raises(InputError, match=f"host {host}: .* needs a password; give it by --password-file"):
-        server.serve(Database("postgresql://nobody@nowhere/x"), host, 8080)
+        serve(Database("postgresql://nobody@nowhere/x"), host, 8080)
 
 
 def test_what_reads_writes_nothing(database_with_a_study: str, free_port: int):
@@ -219,7 +219,7 @@ def test_on_this_machine_everything_can_be_written_under_its_own_names(
 
 
 def test_an_oversized_request_is_refused_without_waiting_for_all_of_it(server: subprocess.Popen[str], free_port: int):
-    n_bytes = server.MAX_REQUEST_BYTES
+    n_bytes = MAX_REQUEST_BYTES
     for sent in ({"Content-Length": str(n_bytes)}, {"Content-Length": "9" * 12}, {"Transfer-Encoding": "chunked"}):
         with closing(HTTPConnection("127.0.0.1", free_port, timeout=10)) as connection:
             connection.request("POST", "/api/studies", headers=sent)
@@ -230,7 +230,7 @@ def test_an_oversized_request_is_refused_without_waiting_for_all_of_it(server: s
 
 def test_a_name_that_nobody_has_is_told_in_one_line(database_url: str, free_port: int):
     with pytest.raises(InputError, match=r"^host nobody\.invalid: no such name or address$"):
-        server.serve(Database(database_url), "nobody.invalid", free_port, password=PASSWORD)
+        serve(Database(database_url), "nobody.invalid", free_port, password=PASSWORD)
 
 
 @pytest.mark.parametrize(
@@ -314,11 +314,11 @@ def test_an_occupied_port_is_told_in_one_line(database_url: str, free_port: int)
         squatter.bind(("127.0.0.1", free_port))
         squatter.listen()
         with pytest.raises(InputError, match=f"port {free_port} of 127.0.0.1 cannot be had: Address already in use"):
-            server.serve(Database(database_url), "127.0.0.1", free_port)
+            serve(Database(database_url), "127.0.0.1", free_port)
 
 
 def test_a_database_that_is_not_there_is_told_without_its_password(free_port: int):
     with pytest.raises(DatabaseError) as refusal:
-        server.serve(Database(f"postgresql://hpopt:secret@127.0.0.1:{free_port}/hpopt"), "127.0.0.1", 0)
+        serve(Database(f"postgresql://hpopt:secret@127.0.0.1:{free_port}/hpopt"), "127.0.0.1", 0)
     assert "secret" not in str(refusal.value)
     assert "\n" not in str(refusal.value)

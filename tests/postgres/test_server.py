@@ -305,7 +305,7 @@ def test_an_ordinary_user_has_a_server_of_their_own(open_folder: Path, ordinary_
 @needs_root
 def test_a_folder_closed_to_nobody_works_for_root_and_stays_closed(open_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """In most containers everything runs as root below /root, which has mode 0700."""
-    monkeypatch.setattr(postgres_folder, "SYSTEM_FOLDER", open_folder / "system")
+    monkeypatch.setattr(cluster, "SYSTEM_FOLDER", open_folder / "system")
     home = open_folder / "root" / ".hpopt"
     home.parent.mkdir(mode=0o700)
     url = server.start(home)

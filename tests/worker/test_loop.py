@@ -525,7 +525,7 @@ def test_running_out_of_memory_is_a_failure_of_the_configuration(workshop):
 
 def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop, monkeypatch):
     """Other trials go first meanwhile: one whose files cannot be read must not hold up the study."""
-    monkeypatch.setattr(go, "_DISK_RETRY_S", 2.0)
+    monkeypatch.setattr(attempt, "_DISK_RETRY_S", 2.0)
     study = workshop.create()
     n_left = [2]
 

@@ -61,11 +61,11 @@ class History:
 
     def propose(self, study: Study, attempt: Attempt) -> dict[str, Scalar]:
         """Sample the params of a trial as the study's file asks now; those that it has already stay as they are."""
-        sampler = study.file.sampler
+        section = study.file.sampler
         draw = Draw(
-            algorithm=sampler.name,
-            n_startup_trials=sampler.n_startup_trials,
-            seed=sampler.seed,
+            algorithm=section.name,
+            n_startup_trials=section.n_startup_trials,
+            seed=section.seed,
             number=attempt.number,
         )
         return sampler.propose(draw, self._space, self.observed(), attempt.params)
