@@ -20,7 +20,7 @@ from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study
 from hpopt.study.reading import parse_study_file
 
-QUICKSTART = (Path(__file__).parents[1] / "studies" / "quickstart.toml").read_text()
+QUICKSTART = (Path(__file__).parents[2] / "studies" / "quickstart.toml").read_text()
 STUDY = """
 name = "answer"
 [budget]

@@ -79,7 +79,7 @@ def python(code: str, *argv: str | Path, user: int | None = None) -> subprocess.
         stderr=subprocess.PIPE,
         text=True,
         cwd="/",
-        env=os.environ | {"PYTHONPATH": str(Path(server.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(server.__file__).parents[2])},
     )
 
 

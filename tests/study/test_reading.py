@@ -13,7 +13,7 @@ from hpopt.study.reading import parse_study_file, read_study_file
 from hpopt.study.schema import study_file_schema
 from hpopt.training.config import PretrainConfig
 
-STUDIES = Path(__file__).parents[1] / "studies"
+STUDIES = Path(__file__).parents[2] / "studies"
 
 RATE = "learning_rate = { low = 0.001, high = 0.3, log = true }"
 

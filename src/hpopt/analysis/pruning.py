@@ -69,7 +69,7 @@ def check_pruning(table: StudyTable) -> PruningCheck:
 
 
 def _badness(table: StudyTable, points: Mapping[int, object]) -> Mapping[int, float]:
-    return {trial: table.badness(getattr(point, "value", None)) for trial, point in points.items()}
+    return {trial: table.loss(getattr(point, "value", None)) for trial, point in points.items()}
 
 
 def _check(fraction: float, values: Mapping[int, float], ranked: tuple[TrialRow, ...]) -> RungCheck:
@@ -92,7 +92,7 @@ def _n_kept(n: int) -> int:
 def _resample(table: StudyTable, at_rungs: Sequence[Mapping[int, float]]) -> float:
     """Draw the trials with replacement, and see whether the best of each draw would have come through."""
     rows = [row for row in table.trials if any(row.trial in values for values in at_rungs)]
-    final = np.array([table.badness(row.value) if row.state == "COMPLETE" else math.inf for row in rows])
+    final = np.array([table.loss(row.value) if row.state == "COMPLETE" else math.inf for row in rows])
     early = np.array([[values.get(row.trial, np.nan) for row in rows] for values in at_rungs])
     rng = np.random.default_rng(0)
     n_lost = 0

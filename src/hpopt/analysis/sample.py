@@ -116,10 +116,10 @@ def _places(table: StudyTable, rows: tuple[TrialRow, ...]) -> FloatArray:
 
 def _key(table: StudyTable, row: TrialRow) -> tuple[int, int, float]:
     if row.state == "COMPLETE":
-        return (0, 0, table.badness(row.value))
+        return (0, 0, table.loss(row.value))
     if row.outcome == "diverged" or not row.curve:
         return (2, 0, 0.0)
-    return (1, -row.curve[-1].step, table.badness(row.curve[-1].value))
+    return (1, -row.curve[-1].step, table.loss(row.curve[-1].value))
 
 
 def _enumerate(names: tuple[str, ...]) -> str:

@@ -5,16 +5,40 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal
 
 from hpopt.hyperparameters import Scalar
+from hpopt.search.direction import Direction
 from hpopt.search.pruner import Rungs
 from hpopt.search.space import Range
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
-Outcome = Literal["complete", "pruned", "diverged", "failed"]
 NO_RUNGS = Rungs()
 Params = tuple[tuple[str, Scalar], ...]
+
+
+class Outcome(StrEnum):
+    """How an attempt at a trial ended."""
+
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    PREEMPTED = "preempted"
+    LOST = "lost"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the trial has finished: the trial of a preempted or lost attempt is retried."""
+        return self not in {Outcome.PREEMPTED, Outcome.LOST}
+
+    @property
+    def optuna_state(self) -> str:
+        """The state of the attempt's Optuna trial, as the name of a member of optuna.trial.TrialState."""
+        if self is Outcome.COMPLETE:
+            return "COMPLETE"
+        return "PRUNED" if self in {Outcome.PRUNED, Outcome.DIVERGED} else "FAIL"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +85,7 @@ class StudyTable:
 
     name: str
     metric: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     objective: str
     file_text: str
     search_space: Mapping[str, Range]
@@ -77,13 +101,9 @@ class StudyTable:
         """Give the PRUNED trials, with or without a value."""
         return tuple(row for row in self.trials if row.state == "PRUNED")
 
-    def diverged(self) -> tuple[TrialRow, ...]:
-        """Give the trials whose metric stopped being a number, or left all bounds."""
-        return tuple(row for row in self.trials if row.outcome == "diverged")
-
     def ranked(self) -> tuple[TrialRow, ...]:
         """Give the complete trials, the best first; of equals the earlier first."""
-        return tuple(sorted(self.complete(), key=lambda row: (self.badness(row.value), row.trial)))
+        return tuple(sorted(self.complete(), key=lambda row: (self.loss(row.value), row.trial)))
 
     def best(self) -> TrialRow | None:
         """Give the complete trial with the best value: one run, which its replicates may not bear out."""
@@ -101,11 +121,9 @@ class StudyTable:
         """Count the trials in each state that occurs."""
         return Counter(row.state for row in self.trials)
 
-    def badness(self, value: float | None) -> float:
-        """Turn a value into something that is better when it is lower; what is not finite is worst."""
-        if value is None or not math.isfinite(value):
-            return math.inf
-        return value if self.direction == "minimize" else -value
+    def loss(self, value: float | None) -> float:
+        """Return a number that is lower for a better value; infinity for values that are not finite."""
+        return self.direction.loss(value)
 
 
 def is_finite(value: float | None) -> bool:

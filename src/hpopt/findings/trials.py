@@ -146,7 +146,7 @@ def find_shortage(table: StudyTable) -> Iterator[Finding]:
 
 
 def _gap(table: StudyTable, best: Sequence[TrialRow], other: Sequence[TrialRow]) -> float:
-    one, two = (sum(table.badness(row.value) for row in rows) / len(rows) for rows in (best, other))
+    one, two = (sum(table.loss(row.value) for row in rows) / len(rows) for rows in (best, other))
     return two - one
 
 

@@ -61,7 +61,7 @@ def render_trial_notes(table: StudyTable) -> dict[int, str]:
     ranked = table.ranked()
     notes = {}
     for place, row in enumerate(ranked[:_N_NOTED], start=1):
-        behind = table.badness(row.value) - table.badness(ranked[0].value)
+        behind = table.loss(row.value) - table.loss(ranked[0].value)
         told = f"**{'The best' if place == 1 else f'Number {place}'} of {len(ranked)} complete trials**"
         gap = "" if place == 1 else f", {format_number(behind)} behind the best"
         use = f"\n\nFor a training job: `hpopt best {quote(table.name)} --format args`" if place == 1 else ""

@@ -37,7 +37,7 @@ class Window:
 
 def choose_window(table: StudyTable, values: Iterable[float | None]) -> Window | None:
     """Show all values but those far on the bad side; None if there is no finite value."""
-    badness = sorted(table.badness(value) for value in values if is_finite(value))
+    badness = sorted(table.loss(value) for value in values if is_finite(value))
     if not badness:
         return None
     lower, _, upper = quantiles(badness, n=4, method="inclusive") if len(badness) > 1 else [badness[0]] * 3
@@ -58,8 +58,8 @@ def best_so_far(table: StudyTable) -> Iterator[tuple[int, float]]:
     """Give trial number and best value where the complete trials, in the order of their numbers, get better."""
     best = math.inf
     for row in sorted(table.complete(), key=lambda row: row.trial):
-        if row.value is not None and table.badness(row.value) < best:
-            best = table.badness(row.value)
+        if row.value is not None and table.loss(row.value) < best:
+            best = table.loss(row.value)
             yield row.trial, row.value
 
 

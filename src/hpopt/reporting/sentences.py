@@ -34,7 +34,7 @@ def tell_answer(table: StudyTable, summary: Summary) -> str:
         f"among {_trials(len(table.trials))} ({counts})."
     )
     if summary.default is not None and summary.default.trial != summary.best.trial:
-        gap = table.badness(summary.default.value) - table.badness(summary.best.value)
+        gap = table.loss(summary.default.value) - table.loss(summary.best.value)
         sentence += f" The defaults reached {format_number(summary.default.value)}, {gap:.3g} behind."
     elif summary.default is not None:
         sentence += " These are the defaults: the search found nothing better."

@@ -137,8 +137,8 @@ def _parallel_line(
     table: StudyTable, row: TrialRow, axes: Sequence[ParameterAxis], ranked: Sequence[TrialRow], style: Style
 ) -> Line:
     """Place a trial on all axes, from 0 to 1; that of the metric has the best at its top."""
-    best, worst = (table.badness(ranked[place].value) for place in (0, -1))
-    goodness = (worst - table.badness(row.value)) / (worst - best) if worst > best else 1.0
+    best, worst = (table.loss(ranked[place].value) for place in (0, -1))
+    goodness = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
     places = [axis.place(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
     return Line(
         x=(*(axis.name for axis in axes), table.metric),

@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
 from sqlalchemy.dialects.postgresql import insert
 
 from hpopt import __version__
@@ -180,7 +181,10 @@ def _create(database: Database, file: StudyFile, text: str, parent: str | None, 
 
 def _make_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
     study = optuna.create_study(
-        storage=database.optuna, study_name=file.name, direction=file.direction, load_if_exists=True
+        storage=database.optuna,
+        study_name=file.name,
+        direction=StudyDirection[file.direction.name],
+        load_if_exists=True,
     )
     # Another go at creating it may have died half way; then nothing has run.
     has_run = any(trial.state is not optuna.trial.TrialState.WAITING for trial in study.get_trials(deepcopy=False))

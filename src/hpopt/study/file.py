@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from hpopt.hyperparameters import Scalar
+from hpopt.search.direction import Direction
 from hpopt.search.space import STRICT, Range
 from hpopt.study.objectives import build_config, config_class
 
@@ -76,7 +77,7 @@ class StudyFile(BaseModel):
     """`pretrain`, or a training function of your own as `package.module:function`."""
     metric: str = "val_loss"
     """The metric to optimize, one that the objective reports."""
-    direction: Literal["minimize", "maximize"] = "minimize"
+    direction: Annotated[Direction, Field(strict=False)] = Direction.MINIMIZE
     """Whether a low or a high value of the metric is good."""
     budget: Budget
     sampler: Sampler = Sampler()

@@ -55,8 +55,9 @@ def _problem(error: Any, known: Mapping[str, Any]) -> str:  # noqa: ANN401 - as 
     value, loc, kind = error["input"], error["loc"], error["type"]
     if kind == "extra_forbidden":
         return f"unknown key{did_you_mean(str(loc[-1]), known)}"
-    if kind == "literal_error":
-        return not_one_of(value, typing.get_args(known[loc[-1]].annotation))
+    if kind in {"enum", "literal_error"}:
+        annotation = known[loc[-1]].annotation
+        return not_one_of(value, tuple(annotation) if kind == "enum" else typing.get_args(annotation))
     if kind == "union_tag_invalid":
         return f"type {not_one_of(value['type'], ('float', 'int', 'categorical'))}"
     if kind == "model_type" and loc[0] == "search_space":
