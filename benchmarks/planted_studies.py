@@ -6,14 +6,15 @@ Leaves measuring how well it is found to planted.py and to the tests of analysis
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.hyperparameters import Scalar
+from hpopt.search.direction import Direction
 from hpopt.search.pruner import Rungs
-from hpopt.search.sampler import Draw, distributions, propose
+from hpopt.search.sampler import Draw, propose, to_distributions
 from hpopt.search.space import Categorical, Float, Int, Range
 from hpopt.search.tpe import COMPLETE, PRUNED, Observed
 
@@ -96,8 +97,16 @@ def plant(truth: Truth, n_trials: int, seed: int) -> StudyTable:
         params = _propose(truth.sampler, rows, seed, number)
         for _ in range(truth.n_seeds):
             rows.append(run(truth, rng, rows, params))
-    words: dict[str, Any] = {"name": "planted", "metric": "val_loss", "direction": "minimize", "objective": "pretrain"}
-    return StudyTable(**words, file_text="", search_space=SPACE, trials=tuple(rows), rungs=RUNGS)
+    return StudyTable(
+        name="planted",
+        metric="val_loss",
+        direction=Direction.MINIMIZE,
+        objective="pretrain",
+        file_text="",
+        search_space=SPACE,
+        trials=tuple(rows),
+        rungs=RUNGS,
+    )
 
 
 def to_units(params: Mapping[str, Scalar]) -> dict[str, float]:
@@ -116,7 +125,7 @@ def _unit(range_: Range, value: Scalar) -> float:
 
 def _propose(sampler: str, rows: list[TrialRow], seed: int, number: int) -> dict[str, Scalar]:
     draw = Draw(algorithm=sampler, n_startup_trials=10, seed=seed, number=number)
-    return propose(draw, distributions(SPACE), _observe(rows), {})
+    return propose(draw, to_distributions(SPACE), _observe(rows), {})
 
 
 def _observe(rows: list[TrialRow]) -> Observed:

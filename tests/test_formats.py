@@ -26,7 +26,7 @@ from hpopt.search.space import Float
         (format_number(0.123456), "0.1235"),
         (format_number(1e-5), "1e-05"),
         (format_number(None), "-"),
-        (format_number(True), "True"),
+        (format_number(value=True), "True"),
         (format_number(0.08312, digits=3), "0.0831"),
         (format_metric(3.81869), "3.8187"),
         (format_metric(0.0012345), "0.001234"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int, Range
 
 SPACE: Mapping[str, Range] = {
@@ -18,7 +19,8 @@ SPACE: Mapping[str, Range] = {
 
 def build_table(rows: list[TrialRow], space: Mapping[str, Range] = SPACE, **changes: Any) -> StudyTable:
     words: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
-    return StudyTable(**{**words, "file_text": "", "search_space": space, "trials": tuple(rows), **changes})
+    words |= {"file_text": "", "search_space": space, "trials": tuple(rows), **changes}
+    return StudyTable(**{**words, "direction": Direction(words["direction"])})
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 from hpopt.analysis.model import build_model
 from hpopt.analysis.sensitivity import measure_sensitivity
 from hpopt.analysis.trials import TrialRow
+from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical
 
 
@@ -55,7 +56,7 @@ def test_levels_without_an_order_are_compared(sample_table):
 def test_the_direction_turns_everything_around(sample_table):
     table = sample_table(bowl, n_trials=60, noise=0.1)
     upside_down = replace(
-        table, direction="maximize", trials=tuple(replace(row, value=-row.value) for row in table.trials)
+        table, direction=Direction.MAXIMIZE, trials=tuple(replace(row, value=-row.value) for row in table.trials)
     )
     (_, lower), (_, higher) = measure(table), measure(upside_down)
     assert higher["learning_rate"].best == lower["learning_rate"].best

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.search.direction import Direction
 
 
 def row(trial: int, value: float | None, state: str = "COMPLETE", **params: float) -> TrialRow:
@@ -13,7 +14,7 @@ def table(*rows: TrialRow, direction: str = "minimize") -> StudyTable:
     return StudyTable(
         name="s",
         metric="loss",
-        direction=direction,  # type: ignore[arg-type]
+        direction=Direction(direction),
         objective="pretrain",
         file_text="",
         search_space={},

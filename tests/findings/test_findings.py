@@ -13,6 +13,7 @@ from hpopt.analysis.insights import gather
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.findings.detection import find
 from hpopt.findings.finding import as_toml, list_words
+from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int, Range
 
 
@@ -45,7 +46,7 @@ def test_validation_text_that_is_trained_on_comes_first(noise):
     leaky = change(noise, lambda row: replace(row, metrics={"train_val_overlap": 0.97}))
     first = find(leaky, gather(leaky))[0]
     assert (first.code, first.severity) == ("leak", "error")
-    assert first.sentence.startswith("97% of the validation text is trained on too, so val_loss rewards memorizing it")
+    assert first.message.startswith("97% of the validation text is trained on too, so val_loss rewards memorizing it")
 
 
 def test_an_overlap_that_clean_splits_have_is_no_leak(noise):
@@ -59,7 +60,7 @@ def test_a_treatment_that_never_arrived_is_named_and_not_called_no_effect():
     treatment, seed = (findings_of(table)[code] for code in ("treatment-not-applied", "seed-not-applied"))
     assert (treatment.severity, seed.severity) == ("error", "error")
     assert treatment.evidence["parameters"] == ["warmup_ratio"]
-    assert treatment.sentence.startswith("Trials 0, 1, 2, 3 and 2 others differ in warmup_ratio and have the same")
+    assert treatment.message.startswith("Trials 0, 1, 2, 3 and 2 others differ in warmup_ratio and have the same")
     assert seed.evidence["seeds"] == [[0, 1, 2]]
 
 
@@ -83,7 +84,13 @@ def arms(effect) -> StudyTable:
                 curve=curve,
             )
             rows.append(row)
-    words = {"name": "ab", "metric": "val_loss", "direction": "minimize", "objective": "pretrain", "file_text": ""}
+    words = {
+        "name": "ab",
+        "metric": "val_loss",
+        "direction": Direction.MINIMIZE,
+        "objective": "pretrain",
+        "file_text": "",
+    }
     return StudyTable(**words, search_space={"warmup_ratio": Categorical(choices=(0.0, 0.1))}, trials=tuple(rows))
 
 
@@ -100,7 +107,13 @@ def replicated(means, spread) -> StudyTable:
         for i, mean in enumerate(means)
         for seed in range(3)
     ]
-    words = {"name": "s", "metric": "val_loss", "direction": "minimize", "objective": "pretrain", "file_text": ""}
+    words = {
+        "name": "s",
+        "metric": "val_loss",
+        "direction": Direction.MINIMIZE,
+        "objective": "pretrain",
+        "file_text": "",
+    }
     return StudyTable(**words, search_space={"lr": Float(low=0.1, high=1.0)}, trials=tuple(rows))
 
 
@@ -123,40 +136,40 @@ def test_the_best_run_of_a_configuration_that_is_worse_on_average_is_a_tie():
     lucky = change(table, lambda row: replace(row, value=2.5) if row.trial == 3 else row)
     tie = findings_of(lucky)["tie"]
     assert tie.evidence["gap"] == pytest.approx(2.93 - (2.5 + 3.1 + 3.3) / 3)
-    assert "0.037 ahead on average" in tie.sentence
+    assert "0.037 ahead on average" in tie.message
 
 
 def test_without_any_knowledge_of_noise_the_best_may_be_luck():
     rows = [TrialRow(trial=i, state="COMPLETE", value=3.0 + i, params={"lr": 0.1 * i}) for i in range(4)]
     table = replace(replicated([3.0], 0.1), trials=tuple(rows))
     found = findings_of(table)
-    assert "is unknown" in found["tie"].sentence
+    assert "is unknown" in found["tie"].message
     assert found["too-few-trials"].severity == "warning"
 
 
 def test_an_edge_offers_the_line_of_a_study_file():
     edge = findings_in("edge")["edge"]
     assert edge.subject == LEARNING_RATE
-    assert "at the high end of its range, 0.3" in edge.sentence
+    assert "at the high end of its range, 0.3" in edge.message
     assert edge.remedy.endswith("learning_rate = { low = 0.001, high = 3.0, log = true }")
 
 
 def test_a_drift_tells_both_optima_and_their_tokens():
     drift = findings_in("drift")["budget-dependent"]
     assert drift.subject == LEARNING_RATE
-    assert "after 81,920 tokens" in drift.sentence
-    assert "after 737,280 tokens" in drift.sentence
+    assert "after 81,920 tokens" in drift.message
+    assert "after 737,280 tokens" in drift.message
 
 
 def test_divergence_tells_where_it_begins():
     found = findings_in("cliff")
-    assert "trials diverged, mostly with learning_rate above 0.0" in found["diverging"].sentence
-    assert "of which diverged, and they differ" in found["importance-biased"].sentence
+    assert "trials diverged, mostly with learning_rate above 0.0" in found["diverging"].message
+    assert "of which diverged, and they differ" in found["importance-biased"].message
 
 
 def test_divergence_by_accident_points_away_from_the_parameters():
     table = plant(Truth(diverges=lambda _: 0.2), 60, seed=1)
-    assert "in no region of the parameters" in findings_of(table)["diverging"].sentence
+    assert "in no region of the parameters" in findings_of(table)["diverging"].message
 
 
 def test_an_interaction_names_the_pair():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int
 
 SPACE = {
@@ -65,7 +66,8 @@ def make_table() -> Callable[..., StudyTable]:
             "search_space": SPACE,
             "trials": trials,
         }
-        return StudyTable(**table | changes)
+        table |= changes
+        return StudyTable(**table | {"direction": Direction(table["direction"])})
 
     return make
 

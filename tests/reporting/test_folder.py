@@ -153,6 +153,6 @@ def test_warnings_are_told_with_what_to_do_in_page_text_and_json(make_table, mak
     (leak,) = (each for each in json.loads(insights.read_text())["findings"] if each["code"] == "leak")
     assert leak["severity"] == "error"
     assert leak["evidence"]
-    for told in (leak["sentence"], leak["remedy"]):
+    for told in (leak["message"], leak["remedy"]):
         assert told in text.read_text()
         assert escape(told) in re.sub("</?code>", "`", page.read_text())

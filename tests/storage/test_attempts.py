@@ -483,7 +483,7 @@ def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
         warnings.simplefilter("ignore")
         theirs = stock.ask({"momentum": optuna.distributions.FloatDistribution(0.1, 0.2)})
         stock.tell(theirs, 0.1)
-        space = sampler.distributions(fleet.study.file.search_space)
+        space = sampler.to_distributions(fleet.study.file.search_space)
         other_names = {f"my_{name}": distribution for name, distribution in space.items()}
         stock.tell(stock.ask(other_names), 0.1)
     fleet.history.refresh()
@@ -508,15 +508,15 @@ def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
 
 
 @pytest.mark.parametrize(
-    ("budget", "reason"),
+    ("limit", "reason"),
     [
         ("gpu_hours = 0.5", "0.5 device hours spent"),
         ("wall_hours = 0.5", "0.5 hours passed"),
         ("target = 2.0\ntrials = 9", "target 2 reached"),
     ],
 )
-def test_hours_and_target_end_a_study(database, budget, reason):
-    text = f'name = "limits"\n[budget]\n{budget}\n[search_space]\nmomentum = {{ low = 0.8, high = 0.99 }}'
+def test_hours_and_target_end_a_study(database, limit, reason):
+    text = f'name = "limits"\n[budget]\n{limit}\n[search_space]\nmomentum = {{ low = 0.8, high = 0.99 }}'
     fleet = Fleet(database, studies.create_study(database, text, "limits.toml"))
     attempt = fleet.start()
     fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour'")

@@ -7,10 +7,8 @@ from hpopt.storage import attempts, findings, studies
 from hpopt.storage.observations import History
 
 
-def finding(code, subject=None, sentence="So it is.", **evidence):
-    return Finding(
-        code=code, severity="warning", sentence=sentence, evidence=evidence, remedy="Do it.", subject=subject
-    )
+def finding(code, subject=None, message="So it is.", **evidence):
+    return Finding(code=code, severity="warning", message=message, evidence=evidence, remedy="Do it.", subject=subject)
 
 
 def complete_a_trial(database, study):
@@ -24,7 +22,7 @@ def complete_a_trial(database, study):
 
 
 def kept(database):
-    query = "select code, subject, sentence, evidence, found_at from hpopt.findings order by place"
+    query = "select code, subject, message, evidence, found_at from hpopt.findings order by position"
     with database.begin() as connection:
         return connection.execute(sa.text(query)).all()
 
@@ -42,10 +40,10 @@ def test_the_next_analysis_takes_the_place_of_the_last(database, study):
     findings.keep(database, study, [finding("tie"), finding("edge", "momentum")], n_ended=3)
     before = kept(database)
     findings.keep(
-        database, study, [finding("edge", "momentum", sentence="Still so."), finding("too-few-trials")], n_ended=4
+        database, study, [finding("edge", "momentum", message="Still so."), finding("too-few-trials")], n_ended=4
     )
     after = kept(database)
-    assert [(row.code, row.sentence) for row in after] == [("edge", "Still so."), ("too-few-trials", "So it is.")]
+    assert [(row.code, row.message) for row in after] == [("edge", "Still so."), ("too-few-trials", "So it is.")]
     assert after[0].found_at == before[1].found_at
     findings.keep(database, study, [], n_ended=5)
     assert kept(database) == []
@@ -62,11 +60,11 @@ def test_a_study_is_analysed_again_when_trials_have_ended(database, study):
     """One complete trial is too few, and two still are: the counts in the sentence tell them apart."""
     complete_a_trial(database, study)
     first = findings.current(database, study)
-    assert "1 complete trials are few" in first[-1].sentence
+    assert "1 complete trials are few" in first[-1].message
     findings.keep(database, study, [finding("tie")], n_ended=1)
     assert findings.current(database, study) == (finding("tie"),)
     complete_a_trial(database, study)
-    assert "2 complete trials are few" in findings.current(database, study)[-1].sentence
+    assert "2 complete trials are few" in findings.current(database, study)[-1].message
 
 
 def test_a_study_whose_file_has_changed_is_analysed_again(database, study, study_file):
@@ -74,7 +72,7 @@ def test_a_study_whose_file_has_changed_is_analysed_again(database, study, study
     complete_a_trial(database, study)
     findings.keep(database, study, [finding("tie")], n_ended=1)
     studies.create_study(database, study_file.replace("trials = 4", "trials = 5"), "tiny.toml")
-    assert "1 complete trials are few" in findings.current(database, study)[-1].sentence
+    assert "1 complete trials are few" in findings.current(database, study)[-1].message
 
 
 def test_numbers_that_are_not_finite_are_kept_as_nothing(database, study):
@@ -97,5 +95,5 @@ def test_who_may_only_read_is_told_all_the_same(database, study):
             sa.text(f"alter database {database.engine.url.database} set default_transaction_read_only = on")
         )
     database.release()
-    assert "1 complete trials are few" in findings.current(database, study)[-1].sentence
+    assert "1 complete trials are few" in findings.current(database, study)[-1].message
     assert findings.read(database, study).n_analysed is None

@@ -123,7 +123,7 @@ def best(
             return
         told = findings_of(database, found)
         for error in (each for each in told if each.severity == "error"):
-            err.print(f"error: {error.sentence}", soft_wrap=True)
+            err.print(f"error: {error.message}", soft_wrap=True)
         out.write(best_as_json(answered, told) if form == "json" else PARAMS_AS[form](answered.params))
 
 

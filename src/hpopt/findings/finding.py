@@ -38,7 +38,7 @@ class Finding:
 
     code: Code
     severity: Severity
-    sentence: str
+    message: str
     evidence: Mapping[str, Any]
     remedy: str
     subject: str | None = None

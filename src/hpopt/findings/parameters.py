@@ -39,7 +39,7 @@ def find_divergence(insights: Insights) -> Iterator[Finding]:
         yield Finding(
             code="diverging",
             severity="warning",
-            sentence=f"{divergence.n_diverged} of {divergence.n_trials} trials diverged{where}.",
+            message=f"{divergence.n_diverged} of {divergence.n_trials} trials diverged{where}.",
             evidence={
                 "share": divergence.share,
                 "cliffs": [
@@ -62,7 +62,7 @@ def find_interactions(insights: Insights) -> Iterator[Finding]:
                 code="interaction",
                 subject=f"{one}, {other}",
                 severity="note",
-                sentence=f"The best {one} depends on {other}: together they explain {pair.share:.0%} of the "
+                message=f"The best {one} depends on {other}: together they explain {pair.share:.0%} of the "
                 f"differences beyond what each explains alone (90% interval {pair.low:.0%} to {pair.high:.0%}).",
                 evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
                 remedy="Choose them together; do not tune one with the other held fixed.",
@@ -76,7 +76,7 @@ def find_bias(insights: Insights) -> Iterator[Finding]:
         yield Finding(
             code="importance-biased",
             severity="note",
-            sentence=f"fANOVA and the curves understate what is bad: {left_out.bias_sentence}",
+            message=f"fANOVA and the curves understate what is bad: {left_out.bias_sentence}",
             evidence={"n_left_out": left_out.n, "n_diverged": left_out.n_diverged, "parameters": list(left_out.unlike)},
             remedy=f"Judge {list_words(left_out.unlike)} by where trials were stopped, too; or let some trials run to "
             'their ends, with `name = "none"` in [pruner].',
@@ -92,7 +92,7 @@ def _tell_edge(table: StudyTable, parameter: ParameterSensitivity) -> Finding:
         code="edge",
         subject=name,
         severity="warning",
-        sentence=f"The best {name} is at the {parameter.edge} end of its range, {show(end)}: a {beyond} one, which no "
+        message=f"The best {name} is at the {parameter.edge} end of its range, {show(end)}: a {beyond} one, which no "
         f"trial could try, may be better (90% interval of the optimum in the range: {show(parameter.best_low)} to "
         f"{show(parameter.best_high)}).",
         evidence={"end": end, "side": parameter.edge, "best": parameter.best, "p_value": parameter.p_value},
@@ -108,7 +108,7 @@ def _tell_drift(parameter: ParameterBudget) -> Finding:
         code="budget-dependent",
         subject=parameter.name,
         severity="warning",
-        sentence=f"The best {parameter.name} depends on how long one trains: {show(first.best)}{spans[0]} after "
+        message=f"The best {parameter.name} depends on how long one trains: {show(first.best)}{spans[0]} after "
         f"{trained[0]}, {show(last.best)}{spans[1]} after {trained[1]}.",
         evidence={
             "optima": [

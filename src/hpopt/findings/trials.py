@@ -27,7 +27,7 @@ def find_leak(table: StudyTable) -> Iterator[Finding]:
         yield Finding(
             code="leak",
             severity="error",
-            sentence=f"{overlap:.0%} of the validation text is trained on too, so {table.metric} rewards memorizing "
+            message=f"{overlap:.0%} of the validation text is trained on too, so {table.metric} rewards memorizing "
             "it: the order of the trials may be the reverse of the truth.",
             evidence={"train_val_overlap": overlap, "allowed": LEAK_ABOVE},
             remedy='Split by documents (`split = "documents"` in [fixed]) and remove near-copies from the data; then '
@@ -44,7 +44,7 @@ def find_untreated(insights: Insights) -> Iterator[Finding]:
         yield Finding(
             code="treatment-not-applied",
             severity="error",
-            sentence=f"Trials {trials} differ in {told} and have the same learning curve to the last digit: {told} "
+            message=f"Trials {trials} differ in {told} and have the same learning curve to the last digit: {told} "
             "never arrived in the training, or does nothing at these values.",
             evidence={"parameters": list(names), "trials": [list(twins.trials) for twins in groups]},
             remedy=f"Look at how the objective uses {told}; until then do not call this `no effect`.",
@@ -59,7 +59,7 @@ def find_unseeded(insights: Insights) -> Iterator[Finding]:
         yield Finding(
             code="seed-not-applied",
             severity="error",
-            sentence=f"Trials {trials} ran with the seeds {seeds} and have the same learning curve to the last digit: "
+            message=f"Trials {trials} ran with the seeds {seeds} and have the same learning curve to the last digit: "
             "the seed never arrived, so repeats say nothing about noise.",
             evidence={"trials": [list(twins.trials) for twins in groups], "seeds": [list(t.seeds) for t in groups]},
             remedy="Let the objective seed its data order and its initial weights from `seed`.",
@@ -76,7 +76,7 @@ def find_lost_winners(insights: Insights) -> Iterator[Finding]:
     yield Finding(
         code="pruned-too-early",
         severity="warning" if check.n_pruned else "note",
-        sentence=f"Stopping two trials in three early would lose the best one in {check.loses_best:.0%} of cases: at "
+        message=f"Stopping two trials in three early would lose the best one in {check.loses_best:.0%} of cases: at "
         f"{worst.fraction:.0%} of the schedule the eventual best is number {worst.rank_of_best} of {worst.n_trials}, "
         f"and {worst.n_kept} would go on. {own}".strip(),
         evidence={
@@ -99,7 +99,7 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
         yield Finding(
             code="tie",
             severity="warning",
-            sentence="How much two runs of one configuration differ is unknown, so the best may be the luckiest.",
+            message="How much two runs of one configuration differ is unknown, so the best may be the luckiest.",
             evidence={"noise": None},
             remedy="Run the best configurations again with other seeds, three each, and compare their means.",
         )
@@ -113,7 +113,7 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
         yield Finding(
             code="tie",
             severity="warning",
-            sentence=f"The best configuration (trial {best[0].trial}) is not proven better than {told}: "
+            message=f"The best configuration (trial {best[0].trial}) is not proven better than {told}: "
             f"trial {nearest[0].trial} is {_tell_gap(gap)}, and {noise.sentence}.",
             evidence={
                 "gap": gap,
@@ -137,7 +137,7 @@ def find_shortage(table: StudyTable) -> Iterator[Finding]:
         yield Finding(
             code="too-few-trials",
             severity="warning" if is_hopeless else "note",
-            sentence=f"{n_trials} complete trials are few for {n_parameters} parameters: "
+            message=f"{n_trials} complete trials are few for {n_parameters} parameters: "
             + ("nothing can be said about them." if is_hopeless else f"about {needed} show them well.")
             + (f" While {n_trials} of {n_ended} complete, that takes {total} in all." if total > needed else ""),
             evidence={"n_complete": n_trials, "n_parameters": n_parameters, "needed": needed},

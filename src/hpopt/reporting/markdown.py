@@ -82,7 +82,7 @@ def _best_params(table: StudyTable, summary: Summary) -> list[str]:
 
 
 def _warnings(summary: Summary) -> list[str]:
-    return [f"- **{each.code}** ({each.severity}): {each.sentence} {each.remedy}" for each in summary.findings]
+    return [f"- **{each.code}** ({each.severity}): {each.message} {each.remedy}" for each in summary.findings]
 
 
 def _method(table: StudyTable) -> str:

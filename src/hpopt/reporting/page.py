@@ -112,7 +112,7 @@ def _what_matters(table: StudyTable, summary: Summary, drawn: "_Figures") -> str
 def _warnings(summary: Summary) -> str:
     """Give the findings, each with what to do about it; nothing where there are none."""
     boxes = [
-        f'<div class="finding {each.severity}"><p><b>{escape(each.code)}</b> {escape(each.sentence)}</p>'
+        f'<div class="finding {each.severity}"><p><b>{escape(each.code)}</b> {escape(each.message)}</p>'
         f'<p class="soft">{_with_code(each.remedy)}</p></div>'
         for each in summary.findings
     ]

@@ -62,12 +62,13 @@ def _only_value(distribution: BaseDistribution) -> Scalar:
     return value
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
+def to_distributions(space: Space) -> dict[str, BaseDistribution]:
     """Give the space as Optuna's distributions."""
-    return {name: _distribution(parameter) for name, parameter in space.items()}
+    return {name: to_distribution(parameter) for name, parameter in space.items()}
 
 
-def _distribution(parameter: Range) -> BaseDistribution:
+def to_distribution(parameter: Range) -> BaseDistribution:
+    """Return a range as Optuna's distribution."""
     if isinstance(parameter, Categorical):
         return CategoricalDistribution(parameter.choices)
     if isinstance(parameter, Int):

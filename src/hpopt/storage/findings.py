@@ -22,7 +22,7 @@ _GROWTH = 1.05
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The findings of the last analysis, the gravest first, and how many trials had ended then; None before any."""
+    """The findings of the last analysis, the most severe first, and how many trials had ended then; None before any."""
 
     findings: tuple[Finding, ...]
     n_analysed: int | None
@@ -59,7 +59,7 @@ def read(database: Database, study: Study) -> Kept:
 
 
 def keep(database: Database, study: Study, findings: Sequence[Finding], *, n_ended: int) -> None:
-    """Keep these, the gravest first, in place of those of the last analysis; one found again keeps its date.
+    """Keep these, the most severe first, in place of those of the last analysis; one found again keeps its date.
 
     Who may only read this database keeps nothing, and need not know.
     """
@@ -68,13 +68,13 @@ def keep(database: Database, study: Study, findings: Sequence[Finding], *, n_end
             "study_id": study.study_id,
             "code": finding.code,
             "subject": finding.subject or "",
-            "place": place,
+            "position": position,
             "severity": finding.severity,
-            "sentence": finding.sentence,
+            "message": finding.message,
             "evidence": _as_json(finding.evidence),
             "remedy": finding.remedy,
         }
-        for place, finding in enumerate(findings, start=1)
+        for position, finding in enumerate(findings, start=1)
     ]
     known = [f"{row['code']} {row['subject']}" for row in rows]
     try:
@@ -96,17 +96,17 @@ def _as_json(evidence: Mapping[str, Any]) -> str:
 _N_ANALYSED = sa.text("select n_analysed from hpopt.study where study_id = :study_id")
 _READ = sa.text(
     """
-    select code, severity, nullif(subject, '') as subject, sentence, evidence, remedy
-    from hpopt.finding where study_id = :study_id order by place
+    select code, severity, nullif(subject, '') as subject, message, evidence, remedy
+    from hpopt.finding where study_id = :study_id order by position
     """
 )
 _FORGET = sa.text("delete from hpopt.finding where study_id = :study_id and not code || ' ' || subject = any(:known)")
 _KEEP = sa.text(
     """
-    insert into hpopt.finding (study_id, code, subject, place, severity, sentence, evidence, remedy)
-    values (:study_id, :code, :subject, :place, :severity, :sentence, cast(:evidence as jsonb), :remedy)
+    insert into hpopt.finding (study_id, code, subject, position, severity, message, evidence, remedy)
+    values (:study_id, :code, :subject, :position, :severity, :message, cast(:evidence as jsonb), :remedy)
     on conflict (study_id, code, subject) do update
-    set place = excluded.place, severity = excluded.severity, sentence = excluded.sentence,
+    set position = excluded.position, severity = excluded.severity, message = excluded.message,
         evidence = excluded.evidence, remedy = excluded.remedy
     """
 )

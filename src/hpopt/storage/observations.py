@@ -31,7 +31,7 @@ class History:
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
         self._study = study
-        self._space = sampler.distributions(study.file.search_space)
+        self._space = sampler.to_distributions(study.file.search_space)
         self._json = [distribution_to_json(distribution) for distribution in self._space.values()]
         self._sign = 1.0 if study.file.direction == "minimize" else -1.0
         self._newest = 0

@@ -63,7 +63,7 @@ def add_params(
     connection: sa.Connection, trial_id: int, params: Mapping[str, Scalar], space: Mapping[str, Range]
 ) -> None:
     """Write the params of a trial that it does not have yet."""
-    known = sampler.distributions(space)
+    known = sampler.to_distributions(space)
     rows = [
         {
             "trial_id": trial_id,

@@ -166,10 +166,10 @@ finding = Table(
     Column("code", Text, primary_key=True),
     # The parameter that it is about, or nothing.
     Column("subject", Text, primary_key=True, server_default=""),
-    # The gravest first.
-    Column("place", SmallInteger, nullable=False),
+    # The most severe first.
+    Column("position", SmallInteger, nullable=False),
     Column("severity", Text, nullable=False, server_default="note"),
-    Column("sentence", Text, nullable=False),
+    Column("message", Text, nullable=False),
     Column("evidence", JSONB, nullable=False),
     Column("remedy", Text, nullable=False),
     Column("found_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -307,7 +307,7 @@ left join lateral (
 
 _FINDINGS = """
 create view hpopt.findings as
-select s.study_name, f.place, f.code, nullif(f.subject, '') as subject, f.sentence, f.evidence, f.remedy, f.found_at,
+select s.study_name, f.position, f.code, nullif(f.subject, '') as subject, f.message, f.evidence, f.remedy, f.found_at,
        f.severity
 from hpopt.finding f join public.studies s using (study_id)
 """

@@ -104,7 +104,7 @@ def warnings(findings: Sequence[Finding]) -> RenderableType:
     table.add_column(max_width=_PROSE_WIDTH)
     for finding in findings:
         style = _SEVERITY_STYLES[finding.severity]
-        told = Text.assemble(finding.sentence, " ", (finding.remedy, "dim"))
+        told = Text.assemble(finding.message, " ", (finding.remedy, "dim"))
         table.add_row(Text.assemble((finding.severity, style), f" {finding.code}"), told)
     return table
 
