@@ -1,6 +1,6 @@
-"""Runs the migrations of schema `hpopt`, which keeps its own version table, and makes the views anew around them.
+"""Run the migrations of schema `hpopt`, which has its own version table, and create its views again.
 
-`hpopt db upgrade` hands over a connection; `alembic upgrade head` takes the URL from HPOPT_STORAGE.
+`hpopt db upgrade` passes a connection; `alembic upgrade head` takes the URL from HPOPT_STORAGE.
 """
 
 import os
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import SchemaItem
 
 from alembic import context
-from hpopt.storage import tables
+from hpopt.storage import tables, views
 from hpopt.storage.database import parse_url
 
 
@@ -28,11 +28,11 @@ def _run(connection: sa.Connection) -> None:
         version_table_schema=tables.SCHEMA,
     )
     with context.begin_transaction():
-        tables.drop_views(connection)
+        views.drop_views(connection)
         context.run_migrations()
-        # The views are those of the newest tables; an older revision goes without.
+        # The views are those of the newest tables; an older revision has none.
         if context.get_context().get_current_revision() == context.get_head_revision():
-            tables.create_views(connection)
+            views.create_views(connection)
 
 
 connection = context.config.attributes.get("connection")

@@ -1,24 +1,24 @@
-"""Owns what can go wrong in hpopt, and the exit code of each. Leaves the printing to cli/.
+"""Define the exceptions of hpopt and their exit codes.
 
-Each message is one line: what, where, the value, and the nearest right one.
+Each message is one line: what, where, the value, and the nearest valid one.
 """
 
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# Of a disk that is full, broken or gone; another machine, or this one later, can go on.
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
+# Errors of a disk that is full, broken or unmounted; another machine, or this one later, can continue.
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
 
 class HpoptError(Exception):
-    """Something failed while running."""
+    """A command failed while it ran."""
 
     exit_code = 1
 
 
 class InputError(HpoptError):
-    """The input was refused before anything was spent."""
+    """An input was refused before anything ran."""
 
     exit_code = 2
 
@@ -28,7 +28,7 @@ class StudyFileError(InputError):
 
 
 class ConfigError(InputError):
-    """A config was refused; `key` is the parameter at fault."""
+    """A config was refused; `key` is the parameter that causes the problem."""
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}")
@@ -37,44 +37,44 @@ class ConfigError(InputError):
 
 
 class DatabaseError(InputError):
-    """The database cannot be reached or is not ready; the message never holds a password."""
+    """The database is unreachable or not ready. The message never has a password."""
 
 
 class DatabaseLostError(HpoptError):
-    """The database did not come back; what was running can go on from its checkpoint elsewhere."""
+    """The database stayed unreachable; a trial can continue from its checkpoint in another process."""
 
     exit_code = 75
 
 
 class DeviceError(HpoptError):
-    """The device is of no use to this process any more; the trial is handed back, and a new process can go on."""
+    """The device cannot be used by this process any more; the trial was requeued, and a new process can continue."""
 
     exit_code = 75
 
 
 class NoAnswerError(HpoptError):
-    """There is no finished trial to answer with yet."""
+    """No trial is complete yet."""
 
     exit_code = 3
 
 
-class Interrupted(HpoptError):  # noqa: N818 - the outcome of an attempt, not a mistake.
-    """The attempt was asked to stop; its checkpoint is written and the trial can go on elsewhere."""
+class Interrupted(HpoptError):  # noqa: N818 - an outcome of an attempt, not an error.
+    """Training was asked to stop: its checkpoint is written, and the trial can continue from it on another worker."""
 
     exit_code = 75
 
 
-class Diverged(HpoptError):  # noqa: N818 - a result of the trial, not a mistake.
-    """The loss is not finite or far above where it started."""
+class Diverged(HpoptError):  # noqa: N818 - an outcome of a trial, not an error.
+    """The loss is not finite, or far above its first value."""
 
 
-class Fenced(HpoptError):  # noqa: N818 - the outcome of an attempt, not a mistake.
-    """The trial was handed on to another worker while this one was silent."""
+class Fenced(HpoptError):  # noqa: N818 - an outcome of an attempt, not an error.
+    """The trial was reassigned to another worker after the heartbeat of this one had expired."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Name the nearest known word as `; did you mean 'x'?`, or list what is known."""
-    names = sorted(known)
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """Return the nearest valid word as `; did you mean 'x'?`, else the list of valid ones."""
+    names = sorted(valid)
     near = get_close_matches(word, names, n=1)
     if near:
         return f"; did you mean '{near[0]}'?"

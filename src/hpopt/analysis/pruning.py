@@ -86,7 +86,7 @@ def _check(fraction: float, values: Mapping[int, float], ranked: tuple[TrialRow,
 
 def _n_kept(n: int) -> int:
     rungs = Rungs(share=1 / REDUCTION_FACTOR)
-    return next(n_better for n_better in range(n + 1) if rungs.is_hopeless(n=n, n_better=n_better))
+    return next(n_better for n_better in range(n + 1) if rungs.should_prune(n_trials=n, n_better=n_better))
 
 
 def _resample(table: StudyTable, at_rungs: Sequence[Mapping[int, float]]) -> float:

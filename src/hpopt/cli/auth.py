@@ -1,6 +1,6 @@
-"""Owns reading the password of the dashboard, and refusing one that is none. Leaves asking for it to gate.py.
+"""Read the password of the dashboard from a file or the environment.
 
-There is no option that takes the password itself: everybody on a machine can read its command lines.
+There is no option for the password itself: all users of a machine can read its command lines.
 """
 
 import os
@@ -8,17 +8,17 @@ from pathlib import Path
 
 from hpopt.errors import InputError
 
-# Letters and digits at random, and thousands of guesses a second take longer than anybody has.
+# So many random letters and digits withstand thousands of guesses a second.
 MIN_LENGTH = 12
 _VARIABLE = "HPOPT_DASHBOARD_PASSWORD"
 
 
 def read_password(file: Path | None) -> str | None:
-    """Read the password from the file, else from the environment, if it is in either.
+    """Return the password of the file, else of the environment, or None if there is none.
 
-    Raises InputError, without the password in its message, for one that is empty, short or not one line of text.
+    Raises InputError, without the password, if it is empty, short or not one line of text.
     """
-    # Taken out, so that a Postgres that is started by this process does not inherit it.
+    # Removed, so that a server that this process starts does not inherit it.
     inherited = os.environ.pop(_VARIABLE, None)
     password = inherited if file is None else _read(file)
     source = _VARIABLE if file is None else f"--password-file: {file}"

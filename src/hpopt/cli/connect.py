@@ -1,4 +1,4 @@
-"""Owns waiting for a database that is away when a worker starts. Leaves one that goes away later to worker.py."""
+"""Open a study when a worker starts, with retries while the database is unreachable."""
 
 import threading
 import time
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
 _WAIT_S = 30.0
 _EVERY_S = 1.0
-# What the driver and the server say of a database that is about to come, or come back. A wrong password, database or
-# host is not among it: waiting does not mend them.
-_AWAY = (
+# Messages of the driver and the server about a database that can become reachable. A wrong password, database or host
+# is not among them.
+_TRANSIENT = (
     "Connection refused",
     "Connection reset by peer",
     "Connection timed out",
     "No route to host",
     "Network is unreachable",
-    # A name server that is away or starts; a host that does not exist is said in other words.
+    # A name server that is unreachable; an unknown host has another message.
     "Temporary failure in name resolution",
     "too many clients already",
     "remaining connection slots",
-    # PgBouncer's words for a server that is away or full.
+    # Messages of PgBouncer about a server that is unreachable or full.
     "server login has been failing",
     "query_wait_timeout",
     "no more connections allowed",
     "pgbouncer cannot connect to server",
     "timeout expired",
-    "no answer for",
+    "no response for",
     "server closed the connection unexpectedly",
     "the database system is starting up",
     "the database system is shutting down",
@@ -44,27 +44,27 @@ _AWAY = (
 
 
 @contextmanager
-def open_study_patiently(
-    storage: str | None, home: Path, name: str, stop: threading.Event, say: Callable[[str], None]
+def open_study_with_retries(
+    storage: str | None, home: Path, name: str, stop: threading.Event, log: Callable[[str], None]
 ) -> Iterator[tuple["Database", "Study"]]:
-    """Open a study, and wait for its database where that is away for a moment.
+    """Open a study, retrying for 30 s while its database is unreachable.
 
-    Raises DatabaseLostError when it stays away, or when the worker is asked to stop meanwhile.
+    Raises DatabaseLostError if it stays unreachable, or if the worker is asked to stop meanwhile.
     """
     deadline = time.monotonic() + _WAIT_S
-    is_told = False
+    is_logged = False
     while True:
         with ExitStack() as stack:
             try:
                 opened = _open(stack, storage, home, name)
             except DatabaseError as error:
-                if not any(words in str(error) for words in _AWAY):
+                if not any(words in str(error) for words in _TRANSIENT):
                     raise
                 if stop.is_set() or time.monotonic() > deadline:
-                    raise DatabaseLostError(f"the database is away: {error}") from error
-                if not is_told:
-                    say(f"waiting up to {_WAIT_S:g} s for the database: {error}")
-                    is_told = True
+                    raise DatabaseLostError(f"the database is unreachable: {error}") from error
+                if not is_logged:
+                    log(f"waiting up to {_WAIT_S:g} s for the database: {error}")
+                    is_logged = True
             else:
                 yield opened
                 return

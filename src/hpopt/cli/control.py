@@ -1,80 +1,129 @@
-"""Owns the verbs that steer a study while it runs. Leaves the other verbs about studies to verbs.py."""
+"""Commands that change a running study: pause, resume, stop and enqueue."""
 
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpopt.cli.options import HOME, HomeOption, StorageOption, StudyArgument, out
+from hpopt.errors import ConfigError, InputError
+from hpopt.hyperparameters import Scalar
 
 if TYPE_CHECKING:
-    from hpopt.storage.control import State
+    from hpopt.search.space import Range
+    from hpopt.storage.control import StudyState
     from hpopt.storage.database import Database
     from hpopt.storage.studies import Study
 
 
 def pause(
     study: StudyArgument,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why, for everybody who asks.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Why, shown by status.")] = None,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Let workers hand back their trials with checkpoints, and wait."""
+    """Pause a study: running trials return to the queue with checkpoints."""
     from hpopt.storage import control
 
-    _steer(study, storage, home, lambda database, found: control.pause(database, found, reason))
+    _change(study, storage, home, lambda database, row: control.pause(database, row, reason))
 
 
 def resume(study: StudyArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
-    """Let workers go on with a study that is paused or stopped."""
+    """Resume a study that is paused or stopped."""
     from hpopt.storage import control
 
-    _steer(study, storage, home, control.resume)
+    _change(study, storage, home, control.resume)
 
 
 def stop(study: StudyArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
-    """End a study with what it has; `hpopt resume` opens it again."""
+    """Stop a study at the next evaluations; `hpopt resume` opens it again."""
     from hpopt.storage import control
 
-    _steer(study, storage, home, control.stop)
+    _change(study, storage, home, control.stop)
 
 
 def enqueue(
     study: StudyArgument,
     params: Annotated[
         list[str],
-        typer.Argument(metavar="NAME=VALUE...", help="What is left out is sampled.", show_default=False),
+        typer.Argument(metavar="NAME=VALUE...", help="Parameters left out are sampled.", show_default=False),
     ],
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Let a configuration be tried next."""
-    from hpopt.cli.assignments import read_assignments
+    """Enqueue a configuration to try next."""
     from hpopt.storage import control
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
-    from hpopt.terminal.status import enqueued_line
+    from hpopt.terminal.status import describe_enqueued
 
     with open_database(storage, home) as database:
-        found = load_study(database, study)
-        wanted = read_assignments(params, found.file)
-        added = control.enqueue(database, found, wanted)
-        state = control.find_state(database, found).state
+        row = load_study(database, study)
+        values = parse_assignments(params, row.file.search_space)
+        added = control.enqueue(database, row, values)
+        state = control.read_state(database, row).state
     if not added.is_new:
         out.print(f"already enqueued or tried as trial {added.trial}")
         return
-    sampled = [name for name in found.file.search_space if name not in wanted]
-    line = enqueued_line(study, state, sampled, n_ahead=added.n_ahead, ends_before=added.ends_before)
+    sampled = [name for name in row.file.search_space if name not in values]
+    line = describe_enqueued(study, state, sampled, n_ahead=added.n_ahead, blocked_by=added.blocked_by)
     out.print(line, soft_wrap=True)
 
 
-def _steer(name: str, storage: str | None, home: Path, turn: "Callable[[Database, Study], State]") -> None:
-    """Turn a study and say in one line what holds now."""
+def parse_assignments(assignments: Sequence[str], space: "Mapping[str, Range]") -> dict[str, Scalar]:
+    """Parse NAME=VALUE arguments of parameters of a search space, in their order. Raises InputError."""
+    from hpopt.study.checks import check_params
+
+    params: dict[str, Scalar] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"expected NAME=VALUE, got '{assignment}'")
+        if name in params:
+            raise InputError(f"{name}: given twice, as {params[name]!r} and as {value}")
+        params[name] = _parse_value(value, space.get(name))
+    try:
+        check_params(space, params)
+    except ConfigError as error:
+        raise InputError(str(error)) from error
+    return {name: _as_sampled(value, space[name]) for name, value in params.items()}
+
+
+def _parse_value(text: str, searched: "Range | None") -> Scalar:
+    """Parse one value of TOML; anything else, such as a bare word, is a string."""
+    from hpopt.search.space import Categorical
+
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    value = parsed["value"]
+    is_scalar = len(parsed) == 1 and isinstance(value, bool | int | float | str)
+    # A choice "1" can be typed as it is shown, without quotes.
+    is_bare_choice = isinstance(searched, Categorical) and not searched.contains(value) and searched.contains(text)
+    return value if is_scalar and not is_bare_choice else text
+
+
+def _as_sampled(value: Scalar, searched: "Range") -> Scalar:
+    """Return a value as the sampler would: 1 is 1.0 in a float range, and a choice is the file's own."""
+    from hpopt.search.space import Categorical, Float
+
+    if isinstance(searched, Float):
+        return float(value)
+    if isinstance(searched, Categorical):
+        return next(choice for choice in searched.choices if choice == value)
+    return value
+
+
+def _change(name: str, storage: str | None, home: Path, change: "Callable[[Database, Study], StudyState]") -> None:
+    """Change the state of a study and print it."""
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
-    from hpopt.terminal.status import state_line
+    from hpopt.terminal.status import describe_state
 
     with open_database(storage, home) as database:
-        now = turn(database, load_study(database, name))
-    out.print(state_line(name, now.state, n_running=now.n_running, n_to_retry=now.n_to_retry), soft_wrap=True)
+        now = change(database, load_study(database, name))
+    line = describe_state(name, now.state, n_running=now.n_running, n_pending_retry=now.n_pending_retry)
+    out.print(line, soft_wrap=True)

@@ -1,5 +1,10 @@
-"""Owns the verbs about the database: server, migrations, SQL, journals. Leaves those about studies to verbs.py."""
+"""Commands of `hpopt db`: the embedded server, migrations, SQL and outboxes."""
 
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +13,7 @@ import typer
 from hpopt.cli.options import HOME, HomeOption, JsonOption, StorageOption, out
 from hpopt.errors import DatabaseError, InputError
 
-app = typer.Typer(help="The database: the embedded server, the migrations, and SQL.", no_args_is_help=True)
+app = typer.Typer(help="The database: embedded server, migrations and SQL.", no_args_is_help=True)
 
 
 @app.command("start")
@@ -33,22 +38,49 @@ def db_stop(home: HomeOption = HOME) -> None:
 
 @app.command("upgrade")
 def db_upgrade(storage: StorageOption = None, home: HomeOption = HOME) -> None:
-    """Bring the tables to the version of this hpopt."""
+    """Create the tables, or upgrade them to this version."""
     from hpopt.storage.connect import open_database
 
-    with open_database(storage, home, make=True) as database:
+    with open_database(storage, home, create=True) as database:
         out.print(f"{database.address} is up to date", soft_wrap=True)
 
 
 @app.command("url")
-def db_url(storage: StorageOption = None, home: HomeOption = HOME) -> None:
-    """Print the whole URL, password included, for psql and other programs."""
+def db_url(
+    libpq: Annotated[
+        bool, typer.Option("--libpq", help="Print the URL for programs of libpq, without password.")
+    ] = False,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Print the URL, with password, for Optuna, optuna-dashboard and SQLAlchemy."""
     from hpopt.postgres import server
+    from hpopt.storage.database import Database
 
     url = storage or server.running_url(home)
     if url is None:
         raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
-    out.write(url.replace("postgresql+psycopg2://", "postgresql://"))
+    database = Database(url)
+    out.write(database.libpq_url if libpq else database.url)
+
+
+@app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def db_psql(context: typer.Context, storage: StorageOption = None, home: HomeOption = HOME) -> None:
+    """Start psql on the database; further arguments are those of psql."""
+    from hpopt.launch.job import Access, write_passfile
+    from hpopt.storage.connect import open_database
+
+    psql = shutil.which("psql")
+    if psql is None:
+        raise InputError("psql is not installed; `hpopt db sql QUERY` runs a query without it")
+    # Ctrl-C at the prompt of psql is for psql.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with open_database(storage, home) as database, tempfile.TemporaryDirectory() as folder:
+        passfile = Path(folder, "pgpass")
+        write_passfile(passfile, Access(url=None, password=database.password))
+        environment = os.environ | ({"PGPASSFILE": str(passfile)} if database.password else {})
+        done = subprocess.run([psql, database.libpq_url, *context.args], env=environment, check=False)
+    raise typer.Exit(done.returncode)
 
 
 @app.command("sql")
@@ -58,10 +90,10 @@ def db_sql(
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Run a query that changes nothing and print its rows."""
+    """Run a query in a read-only transaction and print its rows."""
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
-    from hpopt.terminal.answer import rows_table
+    from hpopt.terminal.answer import render_rows
     from hpopt.terminal.exports import rows_as_json
 
     with open_database(storage, home) as database:
@@ -69,16 +101,16 @@ def db_sql(
     if as_json:
         out.write(rows_as_json(names, rows))
     else:
-        out.print(rows_table(names, rows))
+        out.print(render_rows(names, rows))
 
 
 @app.command("replay")
 def db_replay(
-    file: Annotated[Path, typer.Argument(help="An undelivered.jsonl of a worker.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="An outbox.jsonl of a worker.", show_default=False)],
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Take in what a worker could not deliver."""
+    """Record what a worker could not send."""
     from hpopt.storage.connect import open_database
     from hpopt.worker import outbox
 

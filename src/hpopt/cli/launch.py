@@ -18,7 +18,7 @@ from hpopt.cli.options import (
     StudyArgument,
     out,
 )
-from hpopt.cli.run import fleet_here, patience_options, stop_on_signals, work_here
+from hpopt.cli.run import local_workers, run_workers, stop_on_signals, timeout_options
 from hpopt.errors import InputError
 from hpopt.hyperparameters import not_one_of
 
@@ -73,7 +73,7 @@ def launch(
     _refuse_misplaced(on, {"local": {"--per-gpu": per_gpu}, "slurm": words, "ray": {}, "kubernetes": pods})
     if on != "local" and workers is None and not stop:
         raise InputError(f"--workers: say how many workers {on} is to start")
-    command = ["worker", study, *patience_options(heartbeat_every, stale_after, give_up_after)]
+    command = ["worker", study, *timeout_options(heartbeat_every, stale_after, give_up_after)]
     with open_database(storage, home) as database:
         found = load_study(database, study)
         if on in {"slurm", "ray"} and database.is_on_loopback and not (same_host or stop):
@@ -104,9 +104,11 @@ def launch(
 def _submit(engine: "_Engine", database: "Database", study: "Study", on: str) -> None:
     from hpopt.storage import budget
 
-    over = budget.finished(study, budget.read_books(database, study))
-    if over is not None and on != "local":
-        raise InputError(f"study '{study.name}' is over: {over}; `hpopt create` a file with a larger budget to go on")
+    reason = budget.finished_reason(study, budget.read_usage(database, study))
+    if reason is not None and on != "local":
+        raise InputError(
+            f"study '{study.name}' has finished: {reason}; `hpopt create` a file with a larger budget to continue it"
+        )
     submitted = engine.submit()
     if submitted is not None:
         out.print(_SUBMITTED.format(what=submitted, study=study.name, on=on), soft_wrap=True)
@@ -129,11 +131,11 @@ def _local(order: "Order", database: "Database", study: "Study", *, n_workers: i
     from hpopt.launch.local import announced, stop_announced
 
     gpus = {"per_gpu": per_gpu, "gpus_per_worker": order.gpus_per_worker}
-    fleet = fleet_here(database, order.command, order.home, n_workers=n_workers, **gpus)
+    fleet = local_workers(database, order.command, order.home, n_workers=n_workers, **gpus)
 
     def submit() -> None:
         with announced(order.home / "launch", order.name):
-            work_here(database, study, fleet, stop_on_signals())
+            run_workers(database, study, fleet, stop_on_signals())
 
     return _Engine(
         preview=lambda: "\n".join(fleet.preview()),

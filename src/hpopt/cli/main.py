@@ -1,4 +1,4 @@
-"""Owns the way in: the app, and what becomes of errors. Leaves the verbs to verbs.py, steering.py and database.py."""
+"""The command line: its commands, and the exit codes of errors."""
 
 import os
 import signal
@@ -16,18 +16,18 @@ from hpopt.errors import HpoptError
 
 app = typer.Typer(
     name="hpopt",
-    help="Find the hyperparameters of a training run with a fleet of workers and a Postgres.",
+    help="Find the hyperparameters of a training run with a fleet of workers and PostgreSQL.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (
+for command in (
     *(run.run, studies.create, studies.check, run.worker, launch.launch, studies.status),
     *(control.pause, control.resume, control.stop, control.enqueue),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
-    app.command()(verb)
+    app.command()(command)
 app.add_typer(db.app, name="db")
 
 
@@ -46,8 +46,8 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: one line to standard error for what goes wrong, a traceback only under --debug."""
-    # As with `python -m`: the user's own training code stands beside the study file.
+    """Run the command line. An error is one line on standard error, with a traceback under --debug."""
+    # As with `python -m`: training code of users is in the current folder.
     sys.path.insert(0, str(Path.cwd()))
     stdout = sys.stdout
     try:
@@ -56,7 +56,7 @@ def main() -> None:
     except (PipeClosedError, BrokenPipeError):
         _end_of_pipe()
     except SystemExit:
-        # Where typer's own help meets a closed pipe, typer puts something harmless in place of the outputs and exits.
+        # When its help meets a closed pipe, typer replaces sys.stdout and exits.
         if sys.stdout is stdout:
             raise
         _end_of_pipe()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _run(debug: bool) -> int:  # noqa: FBT001 - there is one flag.
-    """Run the verb and give the exit code."""
+    """Run the command and return its exit code."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = app(arguments, standalone_mode=False)
@@ -85,7 +85,7 @@ def _run(debug: bool) -> int:  # noqa: FBT001 - there is one flag.
 
 
 def _refuse(message: str) -> int:
-    """Answer a command line that cannot be understood: the help for one without arguments, else one line."""
+    """Print the help for a command line without arguments, else one line; return exit code 2."""
     if message.startswith("Usage:"):
         err.write(message)
         return 2
@@ -98,7 +98,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _end_of_pipe() -> NoReturn:
-    """End as other programs do when their reader leaves: by SIGPIPE, without a word."""
+    """End by SIGPIPE without a message, as other programs do when their output is closed."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGPIPE)
     sys.exit(128 + signal.SIGPIPE)

@@ -1,4 +1,4 @@
-"""Owns the two outputs and the options that several verbs share. Leaves the verbs to their files."""
+"""Define the two outputs and the options that several commands share."""
 
 import sys
 from collections.abc import Iterator
@@ -11,57 +11,62 @@ from rich.console import Console
 
 
 class PipeClosedError(Exception):
-    """Whoever read the output has left, as `head` does."""
+    """The reader of the output has closed it, as `head` does."""
 
 
 class Output(Console):
-    """Standard output or standard error; raises PipeClosedError when nobody reads it any more."""
+    """Standard output or standard error; writing raises PipeClosedError when its reader has closed it."""
 
     def on_broken_pipe(self) -> NoReturn:
-        """Let main.py end the process, where the console itself would exit with 1."""
+        """Raise PipeClosedError, where the console itself would exit with 1."""
         raise PipeClosedError
 
     def write(self, text: str) -> None:
-        """Print a text for programs as it is: no table, no wrapping."""
+        """Print a text for programs unchanged, without wrapping."""
         try:
             print(text, file=self.file, flush=True)
         except BrokenPipeError:
             self.on_broken_pipe()
 
     @contextmanager
-    def working(self, on: str) -> Iterator[None]:
-        """Show on a terminal that something is being worked on; elsewhere nothing."""
+    def spinner(self, description: str) -> Iterator[None]:
+        """Show a spinner with a description on a terminal, elsewhere nothing."""
         if self.is_terminal:
-            with self.status(f"{on} ..."):
+            with self.status(f"{description} ..."):
                 yield
         else:
             yield
 
 
-# A file or a pipe has no width that a table should be cut to.
+# A file or a pipe has no width to fit a table to.
 out = Output(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
 err = Output(stderr=True, highlight=False, markup=False)
 
 StorageOption = Annotated[
     str | None,
     typer.Option(
-        "--storage", envvar="HPOPT_STORAGE", show_envvar=True, help="URL of a Postgres; the embedded one if not given."
+        "--storage",
+        envvar="HPOPT_STORAGE",
+        show_envvar=True,
+        help="URL of a PostgreSQL database; the embedded one if not given.",
     ),
 ]
 HomeOption = Annotated[
     Path,
-    typer.Option("--home", envvar="HPOPT_HOME", help="Folder of the embedded Postgres, prepared data and checkpoints."),
+    typer.Option("--home", envvar="HPOPT_HOME", help="Folder of the embedded database, prepared data and checkpoints."),
 ]
 FileArgument = Annotated[Path, typer.Argument(help="A study file (TOML).", show_default=False)]
 StudyArgument = Annotated[str, typer.Argument(help="Name of a study.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 HeartbeatOption = Annotated[float, typer.Option("--heartbeat-every", min=0.1, help="Seconds between heartbeats.")]
 StaleOption = Annotated[
-    float, typer.Option("--stale-after", min=0.5, help="Seconds of silence after which a worker counts as dead.")
+    float,
+    typer.Option("--stale-after", min=0.5, help="Seconds after the last heartbeat when an attempt is marked as lost."),
 ]
 GiveUpOption = Annotated[
-    float, typer.Option("--give-up-after", min=1, help="Seconds after which a worker gives up a database that is away.")
+    float,
+    typer.Option("--give-up-after", min=1, help="Seconds after which a worker exits if the database is unreachable."),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: the GPU where there is one.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: the GPU if there is one.")]
 
 HOME = Path(".hpopt")

@@ -1,7 +1,4 @@
-"""Owns the verbs under which workers run: one worker, and a whole study on this machine.
-
-Leaves putting workers elsewhere to launching.py, and what a worker does to worker.py.
-"""
+"""Commands that run workers: one worker, or a whole study on this machine."""
 
 import os
 import platform
@@ -13,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpopt.cli.findings import findings_of, show_findings
 from hpopt.cli.options import (
     HOME,
     DeviceOption,
@@ -28,7 +24,9 @@ from hpopt.cli.options import (
     err,
     out,
 )
+from hpopt.cli.studies import analyze, show_findings
 from hpopt.errors import DatabaseError, DatabaseLostError, HpoptError, InputError, Interrupted, NoAnswerError
+from hpopt.formats import format_count
 
 if TYPE_CHECKING:
     from hpopt.launch.local import LocalWorkers
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
 def run(
     file: FileArgument,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; one a GPU, or half the cores, if not given.")
+        int | None, typer.Option(min=1, help="Worker processes; one for each GPU, or half the cores, if not given.")
     ] = None,
     heartbeat_every: HeartbeatOption = 5.0,
     stale_after: StaleOption = 20.0,
@@ -48,19 +46,18 @@ def run(
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Do everything on this machine: database, study, workers, progress, answer."""
+    """Run a study on this machine, from the database to the answer."""
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import create_study
-    from hpopt.study.reading import read_study_text
+    from hpopt.study.reading import read_study_file
 
-    text = read_study_text(file)
-    patience = patience_options(heartbeat_every, stale_after, give_up_after)
+    source = read_study_file(file)
+    timeouts = timeout_options(heartbeat_every, stale_after, give_up_after)
     stop = stop_on_signals()
-    with open_database(storage, home, make=True) as database:
-        study = create_study(database, text, str(file))
-        work_here(
-            database, study, fleet_here(database, ["worker", study.name, *patience], home, n_workers=workers), stop
-        )
+    with open_database(storage, home, create=True) as database:
+        study = create_study(database, source)
+        command = ["worker", study.name, *timeouts]
+        run_workers(database, study, local_workers(database, command, home, n_workers=workers), stop)
 
 
 def worker(
@@ -73,20 +70,20 @@ def worker(
     give_up_after: GiveUpOption = 900.0,
     stop_with_parent: Annotated[bool, typer.Option("--stop-with-parent", hidden=True)] = False,
 ) -> None:
-    """Pull trials until the budget of the study is spent."""
-    from hpopt.cli.connect import open_study_patiently
-    from hpopt.storage.database import limit_waits
-    from hpopt.worker.attempt import Settings
+    """Run trials until the study has finished."""
+    from hpopt.cli.connect import open_study_with_retries
+    from hpopt.storage.database import set_response_timeout
+    from hpopt.worker.attempt import WorkerOptions
     from hpopt.worker.loop import find_device, work
 
-    patience_options(heartbeat_every, stale_after, give_up_after)
-    limit_waits()
+    timeout_options(heartbeat_every, stale_after, give_up_after)
+    set_response_timeout()
     stop = stop_on_signals()
     if stop_with_parent:
         threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
-    say = _say_until_nobody_listens(stop)
+    log = _log_until_closed(stop)
     engine, job, host = placement(os.environ)
-    settings = Settings(
+    options = WorkerOptions(
         home=home.absolute(),
         host=host,
         engine=engine,
@@ -95,19 +92,19 @@ def worker(
         heartbeat_every_s=heartbeat_every,
         stale_after_s=stale_after,
         give_up_after_s=give_up_after,
-        say=say,
+        log=log,
         stop=stop,
     )
-    with open_study_patiently(storage, home, study, stop, say) as (database, found):
-        err.print(f"over: {work(database, found, settings)}")
+    with open_study_with_retries(storage, home, study, stop, log) as (database, row):
+        err.print(f"finished: {work(database, row, options)}")
 
 
 def placement(environment: Mapping[str, str]) -> tuple[str, str | None, str]:
-    """Say which engine a process runs under, in which of its jobs, and on which node."""
+    """Return the engine that a process runs under, its job there, and its node."""
     node = environment.get("HPOPT_NODE") or environment.get("SLURMD_NODENAME") or platform.node()
     if "HPOPT_ENGINE" in environment:
         return environment["HPOPT_ENGINE"], environment.get("HPOPT_JOB"), node
-    # Also in a batch script of the user's own.
+    # Also in a batch script of the user's.
     if "SLURM_JOB_ID" in environment:
         task = (
             "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}" if "SLURM_ARRAY_TASK_ID" in environment else "{SLURM_JOB_ID}"
@@ -116,7 +113,7 @@ def placement(environment: Mapping[str, str]) -> tuple[str, str | None, str]:
     return "local", None, node
 
 
-def fleet_here(
+def local_workers(
     database: "Database",
     command: Sequence[str],
     home: Path,
@@ -125,7 +122,7 @@ def fleet_here(
     per_gpu: int = 1,
     gpus_per_worker: int = 1,
 ) -> "LocalWorkers":
-    """Give the workers that a command would run on this machine: as many as GPUs take, or half the cores."""
+    """Return the workers of a command on this machine: n_workers, else one for each GPU, else half the cores."""
     from hpopt.launch.local import LocalWorkers, count_cores, list_gpus
 
     n_gpus = len(list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")))
@@ -136,66 +133,72 @@ def fleet_here(
     return LocalWorkers(command, number, environment, logs, gpus_per_worker=gpus_per_worker)
 
 
-def work_here(database: "Database", study: "Study", fleet: "LocalWorkers", stop: threading.Event) -> None:
-    """Let workers work on a study, show how far they are, and print the answer; raises what is in its place."""
+def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", stop: threading.Event) -> None:
+    """Run workers on a study, show its progress, and print the answer.
+
+    Raises NoAnswerError if no trial is complete at the end, Interrupted if stopped before it, and HpoptError if the
+    study is paused.
+    """
     from hpopt.storage import queries
-    from hpopt.terminal.answer import answer
+    from hpopt.terminal.answer import render_answer
     from hpopt.terminal.watch import has_work, watch
 
     progress = queries.progress(database, study)
-    if progress.over is None and progress.books.state == "open":
-        with fleet:
-            watch(database, study, err, stop, lambda: fleet.tend() and has_work(database, study))
-        progress = _progress_now(database, study)
+    if progress.finished_reason is None and progress.usage.state == "open":
+        with workers:
+            watch(database, study, err, stop, lambda: workers.tend() and has_work(database, study))
+        progress = _read_progress(database, study)
     _refuse_paused(progress)
-    out.print(answer(progress, study.file))
+    out.print(render_answer(progress, study))
     if progress.best is not None:
-        show_findings(findings_of(database, study))
-    is_over = progress.over is not None or progress.books.state == "stopped"
-    if is_over and progress.best is None:
+        show_findings(analyze(database, study))
+    is_finished = progress.finished_reason is not None or progress.usage.state == "stopped"
+    if is_finished and progress.best is None:
         raise NoAnswerError(
-            f"study '{study.name}' ended without a completed trial; the workers' logs are in {fleet.logs}"
+            f"study '{study.name}' finished without a completed trial; the logs of its workers are in {workers.logs}"
         )
-    if not is_over:
-        raise Interrupted(f"stopped with {progress.books.n_ended} trials done; the same command goes on from here")
+    if not is_finished:
+        raise Interrupted(
+            f"stopped with {format_count(progress.usage.n_finished, 'finished trial')}; the same command continues"
+        )
 
 
-def patience_options(heartbeat_every: float, stale_after: float, give_up_after: float) -> list[str]:
-    """Give a worker's options of patience; raises InputError for those that contradict each other."""
-    # Half of it must be longer than the time between two heartbeats, by which a worker knows that it was cut off.
+def timeout_options(heartbeat_every: float, stale_after: float, give_up_after: float) -> list[str]:
+    """Return the timeout options of a worker's command line. Raises InputError if they contradict each other."""
+    # A worker detects a lost connection within half of stale_after, which must be longer than a heartbeat interval.
     if stale_after < 3 * heartbeat_every:
         raise InputError(f"--stale-after: {stale_after:g} s is below three heartbeats of {heartbeat_every:g} s")
-    given = {"--heartbeat-every": heartbeat_every, "--stale-after": stale_after, "--give-up-after": give_up_after}
-    return [word for name, value in given.items() for word in (name, str(value))]
+    options = {"--heartbeat-every": heartbeat_every, "--stale-after": stale_after, "--give-up-after": give_up_after}
+    return [word for name, value in options.items() for word in (name, str(value))]
 
 
 def _refuse_paused(progress: "Progress") -> None:
-    """Raise HpoptError for a study that somebody, or a run of failures, has paused."""
-    from hpopt.terminal.status import paused_line
+    """Raise HpoptError for a paused study."""
+    from hpopt.terminal.status import describe_pause
 
-    if progress.over is None and progress.books.state == "paused":
-        raise HpoptError(paused_line(progress.name, progress.books.state_reason))
+    if progress.finished_reason is None and progress.usage.state == "paused":
+        raise HpoptError(describe_pause(progress.name, progress.usage.state_reason))
 
 
-def _progress_now(database: "Database", study: "Study") -> "Progress":
+def _read_progress(database: "Database", study: "Study") -> "Progress":
     from hpopt.storage import queries
 
     try:
         return queries.progress(database, study)
     except DatabaseError as error:
-        raise DatabaseLostError(f"lost the database: {error}; the same command goes on from here") from error
+        raise DatabaseLostError(f"lost the database: {error}; the same command continues") from error
 
 
 def stop_on_signals() -> threading.Event:
-    """Turn SIGTERM and the first Ctrl-C into an event, and a Ctrl-C after that into an end at once.
+    """Return an event that SIGTERM and the first Ctrl-C set; a second Ctrl-C raises Interrupted.
 
-    Schedulers repeat SIGTERM while a checkpoint is being written; only a person is impatient.
+    Schedulers repeat SIGTERM while a checkpoint is written, so a second SIGTERM does nothing.
     """
     stop = threading.Event()
 
     def ask_to_stop(number: int, _frame: object) -> None:
         if stop.is_set() and number == signal.SIGINT:
-            raise Interrupted("ended at once; what was running goes back to the queue")
+            raise Interrupted("stopped at once; running trials return to the queue when their heartbeats expire")
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -203,20 +206,20 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def _say_until_nobody_listens(stop: threading.Event) -> "Callable[[str], None]":
-    """Give what prints a line of a worker; when its reader has left, the worker hands back its trial and ends."""
+def _log_until_closed(stop: threading.Event) -> "Callable[[str], None]":
+    """Return a function that prints a line of a worker; the worker stops when its output is closed."""
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         try:
             err.print(line, soft_wrap=True)
         except PipeClosedError:
             stop.set()
 
-    return say
+    return log
 
 
 def _stop_at_end_of_input(stop: threading.Event) -> None:
-    # Not through sys.stdin: its lock would be held at exit, which Python takes for a deadlock.
+    # Not through sys.stdin: its lock would be held at exit, which Python reports as a deadlock.
     while os.read(0, 1024):
         continue
     stop.set()

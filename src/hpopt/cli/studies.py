@@ -1,130 +1,109 @@
-"""Owns the verbs that make studies, show them and answer from them.
+"""Commands that create studies, show them and answer from them.
 
-Leaves working on them to working.py and launching.py, steering to steering.py, and the database's verbs to database.py.
-
-Each verb imports what it needs when it runs, so that --help and check stay instant.
+Each command imports what it needs when it runs, so that `--help` and `check` are fast.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hpopt.cli.findings import findings_of, kept_findings_of, show_findings
 from hpopt.cli.options import (
     HOME,
     FileArgument,
     HomeOption,
     JsonOption,
+    Output,
     StorageOption,
     StudyArgument,
     err,
     out,
 )
-from hpopt.errors import DatabaseError, InputError, did_you_mean
+from hpopt.errors import DatabaseError, InputError, StudyFileError, did_you_mean
 
 if TYPE_CHECKING:
+    from hpopt.findings.finding import Finding
     from hpopt.storage.database import Database
+    from hpopt.storage.progress import Progress
     from hpopt.storage.studies import Study
 
 
 def create(file: FileArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
-    """Register a study, or take over the budget of a changed file."""
+    """Create a study, or update its budget from a changed file."""
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import create_study
-    from hpopt.study.reading import read_study_text
+    from hpopt.study.reading import read_study_file
 
-    text = read_study_text(file)
-    with open_database(storage, home, make=True) as database:
-        study = create_study(database, text, str(file))
+    source = read_study_file(file)
+    with open_database(storage, home, create=True) as database:
+        study = create_study(database, source)
     out.print(study.name)
 
 
 def check(file: FileArgument) -> None:
-    """Validate a study file, print the plan and what it may cost, touch nothing."""
+    """Check a study file and print its plan and cost."""
     from hpopt.study.reading import read_study_file
-    from hpopt.terminal.answer import plan_view
+    from hpopt.terminal.answer import render_plan
 
-    out.print(plan_view(read_study_file(file)))
+    out.print(render_plan(read_study_file(file).file))
 
 
 def status(
     study: Annotated[
         str | None, typer.Argument(help="Name of a study; all of them if not given.", show_default=False)
     ] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Follow the study until it is over.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Follow the study until it has finished.")] = False,
     as_json: JsonOption = False,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
     """Show trials, workers, budget spent and the best so far."""
-    from hpopt.storage import queries, studies
     from hpopt.storage.connect import open_database
-    from hpopt.terminal.exports import progress_as_json
-    from hpopt.terminal.status import overview, standing
-    from hpopt.terminal.watch import N_ENDED_SHOWN, seconds_left
+    from hpopt.storage.studies import load_study
 
     if follow and study is None:
         raise InputError("--watch: name the study to follow")
     with open_database(storage, home) as database:
-        names = studies.study_names(database) if study is None else [study]
-        found = [_load(database, name) for name in names]
-        if follow:
-            _follow(database, found[0])
-        shown = [queries.progress(database, each) for each in found]
         if study is None:
-            out.write(f"[{', '.join(map(progress_as_json, shown))}]") if as_json else out.print(overview(shown))
+            _show_all(database, as_json=as_json)
             return
-        told = kept_findings_of(database, shown[0], found[0])
-        if as_json:
-            out.write(progress_as_json(shown[0], told))
-            return
-        left = seconds_left(shown[0], found[0].file.budget.wall_hours)
-        out.print(standing(shown[0], queries.ended_trials(database, found[0], last=N_ENDED_SHOWN), left))
-        show_findings(told)
-
-
-def _follow(database: "Database", study: "Study") -> None:
-    from hpopt.cli.run import stop_on_signals
-    from hpopt.storage import budget
-    from hpopt.terminal.watch import watch
-
-    def is_running() -> bool:
-        try:
-            return budget.finished(study, budget.read_books(database, study)) is None
-        except DatabaseError:
-            return True
-
-    watch(database, study, err, stop_on_signals(), is_running)
+        row = load_study(database, study)
+        if follow:
+            _follow(database, row)
+        _show_one(database, row, as_json=as_json)
 
 
 def best(
     study: StudyArgument,
-    form: Annotated[str, typer.Option("--format", help="table, json, toml, yaml, env or args.")] = "table",
+    output_format: Annotated[str, typer.Option("--format", help="table, json, toml, yaml, env or args.")] = "table",
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Print the best parameters; exit code 3 while there is no answer."""
+    """Print the best parameters; exit code 3 while there are none."""
     from hpopt.hyperparameters import not_one_of
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
-    from hpopt.terminal.answer import answer
+    from hpopt.storage.studies import load_study
+    from hpopt.terminal.answer import render_answer
     from hpopt.terminal.exports import PARAMS_AS, best_as_json
 
-    forms = ("table", "json", *PARAMS_AS)
-    if form not in forms:
-        raise InputError(f"--format: {not_one_of(form, forms)}")
+    formats = ("table", "json", *PARAMS_AS)
+    if output_format not in formats:
+        raise InputError(f"--format: {not_one_of(output_format, formats)}")
     with open_database(storage, home) as database:
-        found = _load(database, study)
-        answered = queries.best(database, found)
-        if form == "table":
-            out.print(answer(queries.progress(database, found), found.file))
-            show_findings(findings_of(database, found))
+        row = load_study(database, study)
+        answer = queries.best(database, row)
+        if output_format == "table":
+            out.print(render_answer(queries.progress(database, row), row))
+            show_findings(analyze(database, row))
             return
-        told = findings_of(database, found)
-        for error in (each for each in told if each.severity == "error"):
-            err.print(f"error: {error.message}", soft_wrap=True)
-        out.write(best_as_json(answered, told) if form == "json" else PARAMS_AS[form](answered.params))
+        findings = analyze(database, row)
+        for finding in findings:
+            if finding.severity == "error":
+                err.print(f"error: {finding.message}", soft_wrap=True)
+        is_json = output_format == "json"
+        out.write(best_as_json(answer, findings) if is_json else PARAMS_AS[output_format](answer.params))
 
 
 def report(
@@ -138,18 +117,19 @@ def report(
     from hpopt.reporting.summary import summarize
     from hpopt.storage import findings, queries
     from hpopt.storage.connect import open_database
+    from hpopt.storage.studies import load_study
 
     with open_database(storage, home) as database:
-        found = _load(database, study)
-        with err.working("reading the trials"):
-            table = queries.read_table(database, found)
-        with err.working(f"analysing {len(table.trials):,} trials"):
+        row = load_study(database, study)
+        with err.spinner("reading the trials"):
+            table = queries.read_table(database, row)
+        with err.spinner(f"analyzing {len(table.trials):,} trials"):
             summary = summarize(table)
-        n_ended = sum(row.outcome is not None for row in table.trials)
-        findings.keep(database, found, summary.findings, n_ended=n_ended)
-    with err.working("drawing figures"):
-        written = write_report(table, summary, output)
-    for path in written:
+        n_finished = sum(trial.outcome is not None for trial in table.trials)
+        findings.store(database, row, summary.findings, n_finished=n_finished)
+    with err.spinner("drawing figures"):
+        paths = write_report(table, summary, output)
+    for path in paths:
         out.print(str(path), soft_wrap=True)
     show_findings(summary.findings, err)
 
@@ -161,10 +141,10 @@ def dashboard(
         Path | None,
         typer.Option(
             help="File with the password of user hpopt, else HPOPT_DASHBOARD_PASSWORD; "
-            "needed where other machines can reach the dashboard."
+            "required if other machines can reach the dashboard."
         ),
     ] = None,
-    writable: Annotated[bool, typer.Option("--writable", help="Let those with the password change studies.")] = False,
+    writable: Annotated[bool, typer.Option("--writable", help="Let users with the password change studies.")] = False,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
@@ -183,19 +163,85 @@ def params(
         str | None, typer.Argument(help="One hyperparameter; all of them if not given.", show_default=False)
     ] = None,
 ) -> None:
-    """Explain the hyperparameters that hpopt knows."""
+    """Explain the hyperparameters."""
     from hpopt.hyperparameters import HYPERPARAMETERS
-    from hpopt.terminal.answer import dictionary, entry_page
+    from hpopt.terminal.answer import render_dictionary, render_entry
 
     if name is None:
-        out.print(dictionary(list(HYPERPARAMETERS.values())))
+        out.print(render_dictionary(list(HYPERPARAMETERS.values())))
     elif name in HYPERPARAMETERS:
-        out.print(entry_page(HYPERPARAMETERS[name]))
+        out.print(render_entry(HYPERPARAMETERS[name]))
     else:
         raise InputError(f"no hyperparameter '{name}'{did_you_mean(name, HYPERPARAMETERS)}")
 
 
-def _load(database: "Database", name: str) -> "Study":
-    from hpopt.storage.studies import load_study
+def analyze(database: "Database", study: "Study") -> "tuple[Finding, ...]":
+    """Return the findings of a study, after an analysis if trials have finished since the last one."""
+    from hpopt.storage import findings
 
-    return load_study(database, name)
+    with err.spinner("analyzing the trials"):
+        return findings.current(database, study)
+
+
+def show_findings(findings: "Sequence[Finding]", output: Output = out) -> None:
+    """Print findings below an answer."""
+    from hpopt.terminal.answer import render_findings
+
+    if findings:
+        output.print()
+        output.print(render_findings(findings))
+
+
+def _show_all(database: "Database", *, as_json: bool) -> None:
+    """Print a line for each study; one that cannot be read has a line on standard error."""
+    from hpopt.storage import queries, studies
+    from hpopt.terminal.exports import progress_as_json
+    from hpopt.terminal.status import render_overview
+
+    rows = []
+    for name in studies.study_names(database):
+        try:
+            rows.append(queries.progress(database, studies.load_study(database, name)))
+        except StudyFileError as error:
+            err.print(f"hpopt: {error}", soft_wrap=True)
+    out.write(f"[{', '.join(map(progress_as_json, rows))}]") if as_json else out.print(render_overview(rows))
+
+
+def _show_one(database: "Database", study: "Study", *, as_json: bool) -> None:
+    from hpopt.storage import queries
+    from hpopt.terminal.exports import progress_as_json
+    from hpopt.terminal.status import render_status
+    from hpopt.terminal.watch import N_FINISHED_SHOWN, seconds_left
+
+    progress = queries.progress(database, study)
+    findings = _cached_findings(database, progress, study)
+    if as_json:
+        out.write(progress_as_json(progress, findings))
+        return
+    left_s = seconds_left(progress, study.file.budget.wall_hours)
+    finished = queries.finished_trials(database, study, last=N_FINISHED_SHOWN)
+    out.print(render_status(progress, finished, left_s))
+    show_findings(findings)
+
+
+def _cached_findings(database: "Database", progress: "Progress", study: "Study") -> "tuple[Finding, ...]":
+    """Return the findings of the last analysis of a running study, which is asked often; else the current ones."""
+    from hpopt.storage import findings
+
+    if progress.finished_reason is not None:
+        return analyze(database, study)
+    return findings.read(database, study).findings
+
+
+def _follow(database: "Database", study: "Study") -> None:
+    from hpopt.cli.run import stop_on_signals
+    from hpopt.storage import budget
+    from hpopt.terminal.watch import watch
+
+    def is_running() -> bool:
+        try:
+            return budget.finished_reason(study, budget.read_usage(database, study)) is None
+        except DatabaseError:
+            return True
+
+    watch(database, study, err, stop_on_signals(), is_running)

@@ -1,51 +1,47 @@
-"""Owns where trials are compared, and which of them goes on: the pruner. Leaves what it compares to storage/.
+"""Decide at which fractions of a schedule trials are compared, and which of them are pruned there.
 
-Free of optuna, so that `hpopt check` can say where the rungs are.
+Free of optuna, so that `hpopt check` can print the rungs.
 """
 
 from dataclasses import dataclass
 
-# Steps are whole: a rung at a third of 100 steps is reached at step 33.
+# Steps are whole numbers: a rung at a third of 100 steps is reached at step 33.
 _ROUNDING = 0.5
-# What a median of fewer trials says is mostly luck.
-_N_FOR_A_MEDIAN = 5
+# The median of fewer trials is mostly chance.
+_MIN_TRIALS_OF_MEDIAN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rungs:
     """Where trials are compared, as fractions of their schedules, and which share of them goes on from there.
 
-    A trial goes on if it is among the best `share` of all that came this far, itself included, or the best of them.
-    `n_least` trials must have come before any is stopped. Source: the stopping type of ASHA in Syne Tune (Salinas et
-    al. 2022), after Li et al. 2020; the values are those that trials had here, not later ones.
+    A trial goes on if it is among the best `share` of all that reached the rung, itself included, or the best of them.
+    None is pruned before `min_trials` have reached it. Source: the stopping type of ASHA in Syne Tune (Salinas et al.
+    2022), after Li et al. 2020; trials are compared by the values that they had at the rung, not by later ones.
     """
 
     fractions: tuple[float, ...] = ()
     at_every_evaluation_from: float | None = None
     share: float = 1.0
-    n_least: int = 2
+    min_trials: int = 2
 
-    def is_hopeless(self, *, n: int, n_better: int) -> bool:
-        """Judge a trial at a rung that n trials have reached, itself included, n_better of them with a better value."""
-        return n >= self.n_least and n_better >= max(1, int(n * self.share + 1e-9))
+    def should_prune(self, *, n_trials: int, n_better: int) -> bool:
+        """Return whether to prune a trial at a rung that n_trials reached, itself included, n_better of them better."""
+        return n_trials >= self.min_trials and n_better >= max(1, int(n_trials * self.share + 1e-9))
 
-    def reached(self, step: int, n_steps: int, before: int) -> float | None:
-        """Give the rung that an evaluation at `step` of `n_steps` is the first to reach; None at none, and at the end.
-
-        `before` is the step of the evaluation before it, 0 if there is none.
-        """
+    def reached(self, step: int, n_steps: int) -> float | None:
+        """Return the last rung at or before `step` of `n_steps` as a fraction; None before the first and at the end."""
         if step >= n_steps:
             return None
         if self.at_every_evaluation_from is not None:
             return round(step / n_steps, 6) if step + _ROUNDING >= self.at_every_evaluation_from * n_steps else None
-        passed = [f for f in self.fractions if before + _ROUNDING < f * n_steps <= step + _ROUNDING]
-        return max(passed, default=None)
+        return max((f for f in self.fractions if f * n_steps <= step + _ROUNDING), default=None)
 
 
 def build_rungs(name: str, *, min_fraction: float, reduction_factor: int) -> Rungs:
-    """Make the rungs of a pruner: `asha`, `median`, or `none` at all."""
+    """Return the rungs of a pruner: `asha`, `median` or `none`."""
     if name == "median":
-        return Rungs(at_every_evaluation_from=min_fraction, share=0.5, n_least=_N_FOR_A_MEDIAN)
+        return Rungs(at_every_evaluation_from=min_fraction, share=0.5, min_trials=_MIN_TRIALS_OF_MEDIAN)
     if name == "none":
         return Rungs()
     fractions = [min_fraction]

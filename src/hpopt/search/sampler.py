@@ -1,7 +1,4 @@
-"""Owns how a study moves through its space. Leaves what the space is to search_space.py, and stopping to rungs.py.
-
-The algorithms are Optuna's.
-"""
+"""Sample the params of a trial with Optuna's algorithms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +11,20 @@ from optuna.samplers import RandomSampler
 
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Categorical, Int, Range
-from hpopt.search.tpe import ColumnTPESampler, Observed
+from hpopt.search.tpe import ColumnTPESampler, Observations
 
 Space = Mapping[str, Range]
 
-_NOTHING: Any = None
+# RandomSampler uses neither study nor trial.
+_UNUSED: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """How the params of one trial are sampled: by which algorithm, seeded from (seed, trial number).
+    """How the params of one trial are sampled: the algorithm, `tpe` or `random`, seeded from (seed, trial number).
 
-    Each trial has a sampler of its own, so that parallel workers never repeat each other. A grid needs none, because
-    its points are enqueued.
+    Each trial has a sampler of its own, so that parallel workers never repeat each other. The points of a grid are
+    enqueued and not sampled.
     """
 
     algorithm: str
@@ -36,22 +34,21 @@ class Draw:
 
 
 def propose(
-    draw: Draw, space: Mapping[str, BaseDistribution], observed: Observed, known: Mapping[str, Scalar]
+    draw: Draw, space: Mapping[str, BaseDistribution], observations: Observations, params: Mapping[str, Scalar]
 ) -> dict[str, Scalar]:
-    """Sample the params of a trial, as Optuna's ask does; those that are known stay as they are."""
+    """Return `params` with all others of the space sampled, as Optuna's ask does."""
     seed = int(np.random.SeedSequence([draw.seed, draw.number]).generate_state(1)[0])
-    is_modelled = draw.algorithm == "tpe" and observed.n_ended >= draw.n_startup_trials
-    sampled = ColumnTPESampler(seed=seed).propose(space, observed) if is_modelled else {}
+    is_modelled = draw.algorithm == "tpe" and observations.n_finished >= draw.n_startup_trials
+    sampled = ColumnTPESampler(seed=seed).propose(space, observations) if is_modelled else {}
     at_random = RandomSampler(seed=seed)
 
     def choose(name: str, distribution: BaseDistribution) -> Scalar:
         if distribution.single():
             return _only_value(distribution)
-        # It looks at neither study nor trial.
-        value: Scalar = at_random.sample_independent(_NOTHING, _NOTHING, name, distribution)
+        value: Scalar = at_random.sample_independent(_UNUSED, _UNUSED, name, distribution)
         return value
 
-    sampled = {**sampled, **known}
+    sampled = {**sampled, **params}
     return {name: sampled[name] if name in sampled else choose(name, space[name]) for name in space}
 
 
@@ -63,7 +60,7 @@ def _only_value(distribution: BaseDistribution) -> Scalar:
 
 
 def to_distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Give the space as Optuna's distributions."""
+    """Return the space as Optuna's distributions."""
     return {name: to_distribution(parameter) for name, parameter in space.items()}
 
 
@@ -77,7 +74,7 @@ def to_distribution(parameter: Range) -> BaseDistribution:
 
 
 def grid_points(space: Space) -> list[dict[str, Scalar]]:
-    """Give every combination of the values of a space of choices, integers and stepped floats."""
+    """Return every combination of the values of a space of choices, integers and floats with a step."""
     axes = [[(name, value) for value in _values(parameter)] for name, parameter in space.items()]
     return [dict(point) for point in product(*axes)]
 

@@ -1,7 +1,4 @@
-"""Owns what a search may try: Float, Int and Categorical ranges. Leaves sampling to strategy.py.
-
-Whether a parameter exists, and which of its values make sense, is study/'s to say.
-"""
+"""Define the ranges of a search space: Float, Int and Categorical."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -10,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 from hpopt.hyperparameters import Scalar
 
-# How exactly a value must lie on the grid of a float range, in steps; that of optuna's FloatDistribution.
+# How close to a multiple of the step a value must be, in steps; that of Optuna's FloatDistribution.
 GRID_TOLERANCE = 1e-8
 
-# Optuna keeps every parameter as a double, which is exact for whole numbers up to here.
+# Optuna stores every parameter as a double, which is exact for integers up to this.
 LARGEST_EXACT_INT = 2**53
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -33,14 +30,14 @@ class Float(BaseModel):
     """Take only low, low + step, low + 2 step and so on."""
 
     @model_validator(mode="after")
-    def _make_sense(self) -> Self:
-        _refuse_nonsense(self.low, self.high, self.step, above=0 if self.log else None)
+    def _check(self) -> Self:
+        _check_bounds(self.low, self.high, self.step, above=0 if self.log else None)
         if self.log and self.step is not None:
             raise ValueError("log and step do not go together; drop one")
         return self
 
     def contains(self, value: object) -> bool:
-        """Say whether the search could try this value."""
+        """Return whether the value is in the range."""
         if type(value) not in (int, float) or not self.low <= value <= self.high:  # type: ignore[operator]
             return False
         if self.step is None:
@@ -49,13 +46,13 @@ class Float(BaseModel):
         return abs(n_steps - round(n_steps)) < GRID_TOLERANCE
 
     def extremes(self) -> tuple[float, ...]:
-        """Give the lowest and the highest value; with a step, the highest that it reaches."""
+        """Return the lowest and the highest value; with a step, the highest that it reaches."""
         if self.step is None:
             return (self.low, self.high)
         return (self.low, self.low + self.step * math.floor((self.high - self.low) / self.step + GRID_TOLERANCE))
 
     def describe(self) -> str:
-        """Put the range into words for a message."""
+        """Return the range in words, for messages."""
         return f"{self.low} to {self.high}" + (f" in steps of {self.step}" if self.step is not None else "")
 
 
@@ -73,26 +70,26 @@ class Int(BaseModel):
     """Take only low, low + step, low + 2 step and so on."""
 
     @model_validator(mode="after")
-    def _make_sense(self) -> Self:
-        _refuse_nonsense(self.low, self.high, self.step if self.step > 1 else None, above=0 if self.log else None)
+    def _check(self) -> Self:
+        _check_bounds(self.low, self.high, self.step if self.step > 1 else None, above=0 if self.log else None)
         if self.log and self.step > 1:
             raise ValueError("log and step do not go together; drop one")
         return self
 
     def values(self) -> range:
-        """Give all values of the range, ascending."""
+        """Return all values of the range, ascending."""
         return range(self.low, self.high + 1, self.step)
 
     def contains(self, value: object) -> bool:
-        """Say whether the search could try this value."""
+        """Return whether the value is in the range."""
         return type(value) is int and value in self.values()
 
     def extremes(self) -> tuple[int, ...]:
-        """Give the lowest and the highest value; with a step, the highest that it reaches."""
+        """Return the lowest and the highest value; with a step, the highest that it reaches."""
         return (self.values()[0], self.values()[-1])
 
     def describe(self) -> str:
-        """Put the range into words for a message."""
+        """Return the range in words, for messages."""
         return f"{self.low} to {self.high}" + (f" in steps of {self.step}" if self.step > 1 else "")
 
 
@@ -106,27 +103,27 @@ class Categorical(BaseModel):
 
     @field_validator("choices", mode="before")
     @classmethod
-    def _make_sense(cls, choices: object) -> object:
+    def _check(cls, choices: object) -> object:
         seen: list[Scalar] = []
         for choice in choices if isinstance(choices, list | tuple) else ():
             if type(choice) not in (bool, int, float, str) or (type(choice) is float and not math.isfinite(choice)):
                 raise ValueError(f"{choice!r} is not a string, a finite number, true or false")
-            # Equality is what counts when optuna looks a value up, so that 1, 1.0 and true are the same choice.
+            # Optuna looks choices up by equality, so that 1, 1.0 and true are the same choice.
             if choice in seen:
                 raise ValueError(f"{choice!r} is there twice")
             seen.append(choice)
         return choices
 
     def contains(self, value: object) -> bool:
-        """Say whether the search could try this value; true is not 1 here."""
+        """Return whether the value is one of the choices; true is not 1."""
         return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
 
     def extremes(self) -> tuple[Scalar, ...]:
-        """Give all choices, since none lies between two others."""
+        """Return all choices, which have no order."""
         return self.choices
 
     def describe(self) -> str:
-        """Put the choices into words for a message."""
+        """Return the choices in words, for messages."""
         return ", ".join(str(choice) for choice in self.choices)
 
 
@@ -142,7 +139,7 @@ Range = Annotated[
 ]
 
 
-def _refuse_nonsense(low: float, high: float, step: float | None, *, above: float | None) -> None:
+def _check_bounds(low: float, high: float, step: float | None, *, above: float | None) -> None:
     if low > high:
         raise ValueError(f"low {low} is above high {high}")
     if above is not None and low <= above:

@@ -1,7 +1,7 @@
-"""Owns Optuna's TPE over columns of numbers. Leaves filling the columns to storage/history.py.
+"""Sample with Optuna's TPE from columns of numbers instead of trial objects.
 
-The params are those of Optuna's own TPESampler; what it does in Python for each trial is done once for a whole column,
-and the densities of all candidates under all trials are one product of matrices. A test holds the two equal.
+The params are those of Optuna's TPESampler, which a test checks to the bit. Optuna's Python loops over trials are array
+operations here, and the densities of all candidates under all trials are one matrix product.
 
 Dimensions: K kernels, one a trial and one of the prior; S candidates; P params; F factors of a density.
 """
@@ -23,24 +23,24 @@ from optuna.samplers._tpe.sampler import default_gamma
 
 from hpopt.hyperparameters import Scalar
 
-# The kinds of trials, in the order in which TPE takes them for good ones; running ones are never.
+# The kinds of trials in the order in which TPE ranks them as good; running ones are never good.
 COMPLETE, PRUNED, INFEASIBLE, RUNNING = range(4)
 
 Numbers = NDArray[np.float64]
 
-# exp is ten times slower where its result is not a normal number; nothing this small changes a sum that begins with 1.
+# exp is ten times slower where its result is subnormal; nothing this small changes a sum that begins with 1.
 _SMALLEST_EXPONENT = -700.0
-# OpenBLAS keeps products below 2^18 multiplications on one core; its threads would take the others from the training.
+# OpenBLAS keeps products below 2^18 multiplications on one core; more threads would compete with the training.
 _KERNELS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What a sampler learns from: one row a trial, in the order of their numbers.
+class Observations:
+    """What a sampler learns from: one row for each trial, in the order of their numbers.
 
-    `values` holds each parameter as Optuna stores it; `step` the last step of a pruned trial, -1 if it reported none;
-    `score` the value, for a pruned one the last, or how much an infeasible one violates: lower is better, whatever the
-    direction of the study.
+    `values` has each parameter as Optuna stores it; `kind` is COMPLETE, PRUNED, INFEASIBLE or RUNNING; `step` is the
+    last step of a pruned trial, -1 if it reported none; `score` is the value (the last one of a pruned trial), or the
+    constraint violation of an infeasible trial. A lower score is better, whatever the direction of the study.
     """
 
     values: Mapping[str, Numbers]
@@ -49,48 +49,50 @@ class Observed:
     score: Numbers
 
     @property
-    def n_ended(self) -> int:
-        """Trials that are over."""
+    def n_finished(self) -> int:
+        """The number of finished trials."""
         return int((self.kind != RUNNING).sum())
 
 
 class ColumnTPESampler(TPESampler):
-    """TPE as Optuna sets it up: multivariate, with running trials among the bad ones (constant liar)."""
+    """TPE with Optuna's defaults: multivariate, with running trials among the bad ones (constant liar)."""
 
-    def propose(self, space: Mapping[str, BaseDistribution], observed: Observed) -> dict[str, Scalar]:
-        """Sample all parameters that have more than one value together. Source: Bergstra et al. 2011."""
+    def propose(self, space: Mapping[str, BaseDistribution], observations: Observations) -> dict[str, Scalar]:
+        """Sample the parameters that have more than one value jointly. Source: Bergstra et al. 2011."""
         searched = {name: space[name] for name in sorted(space) if not space[name].single()}
         if not searched:
             return {}
-        good, rest = _split(observed)
+        good, rest = _split(observations)
         below, above = (
             _ParzenEstimator(
-                {name: observed.values[name][rows] for name in searched}, searched, self._parzen_estimator_parameters
+                {name: observations.values[name][rows] for name in searched},
+                searched,
+                self._parzen_estimator_parameters,
             )
             for rows in (good, rest)
         )
         samples = below.sample(self._rng.rng, self._n_ei_candidates)
         candidates_SP = np.column_stack([samples[name] for name in searched])
-        gain_S, loss_S = (log_density(each._mixture_distribution, candidates_SP) for each in (below, above))
+        gain_S, loss_S = (log_density(part._mixture_distribution, candidates_SP) for part in (below, above))
         best = self._compare(samples, gain_S - loss_S)
         return {name: searched[name].to_external_repr(best[name]) for name in searched}
 
 
-def _split(observed: Observed) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give the rows of the good trials and of all others: of the pruned ones, those that came the furthest are best."""
-    kind = observed.kind
-    order = np.lexsort((observed.score, np.where(kind == PRUNED, -observed.step, 0), kind))
-    n_good = min(default_gamma(observed.n_ended), observed.n_ended)
+def _split(observations: Observations) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of the good trials and of all others; of pruned trials, those with the most steps are best."""
+    kind = observations.kind
+    order = np.lexsort((observations.score, np.where(kind == PRUNED, -observations.step, 0), kind))
+    n_good = min(default_gamma(observations.n_finished), observations.n_finished)
     is_good = np.zeros(len(kind), dtype=bool)
     is_good[order[:n_good]] = True
     return np.flatnonzero(is_good), np.flatnonzero(~is_good)
 
 
 def log_density(mixture: _MixtureOfProductDistribution, candidates_SP: Numbers) -> Numbers:
-    """Give the logarithm of a mixture's density at each candidate, equal to its own log_pdf up to rounding.
+    """Return the logarithm of a mixture's density at each candidate (S,), equal to its log_pdf up to rounding.
 
-    The log density of a kernel is a sum over params of terms that are each a product of something of the kernel and
-    something of the candidate: all of them together are a product of matrices.
+    The log density of a kernel is a sum over params of terms that are each a product of a factor of the kernel and a
+    factor of the candidate, so that all of them together are one matrix product.
     """
     constant_K = np.log(mixture.weights)
     of_kernels, of_candidates = [], []
@@ -109,10 +111,10 @@ def log_density(mixture: _MixtureOfProductDistribution, candidates_SP: Numbers) 
 
 
 def _factors(distribution: _BatchedDistributions, x_S: Numbers) -> tuple[Numbers, Numbers, Numbers | float]:
-    """Give what a param adds to the log density: factors of the kernels, of the candidates, and a constant a kernel."""
+    """Return a param's terms of the log density: factors of kernels (K, F) and candidates (S, F), constants (K,)."""
     if isinstance(distribution, _BatchedCategoricalDistributions):
         return np.log(distribution.weights), _one_hot(x_S.astype(np.int64), distribution.weights.shape[1]), 0.0
-    # It takes a tenth of a second to import, and only workers sample.
+    # The import takes a tenth of a second, and only workers sample.
     from scipy.special import ndtr  # noqa: PLC0415
 
     mu_K, sigma_K = distribution.mu, distribution.sigma
@@ -120,15 +122,15 @@ def _factors(distribution: _BatchedDistributions, x_S: Numbers) -> tuple[Numbers
     mass_K = ndtr((high - mu_K) / sigma_K) - ndtr((low - mu_K) / sigma_K)
     scale = np.log if distribution.is_log else np.asarray
     if distribution.step:
-        value_F, place_S = np.unique(x_S, return_inverse=True)
-        # Trials share their values, and most of them the narrowest width.
-        kernel_G, place_K = np.unique(mu_K + 1j * sigma_K, return_inverse=True)
+        value_F, index_S = np.unique(x_S, return_inverse=True)
+        # Many trials share a value, and most share the narrowest width.
+        kernel_G, index_K = np.unique(mu_K + 1j * sigma_K, return_inverse=True)
         left_GF, right_GF = (
             (scale(value_F + side * distribution.step) - kernel_G.real[:, None]) / kernel_G.imag[:, None]
             for side in (-0.5, 0.5)
         )
-        return _log_mass(left_GF, right_GF)[place_K], _one_hot(place_S, len(value_F)), -np.log(mass_K)
-    # Counted from the middle of the range, so that little is lost when the square is multiplied out.
+        return _log_mass(left_GF, right_GF)[index_K], _one_hot(index_S, len(value_F)), -np.log(mass_K)
+    # Relative to the middle of the range, so that expanding the square loses little precision.
     middle = (low + high) / 2
     mu_K, x_S = mu_K - middle, scale(x_S) - middle
     precision_K = sigma_K**-2
@@ -144,12 +146,12 @@ def _product(left_SF: Numbers, right_KF: Numbers) -> Numbers:
     return product_SK
 
 
-def _one_hot(place_S: NDArray[np.int64], n_places: int) -> Numbers:
-    return np.equal(place_S[:, None], np.arange(n_places)).astype(np.float64)
+def _one_hot(index_S: NDArray[np.int64], n: int) -> Numbers:
+    return np.equal(index_S[:, None], np.arange(n)).astype(np.float64)
 
 
 def _log_mass(low: Numbers, high: Numbers) -> Numbers:
-    """Give the logarithm of the normal distribution's mass between two bounds, exact in both of its tails."""
+    """Return the logarithm of the normal distribution's mass between two bounds, accurate in both tails."""
     from scipy.special import log_ndtr  # noqa: PLC0415 - As above.
 
     is_right = low + high > 0

@@ -1,12 +1,10 @@
-"""Owns attempts: reserving, fencing and ending the goes of workers at trials. Leaves training to objective.py
-and the dead to reaping.py.
+"""Reserve, start and end the attempts of workers at trials.
 
-Each step of an attempt's life is one transaction over Optuna's rows and ours, so that a crash leaves nothing half done,
-and each can be repeated after a lost reply. A trial is begun under a lock on its study's row, so that the fleet never
-starts more than the budget allows. Whoever finds an attempt silent ends it; from then on its worker can write nothing.
+Each step of an attempt is one transaction over Optuna's rows and ours, so that a crash leaves nothing half done, and
+can be repeated after a lost reply. A reservation locks the row of its study, so that a fleet never starts more trials
+than the budget has. Once an attempt was ended by another worker, every write of its own worker raises Fenced.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,41 +12,44 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpopt import __version__
+from hpopt.analysis.trials import Outcome
 from hpopt.errors import Fenced
+from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_write, tables
-from hpopt.storage.budget import limit_in, planned_trials
+from hpopt.storage.budget import find_limit_reached, planned_trials
 from hpopt.storage.database import Database
-from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
-# A run of failures in which no trial survives has a reason that the next trial would share.
+# A trial that was lost this many times in a row without a new evaluation has failed.
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
+# So many failures in a row with one reason, at different trials, pause the study: the next trial would fail too.
 _FAILURES_THAT_PAUSE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One go of a worker at a trial.
+    """One execution of a trial by a worker.
 
-    A retry has the params and seed of the go before it, and the steps at which the goes before it were evaluated. A
-    trial that somebody enqueued has the params that were asked for; what is missing in `params` is to be sampled.
+    A retry has the params and seed of the attempt before it. A trial that was enqueued has the params that were asked
+    for; those missing in `params` are to be sampled. `number` is that of the attempt's Optuna trial. `is_default` marks
+    the trial of the objective's defaults.
     """
 
     attempt_id: int
     study_id: int
     trial_id: int
-    first_trial_id: int
+    optuna_trial_id: int
     number: int
-    go: int = 1
+    attempt_number: int = 1
     seed: int | None = None
     params: Mapping[str, Scalar]
     is_default: bool = False
-    earlier_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """What a heartbeat brings back: whether the attempt is still the worker's, and what became of the study."""
+class HeartbeatReply:
+    """Answer to a heartbeat: whether the attempt is still the worker's, and the state of the study."""
 
     is_held: bool
     state: str
@@ -66,7 +67,11 @@ def register_worker(
     stale_after_s: float = 60.0,
     give_up_after_s: float = 900.0,
 ) -> int:
-    """Write down that a worker is here, how long it may be silent, and how long it does without the database."""
+    """Add a worker and return its id.
+
+    Other workers end its attempt when its heartbeat is older than `stale_after_s`; it exits after `give_up_after_s`
+    without the database.
+    """
     row = {
         "study_id": study.study_id,
         "host": host,
@@ -84,27 +89,29 @@ def register_worker(
 
 
 def end_worker(database: Database, worker_id: int, reason: str) -> None:
-    """Write down that a worker has stopped, and why."""
-    query = "update hpopt.worker set stopped_at = now(), seen_at = now(), stop_reason = :reason where worker_id = :id"
+    """Record that a worker has stopped, and why."""
+    query = """
+        update hpopt.worker set stopped_at = now(), heartbeat_at = now(), stop_reason = :reason where worker_id = :id
+    """
     with database.begin() as connection:
         connection.execute(sa.text(query), {"reason": reason, "id": worker_id})
 
 
 def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:
-    """Reserve the next go: of a trial that waits to be retried, of one that somebody enqueued, or of a new one.
+    """Reserve the next attempt: at a trial to be retried, else at an enqueued one, else at a new one.
 
-    None while the study is paused, while others hold what is left of the budget, and when it is spent. A worker has
-    one attempt at a time: asked again, for the reply was lost, it is given the same one.
+    Returns None while the study is paused, while other workers hold the rest of the budget, and once it is exhausted. A
+    worker has one attempt at a time: repeated after a lost reply, this returns the same attempt.
     """
-    about: dict[str, Any] = {"study_id": study.study_id, "worker_id": worker_id}
+    parameters: dict[str, Any] = {"study_id": study.study_id, "worker_id": worker_id}
     with database.brief() as connection:
-        connection.execute(_SEEN, about)
-        attempt_id = connection.scalar(_MINE, about)
+        connection.execute(_RECORD_CONTACT, parameters)
+        attempt_id = connection.scalar(_HELD, parameters)
         if attempt_id is None:
-            started = connection.execute(_LOCK, about).mappings().one()
-            if started["state"] != "open" or limit_in(connection, study) is not None:
+            row = connection.execute(_LOCK_STUDY, parameters).mappings().one()
+            if row["state"] != "open" or find_limit_reached(connection, study) is not None:
                 return None
-            attempt_id = _retry(connection, about) or _begin(connection, study, about, started["n_started"])
+            attempt_id = _retry(connection, parameters) or _start_trial(connection, study, parameters, row["n_started"])
         return None if attempt_id is None else _read_attempt(connection, attempt_id)
 
 
@@ -118,193 +125,178 @@ def start(
     config: Mapping[str, Any] | None,
     data_fingerprint: str | None,
 ) -> None:
-    """Write down the params that were sampled, and what is trained with them; raises Fenced."""
-    values = {"seed": seed, "config": _plain(config), "data_fingerprint": data_fingerprint}
+    """Record the sampled params of a trial, and the config and data that it trains with. Raises Fenced."""
+    parameters = {
+        "attempt_id": attempt.attempt_id,
+        "seed": seed,
+        "config": None if config is None else to_json(config, keep_non_finite=True),
+        "data_fingerprint": data_fingerprint,
+    }
     with database.brief() as connection:
-        held = sa.update(tables.attempt).where(
-            tables.attempt.c.attempt_id == attempt.attempt_id, tables.attempt.c.ended_at.is_(None)
-        )
-        if connection.execute(held.values({**values, "heartbeat_at": sa.func.now()})).rowcount != 1:
+        if connection.execute(_START, parameters).rowcount != 1:
             raise fenced(attempt)
-        optuna_write.add_params(connection, attempt.trial_id, params, study.file.search_space)
+        optuna_write.add_params(connection, attempt.optuna_trial_id, params, study.file.search_space)
 
 
-def beat(database: Database, study_id: int, worker_id: int, attempt: Attempt | None) -> Standing:
-    """Renew the heartbeats of the worker and of its attempt."""
-    about = {"study_id": study_id, "worker_id": worker_id, "attempt_id": attempt.attempt_id if attempt else None}
+def heartbeat(database: Database, study_id: int, worker_id: int, attempt: Attempt | None) -> HeartbeatReply:
+    """Renew the heartbeats of a worker and of its attempt."""
+    parameters = {"study_id": study_id, "worker_id": worker_id, "attempt_id": attempt.attempt_id if attempt else None}
     with database.statement() as connection:
-        row = connection.execute(_BEAT, about).mappings().one_or_none()
-    # Somebody deleted the study.
-    return Standing(is_held=False, state="stopped") if row is None else Standing(**row)
+        row = connection.execute(_HEARTBEAT, parameters).mappings().one_or_none()
+    # There is no row after the study was deleted.
+    return HeartbeatReply(is_held=False, state="stopped") if row is None else HeartbeatReply(**row)
 
 
 def finish(
     database: Database,
     attempt: Attempt,
+    outcome: Outcome,
     *,
-    kind: str,
     value: float | None = None,
     reason: str | None = None,
     retry_after_s: float | None = None,
     is_live: bool = True,
 ) -> None:
-    """End the attempt as one of tables.OUTCOMES; raises Fenced when others ended it otherwise.
+    """End an attempt. Raises Fenced if another worker ended it with another outcome.
 
-    One that is lost too often without progress has failed. A trial that was ended in Optuna's tables by other means
-    has ended as it did there. One that is handed back waits `retry_after_s` before its next go. What is not live is
-    told by a journal: its worker is gone, and it cost what it had cost when it was last heard of.
+    A trial that was lost too often without progress has failed; one whose Optuna trial was ended outside of hpopt has
+    the outcome that it has there. A requeued trial waits `retry_after_s` before its next attempt. With `is_live` False
+    an outbox is replayed after its worker exited: the device time is that of the last heartbeat.
     """
-    about = {
+    parameters = {
         "attempt_id": attempt.attempt_id,
-        "outcome": kind,
-        # Postgres has no text with a zero in it.
+        "outcome": outcome,
+        # PostgreSQL has no text with a NUL.
         "reason": None if reason is None else reason.replace("\0", ""),
-        "n_goes": MAX_GOES_WITHOUT_PROGRESS,
-        "retry_after_s": retry_after_s,
         "is_live": is_live,
+        "retry_after_s": retry_after_s,
+        "max_attempts": MAX_ATTEMPTS_WITHOUT_PROGRESS,
     }
     with database.brief() as connection:
-        ended = connection.execute(_END, about).mappings().one_or_none()
-        if ended is None:
-            # Told again because the reply was lost; what was lost once too often has failed.
-            if connection.scalar(_OUTCOME, about) not in {kind, "failed" if kind == "lost" else kind}:
+        row = connection.execute(_END, parameters).one_or_none()
+        if row is None:
+            # Repeated after a lost reply; a trial that was lost too often has failed.
+            repeated = {outcome, Outcome.FAILED} if outcome is Outcome.LOST else {outcome}
+            if connection.scalar(_OUTCOME, parameters) not in repeated:
                 raise fenced(attempt)
             return
-        if ended["is_ours"]:
-            optuna_write.end_trial(connection, attempt.trial_id, ended["outcome"], value)
-        if ended["outcome"] in {"failed", "lost"}:
+        if row.is_running:
+            optuna_write.end_trial(connection, attempt.optuna_trial_id, Outcome(row.outcome), value)
+        if row.outcome in {Outcome.FAILED, Outcome.LOST}:
             connection.execute(_PAUSE, {"study_id": attempt.study_id, "n_failures": _FAILURES_THAT_PAUSE})
 
 
-def _begin(connection: sa.Connection, study: Study, about: Mapping[str, Any], n_started: int) -> int | None:
-    """Begin a further trial, if the budget has one left."""
+def fenced(attempt: Attempt) -> Fenced:
+    """Return the error of an attempt that no longer belongs to its worker."""
+    return Fenced(f"trial {attempt.number} was reassigned to another worker")
+
+
+def _start_trial(connection: sa.Connection, study: Study, parameters: Mapping[str, Any], n_started: int) -> int | None:
+    """Start a further trial if the budget has one left, and return the id of its attempt."""
     n_trials = planned_trials(study)
     if n_trials is not None and n_started >= n_trials:
         return None
-    connection.execute(sa.text("update hpopt.study set n_started = n_started + 1 where study_id = :study_id"), about)
-    trial_id = optuna_write.claim_waiting(connection, study.study_id)
-    if trial_id is None:
-        trial_id = optuna_write.create_trial(connection, study.study_id)
-    return int(connection.execute(_ADD, {**about, "trial_id": trial_id}).scalar_one())
+    connection.execute(_COUNT_STARTED, parameters)
+    optuna_trial_id = optuna_write.claim_waiting(connection, study.study_id)
+    if optuna_trial_id is None:
+        optuna_trial_id = optuna_write.create_trial(connection, study.study_id)
+    return int(connection.execute(_ADD_ATTEMPT, {**parameters, "optuna_trial_id": optuna_trial_id}).scalar_one())
 
 
-def _retry(connection: sa.Connection, about: Mapping[str, Any]) -> int | None:
-    """Begin a further go of the trial that waits the longest, if there is one."""
-    waiting = connection.execute(_WAITING, about).mappings().first()
-    if waiting is None:
+def _retry(connection: sa.Connection, parameters: Mapping[str, Any]) -> int | None:
+    """Start a further attempt at the trial that has waited the longest, and return the id of the attempt."""
+    last = connection.execute(_NEXT_RETRY, parameters).mappings().first()
+    if last is None:
         return None
-    trial_id = optuna_write.copy_trial(connection, waiting["study_id"], waiting["trial_id"])
-    return int(connection.execute(_ADD_RETRY, {**about, **waiting, "new_trial_id": trial_id}).scalar_one())
+    optuna_trial_id = optuna_write.copy_trial(connection, last["study_id"], last["optuna_trial_id"])
+    row = {**parameters, **last, "optuna_trial_id": optuna_trial_id}
+    return int(connection.execute(_ADD_RETRY, row).scalar_one())
 
 
 def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     row = connection.execute(_ATTEMPT, {"attempt_id": attempt_id}).mappings().one()
-    known = optuna_write.read_known(connection, row["trial_id"])
-    seed = known.user_attrs.get("seed") if row["seed"] is None else row["seed"]
-    return Attempt(
-        **{**row, "seed": seed},
-        params=known.params,
-        is_default=DEFAULT_CONFIGURATION in known.user_attrs,
-        earlier_steps=known.steps,
-    )
+    trial = optuna_write.read_queued(connection, row["optuna_trial_id"])
+    seed = trial.user_attrs.get("seed") if row["seed"] is None else row["seed"]
+    is_default = DEFAULT_CONFIGURATION in trial.user_attrs
+    return Attempt(**{**row, "seed": seed}, params=trial.params, is_default=is_default)
 
 
-def _plain(config: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - JSON.
-    """Give a config as Postgres takes it: what JSON has no word for becomes a string."""
-    return None if config is None else json.loads(json.dumps(dict(config), default=str), parse_constant=str)
+_RECORD_CONTACT = sa.text("select hpopt.record_contact(:worker_id)")
 
+_HELD = sa.text("select attempt_id from hpopt.attempt where worker_id = :worker_id and ended_at is null")
 
-def fenced(attempt: Attempt) -> Fenced:
-    """Give the error of an attempt that is no longer its worker's."""
-    return Fenced(f"trial {attempt.number} was handed on to another worker")
-
-
-_LOCK = sa.text(
+_LOCK_STUDY = sa.text(
     """
     select h.state, h.n_started from hpopt.study h join public.studies s using (study_id)
     where h.study_id = :study_id for no key update
     """
 )
 
-_MINE = sa.text("select attempt_id from hpopt.attempt where worker_id = :worker_id and ended_at is null")
+_COUNT_STARTED = sa.text("update hpopt.study set n_started = n_started + 1 where study_id = :study_id")
 
 _ATTEMPT = sa.text(
     """
-    select a.attempt_id, a.study_id, a.trial_id, a.first_trial_id, t.number, a.go, a.seed
-    from hpopt.attempt a join public.trials t using (trial_id)
+    select a.attempt_id, a.study_id, a.trial_id, a.optuna_trial_id, t.number, a.attempt_number, a.seed
+    from hpopt.attempt a join public.trials t on t.trial_id = a.optuna_trial_id
     where a.attempt_id = :attempt_id
     """
 )
 
-_WAITING = sa.text(
+_NEXT_RETRY = sa.text(
     """
-    select study_id, trial_id, first_trial_id, go, seed from hpopt.goes
+    select study_id, trial_id, optuna_trial_id, attempt_number, seed from hpopt.attempts
     where study_id = :study_id and outcome in ('lost', 'preempted') and is_last
       and coalesce(retry_at, '-infinity') <= now()
-    order by first_trial_id limit 1
+    order by trial_id limit 1
     """
 )
 
-_ADD = sa.text(
+_ADD_ATTEMPT = sa.text(
     """
-    insert into hpopt.attempt (study_id, worker_id, trial_id, first_trial_id)
-    values (:study_id, :worker_id, :trial_id, :trial_id) returning attempt_id
+    insert into hpopt.attempt (study_id, worker_id, optuna_trial_id, trial_id)
+    values (:study_id, :worker_id, :optuna_trial_id, :optuna_trial_id) returning attempt_id
     """
 )
 
 _ADD_RETRY = sa.text(
     """
-    insert into hpopt.attempt (study_id, worker_id, trial_id, first_trial_id, go, seed)
-    values (:study_id, :worker_id, :new_trial_id, :first_trial_id, :go + 1, :seed) returning attempt_id
+    insert into hpopt.attempt (study_id, worker_id, optuna_trial_id, trial_id, attempt_number, seed)
+    values (:study_id, :worker_id, :optuna_trial_id, :trial_id, :attempt_number + 1, :seed) returning attempt_id
     """
 )
 
-# A worker that was taken for dead is back. One that was away for half of what it takes to be taken for dead cannot
-# say who else was silent meanwhile.
-CONTACT = """
-    update hpopt.worker
-    set connected_since = case
-            when seen_at < now() - make_interval(secs => stale_after_s / 2) then now() else connected_since
-        end,
-        seen_at = now(), stopped_at = null, stop_reason = null
-"""
+_START = sa.text(
+    """
+    update hpopt.attempt
+    set seed = :seed, config = cast(:config as jsonb), data_fingerprint = :data_fingerprint, heartbeat_at = now()
+    where attempt_id = :attempt_id and ended_at is null
+    """
+)
 
-_SEEN = sa.text(f"{CONTACT} where worker_id = :worker_id")
-
-_BEAT = sa.text(
-    f"""
+_HEARTBEAT = sa.text(
+    """
     with held as (
         update hpopt.attempt
         set heartbeat_at = now(), device_seconds = extract(epoch from now() - started_at)
         where attempt_id = :attempt_id and ended_at is null
         returning attempt_id
-    ), seen as ({CONTACT} where worker_id = :worker_id returning worker_id)
-    select exists (select from held) as is_held, state
-    from hpopt.study where study_id = :study_id and exists (select from seen)
-    """  # noqa: S608 - the only thing put in is the constant above.
+    )
+    select exists (select from held) as is_held, s.state
+    from hpopt.study s cross join hpopt.record_contact(:worker_id) contact (worker_id)
+    where s.study_id = :study_id and contact.worker_id is not null
+    """
 )
 
-
-_TOO_OFTEN = ":reason || ' (' || :n_goes || ' times in a row without progress)'"
-
 _END = sa.text(
-    f"""
-    with ended as (
-        update hpopt.attempt a
-        set ended_at = now(), retry_at = now() + make_interval(secs => :retry_after_s),
-            device_seconds = case when :is_live then extract(epoch from now() - a.started_at) else a.device_seconds end,
-            {ended_as(kind=":outcome", reason=":reason", too_often=_TOO_OFTEN)}
-        from public.trials t
-        where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.trial_id
-        returning a.outcome, t.state = 'RUNNING' as is_ours, a.study_id, a.device_seconds
-    ), charged as ({CHARGE})
-    select outcome, is_ours from ended
-    """  # noqa: S608 - what is put in are the constants above.
+    """
+    select outcome, is_running
+    from hpopt.end_attempt(:attempt_id, :outcome, :reason, :is_live, :retry_after_s, :max_attempts)
+    """
 )
 
 _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attempt_id")
 
-# Figures in a reason differ from trial to trial. What was silent for too long has no reason in common.
+# Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common.
 _PAUSE = sa.text(
     """
     update hpopt.study s
@@ -312,14 +304,14 @@ _PAUSE = sa.text(
     from (
         select min(last.reason) as reason
         from (
-            select g.first_trial_id, g.outcome, g.reason
-            from hpopt.goes g join hpopt.study h using (study_id)
-            where g.study_id = :study_id and g.ended_at > h.state_since and g.outcome <> 'preempted'
-            order by g.ended_at desc limit :n_failures
+            select a.trial_id, a.outcome, a.reason
+            from hpopt.attempts a join hpopt.study h using (study_id)
+            where a.study_id = :study_id and a.ended_at > h.state_since and a.outcome <> 'preempted'
+            order by a.ended_at desc limit :n_failures
         ) last
-        having count(distinct last.first_trial_id) = :n_failures
+        having count(distinct last.trial_id) = :n_failures
            and count(distinct regexp_replace(last.reason, '[0-9.]+', '0', 'g')) = 1
-           and bool_and(last.outcome in ('failed', 'lost') and last.reason not like 'silent for %')
+           and bool_and(last.outcome in ('failed', 'lost') and last.reason not like 'heartbeat expired%')
     ) f
     where s.study_id = :study_id and s.state = 'open'
     """

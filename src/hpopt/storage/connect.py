@@ -1,4 +1,4 @@
-"""Owns getting at a database, by URL or the embedded one of a folder. Leaves its rows to its neighbours."""
+"""Open a database by its URL, or the embedded one of a folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from hpopt.storage.database import Database
 
 
 @contextmanager
-def open_database(url: str | None, home: Path, *, make: bool = False) -> Iterator[Database]:
-    """Open the database that `url` names, else the embedded one under `home`; `make` makes and migrates it.
+def open_database(url: str | None, home: Path, *, create: bool = False) -> Iterator[Database]:
+    """Open the database of `url`, else the embedded one below `home`; with `create`, create and migrate it.
 
-    The embedded server is started if it does not run, and stopped at the end if it was started here and nobody else
-    uses it. Raises DatabaseError if it cannot be had, and unless its tables are those of this hpopt.
+    The embedded server is started if it does not run, and stopped at the end if it was started here and no other
+    process uses it. Raises DatabaseError if it is unreachable or its tables are those of another version.
     """
     if url is not None:
-        with _ready(url, make=make) as database:
+        with _ready(url, create=create) as database:
             yield database
         return
-    if not make and not server.exists(home):
-        raise DatabaseError(f"{home}: no database here yet; `hpopt run FILE` makes one, --storage names another")
+    if not create and not server.exists(home):
+        raise DatabaseError(f"{home}: no database here yet; `hpopt run FILE` creates one, --storage names another")
     is_started_here = server.running_url(home) is None
     try:
-        with server.use(home), _ready(server.start(home), make=make) as database:
+        with server.use(home), _ready(server.start(home), create=create) as database:
             yield database
     finally:
         if is_started_here:
@@ -33,10 +33,10 @@ def open_database(url: str | None, home: Path, *, make: bool = False) -> Iterato
 
 
 @contextmanager
-def _ready(url: str, *, make: bool) -> Iterator[Database]:
+def _ready(url: str, *, create: bool) -> Iterator[Database]:
     database = Database(url)
     try:
-        if make:
+        if create:
             migrate.upgrade(database)
         else:
             migrate.require_current(database)

@@ -1,7 +1,4 @@
-"""Owns steering a study while it runs: pause, resume, stop, and configurations to try next.
-
-Leaves obeying to the workers, and what a configuration may be to study/.
-"""
+"""Pause, resume and stop a study, and enqueue configurations to try next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,77 +12,77 @@ from hpopt.errors import InputError
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
-from hpopt.storage.progress import Books
+from hpopt.storage.progress import BudgetUsage
 from hpopt.storage.studies import Study
 
-# The reason of a state for which nobody gave one.
-_BY_HAND = "by hand"
+# The reason of a state for which none was given.
+_MANUALLY = "manually"
 
 
 @dataclass(frozen=True, kw_only=True)
-class State:
-    """Whether a study is open, paused or stopped, why, since when, and how many trials are running or to be retried."""
+class StudyState:
+    """Whether a study is open, paused or stopped, why and since when, and how many trials run or wait for a retry."""
 
     state: str
     reason: str | None
     since: datetime
     n_running: int
-    n_to_retry: int
+    n_pending_retry: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Enqueued:
-    """The trial of a configuration, new or known: how many are tried before it, and what ends the study before that."""
+class EnqueuedTrial:
+    """The trial of a configuration: whether it is new, how many come before it, and what ends the study before it."""
 
     trial: int
     is_new: bool
     n_ahead: int = 0
-    ends_before: str | None = None
+    blocked_by: str | None = None
 
 
-def find_state(database: Database, study: Study) -> State:
-    """Say what holds for a study."""
+def read_state(database: Database, study: Study) -> StudyState:
+    """Return the state of a study."""
     with database.begin() as connection:
         return _read_state(connection, study)
 
 
-def pause(database: Database, study: Study, reason: str | None = None) -> State:
-    """Let the workers hand their trials back and wait; raises InputError for a study that is stopped.
+def pause(database: Database, study: Study, reason: str | None = None) -> StudyState:
+    """Pause a study: workers requeue their trials with a checkpoint and wait. Raises InputError if it is stopped.
 
-    A study that is paused stays so, for the reason it was, unless another is given.
+    A study that is paused already keeps its reason unless another is given.
     """
     with database.brief() as connection:
-        about = {"study_id": study.study_id, "reason": reason, "otherwise": _BY_HAND}
-        connection.execute(_PAUSE, about)
+        parameters = {"study_id": study.study_id, "reason": reason, "default_reason": _MANUALLY}
+        connection.execute(_PAUSE, parameters)
         state = _read_state(connection, study)
     if state.state == "stopped":
         raise InputError(f"study '{study.name}' is stopped; `hpopt resume {study.name}` opens it again")
     return state
 
 
-def resume(database: Database, study: Study) -> State:
-    """Let the workers go on with a study that is paused or stopped."""
-    return _turn(database, study, "open", None)
+def resume(database: Database, study: Study) -> StudyState:
+    """Open a study that is paused or stopped."""
+    return _set_state(database, study, "open", None)
 
 
-def stop(database: Database, study: Study) -> State:
-    """End a study with what it has: running trials end at their next evaluation, and the workers leave."""
-    return _turn(database, study, "stopped", _BY_HAND)
+def stop(database: Database, study: Study) -> StudyState:
+    """Stop a study: running trials end at their next evaluation, and workers exit."""
+    return _set_state(database, study, "stopped", _MANUALLY)
 
 
-def enqueue(database: Database, study: Study, params: Mapping[str, Scalar]) -> Enqueued:
-    """Let a configuration be tried next, unless it was or will be; what it leaves out is sampled.
+def enqueue(database: Database, study: Study, params: Mapping[str, Scalar]) -> EnqueuedTrial:
+    """Enqueue a configuration unless it was tried or enqueued before; params that are left out are sampled.
 
-    Two people who enqueue the same one in the same moment get two trials. Raises InputError for a study of a grid.
+    Two calls with the same configuration at the same moment enqueue two trials. Raises InputError for a grid.
     """
     if study.file.sampler.name == "grid":
         raise InputError(
             f"study '{study.name}' tries a grid, whose points are all enqueued;"
             " write others into [[enqueue]] of its file and `hpopt create` it again"
         )
-    known = _find_configuration(database, study, params)
-    if known is not None:
-        return Enqueued(trial=known, is_new=False)
+    existing = _find_configuration(database, study, params)
+    if existing is not None:
+        return EnqueuedTrial(trial=existing, is_new=False)
     with database.begin() as connection:
         ahead = connection.execute(_AHEAD, {"study_id": study.study_id}).one()
     with database.errors():
@@ -93,35 +90,35 @@ def enqueue(database: Database, study: Study, params: Mapping[str, Scalar]) -> E
     added = _find_configuration(database, study, params)
     if added is None:
         raise InputError(f"study '{study.name}' was deleted")
-    ends_before = _ends_before(study, budget.read_books(database, study), ahead.n_enqueued)
-    return Enqueued(trial=added, is_new=True, n_ahead=sum(ahead), ends_before=ends_before)
+    blocked_by = _blocked_by(study, budget.read_usage(database, study), ahead.n_enqueued)
+    return EnqueuedTrial(trial=added, is_new=True, n_ahead=sum(ahead), blocked_by=blocked_by)
 
 
-def _ends_before(study: Study, spent: Books, n_enqueued: int) -> str | None:
-    """Say what ends the study before it comes to a trial that has so many enqueued ones before it, or None."""
-    hours = {"device_hours": spent.device_hours, "wall_hours": spent.wall_hours}
-    limit = budget.spent(study, **hours, best_value=spent.best_value)
+def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None:
+    """Return what ends the study before it starts a trial behind n_enqueued others, or None."""
+    hours = {"device_hours": usage.device_hours, "wall_hours": usage.wall_hours}
+    limit = budget.compare(study, **hours, best_value=usage.best_value)
     n_trials = budget.planned_trials(study)
-    if limit is not None or n_trials is None or spent.n_started + n_enqueued < n_trials:
+    if limit is not None or n_trials is None or usage.n_started + n_enqueued < n_trials:
         return limit
-    return f"the budget of {n_trials} trials is " + ("spent" if spent.n_started >= n_trials else "taken")
+    return f"trials budget {'exhausted' if usage.n_started >= n_trials else 'reserved'} ({n_trials})"
 
 
-def _turn(database: Database, study: Study, state: str, reason: str | None) -> State:
+def _set_state(database: Database, study: Study, state: str, reason: str | None) -> StudyState:
     with database.brief() as connection:
-        connection.execute(_TURN, {"study_id": study.study_id, "state": state, "reason": reason})
+        connection.execute(_SET_STATE, {"study_id": study.study_id, "state": state, "reason": reason})
         return _read_state(connection, study)
 
 
-def _read_state(connection: sa.Connection, study: Study) -> State:
+def _read_state(connection: sa.Connection, study: Study) -> StudyState:
     row = connection.execute(_STATE, {"study_id": study.study_id}).mappings().one_or_none()
     if row is None:
         raise InputError(f"study '{study.name}' was deleted")
-    return State(**row)
+    return StudyState(**row)
 
 
 def _find_configuration(database: Database, study: Study, params: Mapping[str, Scalar]) -> int | None:
-    """Give the number of the trial that was asked for with these params, or that has these and no others."""
+    """Return the number of the trial that was enqueued with these params, or that has these and no others."""
     with database.begin() as connection:
         rows = connection.execute(_CONFIGURATION, {"study_id": study.study_id, "params": dict(params)})
         return next((int(number) for (number,) in rows), None)
@@ -130,10 +127,10 @@ def _find_configuration(database: Database, study: Study, params: Mapping[str, S
 _STATE = sa.text(
     """
     select s.state, s.state_reason as reason, s.state_since as since,
-           (select count(*)::int from hpopt.goes g
-            where g.study_id = s.study_id and g.ended_at is null) as n_running,
-           (select count(*)::int from hpopt.goes g
-            where g.study_id = s.study_id and g.is_last and g.outcome in ('lost', 'preempted')) as n_to_retry
+           (select count(*)::int from hpopt.attempts a
+            where a.study_id = s.study_id and a.ended_at is null) as n_running,
+           (select count(*)::int from hpopt.attempts a
+            where a.study_id = s.study_id and a.is_last and a.outcome in ('lost', 'preempted')) as n_pending_retry
     from hpopt.study s where s.study_id = :study_id
     """
 )
@@ -141,36 +138,37 @@ _STATE = sa.text(
 _PAUSE = sa.text(
     """
     update hpopt.study
-    set state_reason = coalesce(:reason, case when state = 'paused' then state_reason end, :otherwise),
+    set state_reason = coalesce(:reason, case when state = 'paused' then state_reason end, :default_reason),
         state_since = case when state = 'paused' then state_since else now() end,
         state = 'paused'
     where study_id = :study_id and state <> 'stopped'
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
 
-_TURN = sa.text(
+_SET_STATE = sa.text(
     """
     update hpopt.study set state = :state, state_reason = :reason, state_since = now()
     where study_id = :study_id and state <> :state
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
 
-# Trials that wait to be retried come first, then what was enqueued earlier.
+# Trials to be retried come first, then those that were enqueued earlier.
 _AHEAD = sa.text(
     """
-    select count(*) filter (where n_attempts > 0)::int as n_to_retry,
+    select count(*) filter (where n_attempts > 0)::int as n_pending_retry,
            count(*) filter (where n_attempts = 0)::int as n_enqueued
     from hpopt.trials where study_id = :study_id and state = 'WAITING'
     """
 )
 
-# What somebody asked for is kept at the first go of a trial, and may be a part of its params.
+# The enqueued params are kept with the first attempt of a trial, and can be a part of its params.
 _CONFIGURATION = sa.text(
     """
     select t.trial
     from hpopt.trials t
-    left join public.trial_system_attributes asked on asked.trial_id = t.first_trial_id and asked.key = 'fixed_params'
-    where t.study_id = :study_id and (asked.value_json::jsonb = :params or t.params = :params)
+    left join public.trial_system_attributes enqueued
+        on enqueued.trial_id = t.trial_id and enqueued.key = 'fixed_params'
+    where t.study_id = :study_id and (enqueued.value_json::jsonb = :params or t.params = :params)
     order by t.trial limit 1
     """
 ).bindparams(sa.bindparam("params", type_=JSONB))

@@ -1,4 +1,4 @@
-"""Owns the connections to Postgres, ours and Optuna's. Leaves what is said over them to its neighbours."""
+"""Connect to PostgreSQL, for hpopt and for Optuna's storage."""
 
 import ipaddress
 import select
@@ -19,19 +19,19 @@ from hpopt.errors import DatabaseError
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
-# A transaction that others wait for ends by itself when its process is frozen in the middle of it.
+# A transaction that holds locks is ended by the server when its process is frozen.
 _LOCK_TIMEOUT_S = 10
-_ANSWER_WITHIN_S = 20
+_RESPONSE_TIMEOUT_S = 20
 _BRIEF = f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'; set local idle_in_transaction_session_timeout = '10 s'"
 # The SQLSTATE of read_only_sql_transaction.
 READ_ONLY = "25006"
 
-# A worker uses one; the second is for those that work in several threads, as the dashboard does.
+# A worker uses one connection; the second is for processes with several threads, such as the dashboard.
 _ENGINE_OPTIONS = {
     "pool_size": 1,
     "max_overflow": 1,
     "pool_pre_ping": True,
-    # The kernel notices a cut cable; without these it would take two hours.
+    # With these the kernel detects a lost connection after some 20 s, without them after two hours.
     "connect_args": {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "tcp_user_timeout": 10_000,
@@ -43,7 +43,7 @@ _ENGINE_OPTIONS = {
 
 
 class Database:
-    """A Postgres with Optuna's tables and ours."""
+    """A PostgreSQL database with the tables of Optuna and hpopt."""
 
     def __init__(self, url: str) -> None:
         self._url = parse_url(url)
@@ -54,32 +54,42 @@ class Database:
 
     @property
     def url(self) -> str:
-        """The whole URL, password included: for child processes, never for output."""
+        """The URL with the password: for child processes, never for output."""
         return self._url.render_as_string(hide_password=False)
 
     @property
     def password(self) -> str | None:
-        """The password in the URL: for files that only their owner can read."""
-        found = self._url.password or self._url.query.get("password")
-        return None if found is None else str(found)
+        """The password of the URL: for files that only their owner can read."""
+        password = self._url.password or self._url.query.get("password")
+        return None if password is None else str(password)
 
     @property
     def url_without_password(self) -> str:
-        """The whole URL but for the password, options such as sslmode included."""
+        """The URL without the password, with options such as sslmode."""
         return self._url._replace(password=None).difference_update_query(["password"]).render_as_string()
 
     @property
+    def libpq_url(self) -> str:
+        """The URL without the password, as psql and other programs of libpq take it."""
+        return (
+            self._url.set(drivername="postgresql")
+            .difference_update_query(["password"])
+            ._replace(password=None)
+            .render_as_string()
+        )
+
+    @property
     def is_on_loopback(self) -> bool:
-        """Whether only processes of this machine reach it: by a socket of the file system, or the loopback network."""
+        """Whether only processes of this machine reach it: over a Unix socket or the loopback network."""
         host = self._url.host or self._url.query.get("host") or ""
         hosts = [host] if isinstance(host, str) else host
-        return any(not each or each.startswith("/") or is_loopback(each) for each in hosts)
+        return any(not name or name.startswith("/") or is_loopback(name) for name in hosts)
 
     @property
     def address(self) -> str:
         """User, host, port and database, without the password."""
-        where = {part: getattr(self._url, part) for part in ("username", "host", "port", "database")}
-        return sa.URL.create("postgresql", **where).render_as_string()
+        parts = {part: getattr(self._url, part) for part in ("username", "host", "port", "database")}
+        return sa.URL.create("postgresql", **parts).render_as_string()
 
     @cached_property
     def optuna(self) -> BaseStorage:
@@ -88,12 +98,12 @@ class Database:
 
     @cached_property
     def uncached_optuna(self) -> RDBStorage:
-        """Optuna's storage on the same database, which reads everything anew."""
-        # Optuna's models take a moment to import, and most verbs go without its storage.
+        """Optuna's storage on the same database, without a cache."""
+        # The import takes a while, and most commands do not need it.
         from hpopt.storage.optuna_read import ReadingStorage  # noqa: PLC0415
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # Optuna passes the URL through str.format, which would take braces in a password for fields.
+        # Optuna passes the URL through str.format, which treats braces in a password as fields.
         escaped = self.url.replace("{", "{{").replace("}", "}}")
         with self.errors():
             return ReadingStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
@@ -107,61 +117,61 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
-        """Open one transaction: committed at the end, rolled back on any error. Raises DatabaseError when lost."""
+        """Open one transaction: committed at the end, rolled back on any error. Raises DatabaseError if it is lost."""
         with self.errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def brief(self) -> Iterator[sa.Connection]:
-        """Open a transaction that others may wait for: it neither waits for a lock nor holds one for long."""
+        """Open a transaction with timeouts, so that it neither waits for a lock nor holds one for long."""
         with self.begin() as connection:
             connection.exec_driver_sql(_BRIEF)
             yield connection
 
     @contextmanager
     def statement(self) -> Iterator[sa.Connection]:
-        """Open a connection for one statement, which commits itself: one way there and back."""
+        """Open a connection in autocommit mode for one statement: one round trip."""
         with self.errors(), self.engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
-    def release(self) -> None:
-        """Close the connections that nobody uses at the moment."""
+    def disconnect(self) -> None:
+        """Close the idle connections."""
         self.engine.dispose()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn what our library and Optuna's raise when the database does not answer into DatabaseError."""
+        """Raise DatabaseError for the errors of drivers and of Optuna that mean an unreachable database."""
         try:
             yield
         except (DBAPIError, StorageInternalError, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-            # The last two come from giving a broken connection back, where SQLAlchemy does not translate them.
-            if isinstance(error, DBAPIError) and not _is_out_of_reach(error):
+            # psycopg2's own errors come from returning a broken connection, where SQLAlchemy does not wrap them.
+            if isinstance(error, DBAPIError) and not _is_unreachable(error):
                 raise
             raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a name or an address reaches no further than this machine."""
+    """Return whether a host name or address is that of this machine's loopback network."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def limit_waits() -> None:
-    """Let every wait for an answer in this process end with an error after a while.
+def set_response_timeout() -> None:
+    """Let every query of this process fail if the server does not respond within 20 s.
 
-    A server or a proxy that hangs keeps its connection alive, and psycopg2 would wait for it for ever.
+    A server or proxy that hangs keeps its connection alive, and psycopg2 has no timeout of its own.
     """
-    psycopg2.extensions.set_wait_callback(_wait_for_answer)
+    psycopg2.extensions.set_wait_callback(_wait_for_response)
 
 
-def _wait_for_answer(connection: psycopg2.extensions.connection) -> None:
-    deadline = time.monotonic() + _ANSWER_WITHIN_S
+def _wait_for_response(connection: psycopg2.extensions.connection) -> None:
+    deadline = time.monotonic() + _RESPONSE_TIMEOUT_S
     while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            raise psycopg2.OperationalError(f"no answer for {_ANSWER_WITHIN_S} s")
+            raise psycopg2.OperationalError(f"no response for {_RESPONSE_TIMEOUT_S} s")
         waiting = select.poll()
         waiting.register(
             connection.fileno(), select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT
@@ -170,7 +180,7 @@ def _wait_for_answer(connection: psycopg2.extensions.connection) -> None:
 
 
 def parse_url(url: str) -> sa.URL:
-    """Read a Postgres URL in any of its usual spellings; raises DatabaseError without repeating the password."""
+    """Parse a PostgreSQL URL in any of its usual spellings. Raises DatabaseError, without the password."""
     try:
         parsed = sa.make_url(url)
     except (ArgumentError, ValueError):
@@ -180,19 +190,19 @@ def parse_url(url: str) -> sa.URL:
     backend = parsed.drivername.partition("+")[0]
     if backend not in {"postgresql", "postgres"}:
         raise DatabaseError(
-            f"storage '{backend}' is not supported; hpopt keeps its studies in Postgres (postgresql://...)"
+            f"storage '{backend}' is not supported; hpopt stores its studies in PostgreSQL (postgresql://...)"
         )
     return parsed.set(drivername=DRIVER)
 
 
-def _is_out_of_reach(error: DBAPIError) -> bool:
-    # After a failover the old primary still answers, but takes no writes.
+def _is_unreachable(error: DBAPIError) -> bool:
+    # After a failover the old primary still responds, but is read-only.
     is_read_only = getattr(error.orig, "pgcode", None) == READ_ONLY
     return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated or is_read_only
 
 
 def _first_line(error: Exception) -> str:
-    # Optuna's error speaks of invalid data; what happened is in its cause.
+    # The message of Optuna's error mentions invalid data; its cause has what happened.
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
     lines = [line.strip() for line in str(getattr(cause, "orig", cause)).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Owns bringing a database to the version of this hpopt. Leaves the tables to tables.py and the steps to alembic/."""
+"""Upgrade a database to the tables and views of this version of hpopt."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,52 +11,63 @@ from alembic.script import ScriptDirectory
 
 from alembic import command
 from hpopt.errors import DatabaseError
-from hpopt.storage import optuna_write, tables
+from hpopt.storage import optuna_write, tables, views
 from hpopt.storage.database import Database
 
 _PACKAGE = Path(__file__).parent.parent
-# "hpopt" in ASCII: the advisory lock that keeps two upgrades apart.
+# "hpopt" in ASCII: the advisory lock of upgrades.
 _UPGRADE_LOCK = 0x68706F7074
 _SCHEMA_COMMENT = f"select obj_description('{tables.SCHEMA}'::regnamespace, 'pg_namespace')"
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Make Optuna's tables, then ours and the views over both; changes nothing where all is current.
+    """Create or upgrade Optuna's tables, then ours and the views over both; a current database is not changed.
 
-    Who may not change tables can thus use a current database, and grants and views of others on ours stay.
+    A user without the right to change tables can thus use a current database, and grants and views of others stay.
+    Raises DatabaseError for tables that this version cannot upgrade.
     """
     if revision == "head" and _is_current(database):
         return
+    _require_known(database)
     _prepare_schema(database)
     with _upgrading(database) as connection:
         schema = connection.scalar(sa.text("select current_schema()"))
         if schema != "public":
-            raise DatabaseError(f"{database.address}: the search path begins with {schema}; Optuna needs public")
-        # Optuna creates its tables over a connection of its own, within the lock, before ours refer to them.
+            raise DatabaseError(f"{database.address}: the search path begins with {schema}; Optuna requires public")
+        # Optuna creates its tables over a connection of its own, under the lock, before ours refer to them.
         _ = database.optuna
         command.upgrade(_config(connection), revision)
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Go back to an older revision of our tables, or to `base`, which drops them with their rows."""
+    """Downgrade our tables to an older revision, or to `base`, which drops them with their rows."""
     with _upgrading(database) as connection:
         command.downgrade(_config(connection), revision)
 
 
 def require_current(database: Database) -> None:
-    """Raise DatabaseError unless our tables are at the revision of this hpopt."""
+    """Raise DatabaseError unless the tables are those of this version of hpopt."""
+    _require_known(database)
     current, head = _revisions(database)
     if current is None:
-        raise DatabaseError(f"{database.address}: no hpopt tables here; run `hpopt db upgrade`")
+        raise DatabaseError(f"{database.address}: no tables of hpopt; run `hpopt db upgrade`")
     if current != head:
         raise DatabaseError(
             f"{database.address}: tables at revision {current}, expected {head}; run `hpopt db upgrade`"
         )
     with database.begin() as connection:
-        theirs = connection.scalar(sa.text("select version_num from public.alembic_version"))
-    if theirs != optuna_write.REVISION:
+        revision = connection.scalar(sa.text("select version_num from public.alembic_version"))
+    if revision != optuna_write.REVISION:
+        raise DatabaseError(f"{database.address}: Optuna's tables are at {revision}, expected {optuna_write.REVISION}")
+
+
+def _require_known(database: Database) -> None:
+    """Raise DatabaseError if the tables are at a revision that this version does not have."""
+    current, _ = _revisions(database)
+    if current is not None and current not in {script.revision for script in _scripts().walk_revisions()}:
         raise DatabaseError(
-            f"{database.address}: Optuna's tables are at {theirs}, this hpopt writes those of {optuna_write.REVISION}"
+            f"{database.address}: tables at revision {current}, which this version of hpopt cannot upgrade; use another"
+            " database, or the version that created it"
         )
 
 
@@ -65,19 +76,23 @@ def _is_current(database: Database) -> bool:
     if current != head:
         return False
     with database.begin() as connection:
-        return bool(connection.scalar(sa.text(_SCHEMA_COMMENT)) == tables.views_version())
+        return bool(connection.scalar(sa.text(_SCHEMA_COMMENT)) == views.views_version())
 
 
 def _revisions(database: Database) -> tuple[str | None, str | None]:
     with database.begin() as connection:
         context = MigrationContext.configure(connection, opts={"version_table_schema": tables.SCHEMA})
         current = context.get_current_revision()
-    return current, ScriptDirectory.from_config(_config()).get_current_head()
+    return current, _scripts().get_current_head()
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 @contextmanager
 def _upgrading(database: Database) -> Iterator[sa.Connection]:
-    """Open a transaction that only one upgrade at a time can be in."""
+    """Open a transaction under the lock of upgrades."""
     try:
         with database.begin() as connection:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
@@ -90,20 +105,20 @@ def _prepare_schema(database: Database) -> None:
     with _upgrading(database) as connection:
         connection.execute(sa.text(f"create schema if not exists {tables.SCHEMA}"))
         schema = connection.scalar(sa.text("select current_schema()"))
-        # The default search path begins with the user's own name: for a user called hpopt that is our schema.
+        # The default search path begins with the user's name, which for a user called hpopt is our schema.
         if schema == tables.SCHEMA:
             name = connection.scalar(sa.text("select quote_ident(current_database())"))
             connection.execute(sa.text(f"alter role current_user in database {name} set search_path = public"))
         elif schema != "public":
             raise DatabaseError(
-                f"{database.address}: the first schema of the search path is {schema}; hpopt needs public"
+                f"{database.address}: the first schema of the search path is {schema}; hpopt requires public"
             )
     database.engine.dispose()
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
     config = Config()
-    # The wheel carries the migrations inside the package; an editable install reads the folder beside src/.
+    # A wheel has the migrations inside the package; an editable install reads the folder beside src/.
     packaged = _PACKAGE / "alembic"
     scripts = packaged if packaged.is_dir() else _PACKAGE.parent.parent / "alembic"
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))

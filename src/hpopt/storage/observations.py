@@ -1,7 +1,7 @@
-"""Owns what a worker's sampler has seen: the trials of its study as columns, kept in step with the database.
+"""Keep the trials of a study as columns for its sampler.
 
-Optuna's own storage reads every running trial again for each parameter, and all trials with all their values at first.
-Here one query brings what has changed: params, final values, and of a pruned trial its last value.
+Optuna's storage reads every running trial again for each parameter, and at first all trials with all their values. Here
+one query reads what has changed: params, final values, and the last value of a pruned trial.
 """
 
 import math
@@ -15,52 +15,52 @@ from optuna.distributions import distribution_to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler, tpe
 from hpopt.search.sampler import Draw
-from hpopt.search.tpe import Observed
+from hpopt.search.tpe import Observations
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
 _FIRST_CAPACITY = 256
-# The kind of a trial that tells the sampler nothing: it failed, or was handed back.
-_NONE = -1
+# The kind of a trial that the sampler ignores: it failed or was requeued.
+_IGNORED = -1
 
 
-class History:
-    """The trials of a study, as its sampler sees them: running, complete and pruned ones with all their params."""
+class ObservedTrials:
+    """The running, complete and pruned trials of a study that have all of its params."""
 
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
         self._study = study
         self._space = sampler.to_distributions(study.file.search_space)
         self._json = [distribution_to_json(distribution) for distribution in self._space.values()]
-        self._sign = 1.0 if study.file.direction == "minimize" else -1.0
+        self._sign = study.file.direction.sign
         self._newest = 0
         self._open: set[int] = set()
-        # The row of each trial, by its id; ids rise with the numbers.
-        self._places: dict[int, int] = {}
+        # The row of each trial by its id; ids ascend with the numbers.
+        self._positions: dict[int, int] = {}
         self._rows = np.zeros(_FIRST_CAPACITY, dtype=_columns(len(self._space)))
 
     def refresh(self) -> None:
-        """Take in what has changed in the database since the last time."""
-        about = {
+        """Read what has changed in the database since the last call."""
+        parameters = {
             "study_id": self._study.study_id,
             "newest": self._newest,
             "open": list(self._open),
             "distributions": self._json,
         }
         with self._database.statement() as connection:
-            for row in connection.execute(_CHANGED, about).mappings():
-                self._take_in({**row})
+            for row in connection.execute(_CHANGED, parameters).mappings():
+                self._update({**row})
 
-    def observed(self) -> Observed:
-        """Give what the sampler learns from."""
-        rows = self._rows[: len(self._places)]
-        rows = rows[rows["kind"] != _NONE]
-        values = {name: rows["values"][:, place] for place, name in enumerate(self._space)}
-        return Observed(values=values, kind=rows["kind"], step=rows["step"], score=rows["score"])
+    def observations(self) -> Observations:
+        """Return what the sampler learns from."""
+        rows = self._rows[: len(self._positions)]
+        rows = rows[rows["kind"] != _IGNORED]
+        values = {name: rows["values"][:, position] for position, name in enumerate(self._space)}
+        return Observations(values=values, kind=rows["kind"], step=rows["step"], score=rows["score"])
 
     def propose(self, study: Study, attempt: Attempt) -> dict[str, Scalar]:
-        """Sample the params of a trial as the study's file asks now; those that it has already stay as they are."""
+        """Sample the params that a trial lacks, with the sampler of the current study file."""
         section = study.file.sampler
         draw = Draw(
             algorithm=section.name,
@@ -68,31 +68,31 @@ class History:
             seed=section.seed,
             number=attempt.number,
         )
-        return sampler.propose(draw, self._space, self.observed(), attempt.params)
+        return sampler.propose(draw, self._space, self.observations(), attempt.params)
 
-    def _take_in(self, row: Mapping[str, Any]) -> None:
+    def _update(self, row: Mapping[str, Any]) -> None:
         trial_id = row["trial_id"]
         self._newest = max(self._newest, trial_id)
         (self._open.add if row["state"] in {"RUNNING", "WAITING"} else self._open.discard)(trial_id)
-        place = self._places.setdefault(trial_id, len(self._places))
-        if place == len(self._rows):
+        position = self._positions.setdefault(trial_id, len(self._positions))
+        if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
         kind = self._kind(row)
-        self._rows["kind"][place] = kind
-        if kind == _NONE:
+        self._rows["kind"][position] = kind
+        if kind == _IGNORED:
             return
         values = dict(zip(row["names"], row["internal"], strict=True))
-        self._rows["values"][place] = [values[name] for name in self._space]
-        self._rows["step"][place] = -1 if row["last_step"] is None else row["last_step"]
-        self._rows["score"][place] = self._score(row, kind)
+        self._rows["values"][position] = [values[name] for name in self._space]
+        self._rows["step"][position] = -1 if row["last_step"] is None else row["last_step"]
+        self._rows["score"][position] = self._score(row, kind)
 
     def _kind(self, row: Mapping[str, Any]) -> int:
-        # One that has no params yet, never got any, or has those of another space tells the sampler nothing.
+        # A trial without params, or with those of another space, is ignored.
         if set(row["names"]) != self._space.keys():
-            return _NONE
+            return _IGNORED
         if row["state"] in {"COMPLETE", "PRUNED"} and row["violation"] > 0:
             return tpe.INFEASIBLE
-        return {"COMPLETE": tpe.COMPLETE, "PRUNED": tpe.PRUNED, "RUNNING": tpe.RUNNING}.get(row["state"], _NONE)
+        return {"COMPLETE": tpe.COMPLETE, "PRUNED": tpe.PRUNED, "RUNNING": tpe.RUNNING}.get(row["state"], _IGNORED)
 
     def _score(self, row: Mapping[str, Any], kind: int) -> float:
         if kind == tpe.INFEASIBLE:
@@ -107,17 +107,15 @@ def _columns(n_params: int) -> np.dtype[Any]:
     return np.dtype([("kind", np.int8), ("step", np.int64), ("score", np.float64), ("values", np.float64, (n_params,))])
 
 
-# Trials are added under a lock on their study, so that a higher id is a later one.
+# Trials are added under a lock on their study, so that a higher id is a later trial.
 _CHANGED = sa.text(
     """
     select t.trial_id, t.state::text as state,
            case v.value_type when 'FINITE' then v.value when 'INF_POS' then 'inf' else '-inf' end as value,
            p.names, p.internal, l.step as last_step, l.value as last_value,
-           (
-               select coalesce(sum(greatest(c.value_json::double precision, 0)), 0)
-               from public.trial_system_attributes c
-               where c.trial_id = t.trial_id and c.key like 'constraints:%'
-           ) as violation
+           coalesce((
+               select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
+           ), 0) as violation
     from public.trials t
     left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
     cross join lateral (

@@ -1,6 +1,6 @@
-"""Owns reading Optuna's trials: all that its own storage gives, by one statement instead of its objects.
+"""Read Optuna's trials by one statement instead of Optuna's object-relational mapping.
 
-Leaves everything else to Optuna's storage, and writing to optuna_rows.py. A test holds what the two read equal.
+A test compares the trials with those of Optuna's storage.
 """
 
 import json
@@ -15,12 +15,12 @@ from optuna.storages._rdb.models import StudyModel
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
-# The ranges of a study are few; a server may show the trials of many studies.
+# A study has few distributions; a dashboard can show many studies.
 _MAX_DISTRIBUTIONS = 1024
 
 
 class ReadingStorage(RDBStorage):
-    """Optuna's storage with a reader of its own: 5,000 trials of 20 evaluations take it a tenth of the time."""
+    """Optuna's storage with a faster reader: 5,000 trials of 20 evaluations take a tenth of the time."""
 
     def _get_trials(
         self,
@@ -29,17 +29,17 @@ class ReadingStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Give the trials after a number and those of some numbers. Raises KeyError if there is no such study."""
-        about = {
+        """Return the trials after an id and those of some ids. Raises KeyError if there is no such study."""
+        parameters = {
             "study_id": study_id,
             "states": [state.name for state in TrialState if states is None or state in states],
             "included": list(included_trial_ids),
             "newest": trial_id_greater_than,
         }
-        # Optuna's own session, so that a lost database and a missing study are told as it tells them.
+        # Optuna's own session, so that a lost connection and a missing study raise its errors.
         with _create_scoped_session(self.scoped_session) as session:
             StudyModel.find_or_raise_by_id(study_id, session)
-            return [_frozen_trial(row) for row in session.execute(_TRIALS, about).mappings()]
+            return [_frozen_trial(row) for row in session.execute(_TRIALS, parameters).mappings()]
 
 
 def _frozen_trial(row: sa.RowMapping) -> FrozenTrial:
@@ -63,17 +63,17 @@ def _frozen_trial(row: sa.RowMapping) -> FrozenTrial:
 
 @lru_cache(_MAX_DISTRIBUTIONS)
 def _distribution(text: str) -> BaseDistribution:
-    # Trials share what is read once: nobody changes a distribution.
+    # Trials share a distribution; it is immutable.
     return json_to_distribution(text)
 
 
 def _local(time: datetime | None) -> datetime | None:
-    # Optuna's tables have UTC and its trials local time, both without saying so.
+    # Optuna's tables have UTC and its trials local time, both without a time zone.
     return None if time is None else time.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
-# A value that is not finite is stored by its kind. Attributes are texts that only Python reads: it writes NaN and
-# Infinity, which Postgres refuses in a JSON.
+# A value that is not finite is stored by its type. Attributes are read as text: Python writes NaN and Infinity, which
+# jsonb rejects.
 _TRIALS = sa.text(
     """
     select t.trial_id, t.number, t.state::text as state, t.datetime_start, t.datetime_complete,

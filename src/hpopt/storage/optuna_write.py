@@ -1,7 +1,7 @@
-"""Owns what hpopt writes into Optuna's tables: trials, their params and their ends, within the transactions of others.
+"""Write Optuna's trials, params and values within our own transactions.
 
-Optuna's own storage commits each of these by itself, so that a crash between two of them leaves a trial that nobody
-holds. Leaves creating studies and enqueueing trials to Optuna. A test reads everything back with stock Optuna.
+Optuna's storage commits each of these writes separately, so that a crash between two of them leaves a trial without a
+worker. A test reads everything back with stock Optuna.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json, json_to_distribution
-from optuna.trial import TrialState
 
+from hpopt.analysis.trials import Outcome
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler
 from hpopt.search.space import Range
@@ -21,38 +21,28 @@ from hpopt.search.space import Range
 # The revision of Optuna's tables that is written here, as Optuna stamps it.
 REVISION = "v3.2.0.a"
 
-STATES = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "diverged": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-    "preempted": TrialState.FAIL,
-    "lost": TrialState.FAIL,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """What Optuna's tables know of a trial before it runs."""
+class QueuedTrial:
+    """A trial before it runs: its params, or those that it was enqueued with, and its user attributes."""
 
     params: Mapping[str, Scalar]
     user_attrs: Mapping[str, Any]
-    steps: tuple[int, ...]
 
 
 def create_trial(connection: sa.Connection, study_id: int) -> int:
-    """Add a running trial without params; gives its id. The row of the study must be locked in public.studies."""
+    """Add a running trial without params and return its id. The study must be locked in public.studies."""
     return int(connection.execute(_CREATE, {"study_id": study_id}).scalar_one())
 
 
 def claim_waiting(connection: sa.Connection, study_id: int) -> int | None:
-    """Set the first trial that somebody enqueued running; gives its id, or None if there is none."""
+    """Start the first enqueued trial and return its id, or None if there is none."""
     claimed: int | None = connection.scalar(_CLAIM, {"study_id": study_id})
     return claimed
 
 
 def copy_trial(connection: sa.Connection, study_id: int, trial_id: int) -> int:
-    """Add a running trial with the params, attributes and intermediate values of another; gives its id."""
+    """Add a running trial with the params, attributes and intermediate values of another, and return its id."""
     new = create_trial(connection, study_id)
     for copy in _COPIES:
         connection.execute(copy, {"old": trial_id, "new": new})
@@ -62,14 +52,14 @@ def copy_trial(connection: sa.Connection, study_id: int, trial_id: int) -> int:
 def add_params(
     connection: sa.Connection, trial_id: int, params: Mapping[str, Scalar], space: Mapping[str, Range]
 ) -> None:
-    """Write the params of a trial that it does not have yet."""
-    known = sampler.to_distributions(space)
+    """Add the params that a trial does not have. Raises ValueError for a value outside of its range."""
+    distributions = sampler.to_distributions(space)
     rows = [
         {
             "trial_id": trial_id,
             "name": name,
-            "value": known[name].to_internal_repr(value),
-            "distribution": distribution_to_json(known[name]),
+            "value": distributions[name].to_internal_repr(value),
+            "distribution": distribution_to_json(distributions[name]),
         }
         for name, value in params.items()
     ]
@@ -77,32 +67,29 @@ def add_params(
         connection.execute(_ADD_PARAM, rows)
 
 
-def read_known(connection: sa.Connection, trial_id: int) -> Known:
-    """Read what a trial has: params, or else those that somebody asked for, attributes, and the steps reported."""
-    about = {"trial_id": trial_id}
-    row = connection.execute(_KNOWN, about).mappings().one()
+def read_queued(connection: sa.Connection, trial_id: int) -> QueuedTrial:
+    """Return what a trial has before it runs."""
+    row = connection.execute(_QUEUED, {"trial_id": trial_id}).mappings().one()
     params: dict[str, Scalar] = json.loads(row["fixed_params"] or "{}")
     for name, value, distribution in row["params"] or ():
         params[name] = json_to_distribution(distribution).to_external_repr(value)
     attributes = {key: json.loads(value) for key, value in row["user_attrs"] or ()}
-    return Known(params=params, user_attrs=attributes, steps=tuple(row["steps"] or ()))
+    return QueuedTrial(params=params, user_attrs=attributes)
 
 
-def end_trial(connection: sa.Connection, trial_id: int, outcome: str, value: float | None) -> None:
-    """End a running trial as one of tables.OUTCOMES; one that diverged violates a constraint of that name."""
-    about = {"trial_id": trial_id, "state": STATES[outcome].name}
-    connection.execute(_END, about)
-    if outcome == "diverged":
-        connection.execute(_CONSTRAIN, about)
-    # Optuna has no value for nan, and fails a trial that is told one.
+def end_trial(connection: sa.Connection, trial_id: int, outcome: Outcome, value: float | None) -> None:
+    """End a running trial; one that diverged violates the constraint `diverged`."""
+    parameters = {"trial_id": trial_id, "state": outcome.optuna_state}
+    connection.execute(_END, parameters)
+    if outcome is Outcome.DIVERGED:
+        connection.execute(_ADD_CONSTRAINT, parameters)
+    # Optuna has no type for nan, and fails a trial with that value.
     if value is not None and not math.isnan(value):
-        kind = "FINITE" if math.isfinite(value) else "INF_POS" if value > 0 else "INF_NEG"
-        finite = value if math.isfinite(value) else None
-        connection.execute(_ADD_VALUE, {**about, "value": finite, "value_type": kind})
+        connection.execute(_ADD_VALUE, {**parameters, **intermediate_value(value)})
 
 
-def intermediate(value: float) -> dict[str, float | str | None]:
-    """Give value and type of an intermediate value as Optuna stores them."""
+def intermediate_value(value: float) -> dict[str, float | str | None]:
+    """Return `value` and `value_type` of a value as Optuna stores them."""
     if math.isnan(value):
         return {"value": None, "value_type": "NAN"}
     if math.isinf(value):
@@ -171,7 +158,7 @@ _ADD_PARAM = sa.text(
     """
 )
 
-_KNOWN = sa.text(
+_QUEUED = sa.text(
     """
     select (
                select value_json from public.trial_system_attributes
@@ -184,10 +171,7 @@ _KNOWN = sa.text(
            (
                select jsonb_agg(jsonb_build_array(key, value_json))
                from public.trial_user_attributes where trial_id = :trial_id
-           ) as user_attrs,
-           (
-               select array_agg(step order by step) from public.trial_intermediate_values where trial_id = :trial_id
-           ) as steps
+           ) as user_attrs
     """
 )
 
@@ -199,7 +183,7 @@ _END = sa.text(
     """
 )
 
-_CONSTRAIN = sa.text(
+_ADD_CONSTRAINT = sa.text(
     """
     insert into public.trial_system_attributes (trial_id, key, value_json)
     values (:trial_id, 'constraints:diverged', '1.0') on conflict do nothing

@@ -1,24 +1,25 @@
-"""Owns the records that say where a study stands. Leaves filling them to storage/ and showing them to report/."""
+"""Records of where a study stands."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from hpopt.analysis.trials import Outcome
 from hpopt.hyperparameters import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Books:
-    """What a study has spent: logical trials, device hours, hours since its first attempt, and its best value.
+class BudgetUsage:
+    """What a study has spent: trials, device hours, hours since its first attempt, and its best value.
 
-    `active_hours` end with the last attempt, `wall_hours` go on. `state` is one of open, paused and stopped.
+    `active_hours` end with the last attempt, `wall_hours` go on. `state` is open, paused or stopped.
     """
 
     state: str
     state_reason: str | None
-    n_ended: int
-    n_held: int
-    n_waiting: int
+    n_finished: int
+    n_running: int
+    n_pending_retry: int
     device_hours: float
     wall_hours: float
     active_hours: float
@@ -26,13 +27,13 @@ class Books:
 
     @property
     def n_started(self) -> int:
-        """Trials that were begun, whether they ended or not."""
-        return self.n_ended + self.n_held + self.n_waiting
+        """Trials that were started, finished or not."""
+        return self.n_finished + self.n_running + self.n_pending_retry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """One row of the view hpopt.best_params. The interval is empty and n_seeds 1 until replicates confirm the value."""
+    """A row of the view hpopt.best_params. The interval is None and n_seeds 1 for a value of a single run."""
 
     study_name: str
     value: float
@@ -47,10 +48,10 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow:
-    """A worker of the fleet and what it last reported; the trial's fields are None between trials.
+    """A worker of the fleet and its last evaluation; the fields of its trial are None between trials.
 
-    `engine` started it, on the node `host`, as `job`, which is None on this machine. `seconds` are those of this go at
-    the trial, `trial_device_seconds` those of all its goes, on any worker.
+    `engine` started it on the node `host` as `job`, which is None on this machine. `seconds` is the duration of the
+    attempt, `trial_device_seconds` that of all attempts at the trial, on any worker.
     """
 
     worker_id: int
@@ -60,11 +61,11 @@ class WorkerRow:
     job: str | None
     device: str
     started_at: datetime
-    silent_seconds: float
-    is_silent: bool
+    seconds_since_heartbeat: float
+    is_stale: bool
     device_seconds: float | None
     trial: int | None
-    go: int | None
+    attempt_number: int | None
     trial_started_at: datetime | None
     seconds: float | None
     trial_device_seconds: float | None
@@ -75,11 +76,11 @@ class WorkerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EndedTrial:
-    """A trial that is over: how it ended, with what value and why."""
+class FinishedTrial:
+    """A finished trial: its outcome, value and reason."""
 
     trial: int
-    outcome: str
+    outcome: Outcome
     value: float | None
     reason: str | None
     device_seconds: float
@@ -88,14 +89,19 @@ class EndedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a study stands: what it spent, how its trials ended, its workers, and its best against the defaults."""
+    """Where a study stands: its budget, the outcomes of its trials, its workers, and its best against the defaults.
+
+    `finished_reason` is None while the study goes on. `n_by_outcome` counts finished trials by outcome and the others
+    as `running` and `waiting`.
+    """
 
     name: str
     metric: str
     state_since: datetime
     planned_trials: int | None
-    over: str | None
-    books: Books
+    n_steps: int | None
+    finished_reason: str | None
+    usage: BudgetUsage
     n_by_outcome: Mapping[str, int]
     tokens: int
     workers: tuple[WorkerRow, ...]

@@ -1,4 +1,4 @@
-"""Owns the questions asked of a study: its best parameters, its progress, its trials. Changes nothing."""
+"""Read the best parameters, the progress and the trials of a study."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -6,26 +6,26 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
-from hpopt.storage.progress import Best, EndedTrial, Progress, WorkerRow
+from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.plan import rungs_of
 
 
 def best(database: Database, study: Study) -> Best:
-    """Give the best parameters; raises NoAnswerError while no trial has completed."""
-    found = find_best(database, study)
-    if found is None:
+    """Return the best parameters. Raises NoAnswerError while no trial is complete."""
+    row = find_best(database, study)
+    if row is None:
         raise NoAnswerError(f"study '{study.name}' has no completed trial yet")
-    return found
+    return row
 
 
 def find_best(database: Database, study: Study) -> Best | None:
-    """Give the best parameters, or None while no trial has completed."""
+    """Return the best parameters, or None while no trial is complete."""
     query = sa.text("select * from hpopt.best_params where study_name = :name")
     with database.begin() as connection:
         row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
@@ -33,21 +33,27 @@ def find_best(database: Database, study: Study) -> Best | None:
 
 
 def progress(database: Database, study: Study) -> Progress:
-    """Say where a study stands."""
-    about = {"study_id": study.study_id, "metric": study.file.metric, "name": study.name}
+    """Return where a study stands."""
+    parameters = {
+        "study_id": study.study_id,
+        "metric": study.file.metric,
+        "name": study.name,
+        "default_mark": DEFAULT_CONFIGURATION,
+    }
     with database.begin() as connection:
-        outcomes = connection.execute(_OUTCOMES, about).all()
-        workers = connection.execute(_WORKERS, about).mappings().all()
-        default_value = connection.scalar(_DEFAULT_VALUE, about)
-        state_since = connection.execute(_STATE_SINCE, about).scalar_one()
-    spent = budget.read_books(database, study)
+        outcomes = connection.execute(_OUTCOMES, parameters).all()
+        workers = connection.execute(_WORKERS, parameters).mappings().all()
+        default_value = connection.scalar(_DEFAULT_VALUE, parameters)
+        state_since = connection.execute(_STATE_SINCE, parameters).scalar_one()
+    usage = budget.read_usage(database, study)
     return Progress(
         name=study.name,
         metric=study.file.metric,
         state_since=state_since,
         planned_trials=budget.planned_trials(study),
-        over=budget.finished(study, spent),
-        books=spent,
+        n_steps=study.n_steps,
+        finished_reason=budget.finished_reason(study, usage),
+        usage=usage,
         n_by_outcome={outcome: n for outcome, n, _ in outcomes},
         tokens=sum(int(tokens) for _, _, tokens in outcomes),
         workers=tuple(WorkerRow(**row) for row in workers),
@@ -56,22 +62,27 @@ def progress(database: Database, study: Study) -> Progress:
     )
 
 
-def ended_trials(
+def finished_trials(
     database: Database, study: Study, *, after: datetime | None = None, last: int | None = None
-) -> list[EndedTrial]:
-    """List the trials that are over in the order in which they ended: all, those after a time, or the last few."""
-    about = {"study_id": study.study_id, "after": after, "last": last}
+) -> list[FinishedTrial]:
+    """Return the finished trials in the order in which they finished: all, those after a time, or the last ones."""
+    parameters = {"study_id": study.study_id, "after": after, "last": last}
     with database.begin() as connection:
-        rows = connection.execute(_ENDED, about).mappings().all()
-    return [EndedTrial(**row) for row in reversed(rows)]
+        rows = connection.execute(_FINISHED, parameters).mappings().all()
+    return [FinishedTrial(**{**row, "outcome": Outcome(row["outcome"])}) for row in reversed(rows)]
 
 
 def read_table(database: Database, study: Study) -> StudyTable:
-    """Read all trials of a study with their learning curves, frozen for analysis and report."""
-    about = {"study_id": study.study_id, "metric": study.file.metric, "name": study.name}
+    """Return all trials of a study with their learning curves, for analysis and reports."""
+    parameters = {
+        "study_id": study.study_id,
+        "metric": study.file.metric,
+        "name": study.name,
+        "default_mark": DEFAULT_CONFIGURATION,
+    }
     with database.begin() as connection:
-        trials = connection.execute(_TRIALS, about).mappings().all()
-        curves = {row.trial: row for row in connection.execute(_CURVES, about)}
+        trials = connection.execute(_TRIALS, parameters).mappings().all()
+        curves = {row.trial: row for row in connection.execute(_CURVES, parameters)}
     return StudyTable(
         name=study.name,
         metric=study.file.metric,
@@ -86,27 +97,28 @@ def read_table(database: Database, study: Study) -> StudyTable:
 
 
 def _origin(study: Study) -> dict[str, str]:
-    """Say what a study was made with; the data of a study that has none is not told."""
+    """Return what a study was created with: time, file, data and versions."""
     created = f"{study.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     data = {"data, fingerprint": study.data_fingerprint[:16]} if study.data_fingerprint else {}
     return {"created": created, "file, SHA-256": study.file_sha256[:16], **data, **study.versions}
 
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
-    known = {**row, "params": _in_order(study, row["params"])}
+    outcome = None if row["outcome"] is None else Outcome(row["outcome"])
+    fields = {**row, "params": _in_order(study, row["params"]), "outcome": outcome}
     if curve is None:
-        return TrialRow(**known)
+        return TrialRow(**fields)
     points = zip(curve.steps, curve.tokens, curve.seconds, curve.values, strict=True)
     return TrialRow(
-        **known,
+        **fields,
         curve=tuple(CurvePoint(step=s, tokens=t, seconds=seconds, value=value) for s, t, seconds, value in points),
-        # A metric that is not finite is kept as a string, since JSON has no such numbers.
+        # Metrics that are not finite are strings, since JSON has no such numbers.
         metrics={name: float(value) for name, value in curve.metrics.items() if value is not None},
     )
 
 
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
-    """Run a query that changes nothing; gives the names of its columns and its rows. Raises InputError for others."""
+    """Run a query in a read-only transaction and return its column names and rows. Raises InputError if it fails."""
     if ";" in query.rstrip("; \n"):
         raise InputError("one query at a time, without a semicolon")
     with database.begin() as connection:
@@ -119,8 +131,8 @@ def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]
 
 
 def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Give the params in the order of the study file, which Postgres does not keep."""
-    order = {name: place for place, name in enumerate(study.file.search_space)}
+    """Return the params in the order of the study file; jsonb does not keep it."""
+    order = {name: position for position, name in enumerate(study.file.search_space)}
     return dict(sorted(params.items(), key=lambda item: order.get(item[0], len(order))))
 
 
@@ -135,18 +147,19 @@ _OUTCOMES = sa.text(
 _STATE_SINCE = sa.text("select state_since from hpopt.study where study_id = :study_id")
 
 _DEFAULT_VALUE = sa.text(
-    f"""
+    """
     select t.value
     from hpopt.trials t
-    join public.trial_user_attributes u on u.trial_id = t.first_trial_id and u.key = '{DEFAULT_CONFIGURATION}'
+    join public.trial_user_attributes u on u.trial_id = t.trial_id and u.key = :default_mark
     where t.study_id = :study_id and t.state = 'COMPLETE' and t.feasible
     order by t.trial limit 1
-    """  # noqa: S608 - the only thing put in is a constant.
+    """
 )
 
-_ENDED = sa.text(
+_FINISHED = sa.text(
     """
-    select trial, coalesce(outcome, lower(state)) as outcome, value, reason, device_seconds, finished_at
+    select trial, value, reason, device_seconds, finished_at,
+           coalesce(outcome, case state when 'FAIL' then 'failed' else lower(state) end) as outcome
     from hpopt.trials
     where study_id = :study_id and state in ('COMPLETE', 'PRUNED', 'FAIL') and finished_at is not null
       and (cast(:after as timestamptz) is null or finished_at > :after)
@@ -156,22 +169,22 @@ _ENDED = sa.text(
 
 _WORKERS = sa.text(
     """
-    select f.worker_id, f.host, f.pid, f.engine, f.job, f.device, f.started_at, f.silent_seconds, f.is_silent,
-           f.device_seconds, f.trial, f.go, f.trial_started_at,
+    select f.worker_id, f.host, f.pid, f.engine, f.job, f.device, f.started_at, f.seconds_since_heartbeat,
+           f.is_stale, f.device_seconds, f.trial, f.attempt_number, f.trial_started_at,
            extract(epoch from now() - f.trial_started_at)::double precision as seconds,
            t.device_seconds as trial_device_seconds,
            f.step, f.tokens, (e.metrics ->> :metric)::double precision as value, f.tokens_per_second
     from hpopt.fleet f
-    left join hpopt.goes g on g.worker_id = f.worker_id and g.ended_at is null
-    left join hpopt.trials t on t.trial_id = g.trial_id
-    left join hpopt.evaluation e on e.trial_id = g.trial_id and e.step = f.step
+    left join hpopt.attempt a on a.worker_id = f.worker_id and a.ended_at is null
+    left join hpopt.trials t on t.optuna_trial_id = a.optuna_trial_id
+    left join hpopt.evaluation e on e.optuna_trial_id = a.optuna_trial_id and e.step = f.step
     where f.study_name = :name and f.stopped_at is null
     order by f.worker_id
     """
 )
 
 _TRIALS = sa.text(
-    f"""
+    """
     select t.trial, t.state, t.value, t.params, t.seed, t.n_attempts, t.started_at, t.finished_at, t.device_seconds,
            t.tokens, t.reason,
            case when t.state in ('COMPLETE', 'PRUNED', 'FAIL')
@@ -179,13 +192,13 @@ _TRIALS = sa.text(
            end as outcome,
            exists (
                select from public.trial_user_attributes u
-               where u.trial_id = t.first_trial_id and u.key = '{DEFAULT_CONFIGURATION}'
+               where u.trial_id = t.trial_id and u.key = :default_mark
            ) as is_default
     from hpopt.trials t where t.study_id = :study_id order by t.trial
-    """  # noqa: S608 - the only thing put in is a constant.
+    """
 )
 
-# One row a trial: most of the time to read long curves goes into rows, not into numbers.
+# One row for each trial: reading long curves takes time by the row, not by the number.
 _CURVES = sa.text(
     """
     select trial, array_agg(step order by step) as steps, array_agg(tokens order by step) as tokens,

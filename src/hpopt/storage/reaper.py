@@ -1,75 +1,78 @@
-"""Owns the dead: ends attempts that went silent. Leaves the living, and those who hand back, to attempts.py."""
+"""Mark attempts whose heartbeat expired as lost, which requeues their trials."""
 
 import sqlalchemy as sa
 
+from hpopt.analysis.trials import Outcome
+from hpopt.storage import optuna_write
+from hpopt.storage.attempts import MAX_ATTEMPTS_WITHOUT_PROGRESS
 from hpopt.storage.database import Database
-from hpopt.storage.ending import CHARGE, MAX_GOES_WITHOUT_PROGRESS, ended_as
 from hpopt.storage.studies import Study
 
 
 def reap(database: Database, study: Study, worker_id: int) -> int:
-    """End the attempts that were silent for longer than their workers said; gives their number.
+    """End the attempts whose heartbeat is older than the `stale_after_s` of their workers, and return their number.
 
-    Any worker may do it at any time. After a time without the database a worker cannot know who was silent and who was
-    cut off as it was: it waits for as long as the silent one would, unless that one must have given up meanwhile.
+    Any worker can do this at any time. After an outage a worker cannot tell which heartbeats stopped and which were cut
+    off like its own: it waits for the `stale_after_s` of the other worker, unless that one must have given up.
     """
-    about = {"study_id": study.study_id, "worker_id": worker_id, "n_goes": MAX_GOES_WITHOUT_PROGRESS}
+    parameters = {
+        "study_id": study.study_id,
+        "worker_id": worker_id,
+        "max_attempts": MAX_ATTEMPTS_WITHOUT_PROGRESS,
+    }
     with database.brief() as connection:
-        ended = int(connection.execute(_END_SILENT, about).scalar_one())
-        connection.execute(_STOP_SILENT_WORKERS, about)
-    return ended
+        ended = connection.execute(_END_EXPIRED_ATTEMPTS, parameters).all()
+        for row in ended:
+            if row.is_running:
+                optuna_write.end_trial(connection, row.optuna_trial_id, Outcome(row.outcome), None)
+        connection.execute(_STOP_EXPIRED_WORKERS, parameters)
+    return len(ended)
 
 
-_IS_DEAD = """
-    {heard} < now() - make_interval(secs => w.stale_after_s)
-    and (
-        {heard} < now() - make_interval(secs => w.give_up_after_s + w.stale_after_s)
-        or exists (
-            select from hpopt.worker reaper
-            where reaper.worker_id = :worker_id
-              and reaper.connected_since < now() - make_interval(secs => w.stale_after_s)
-        )
-    )
-"""
-
-_SILENT = "'silent for ' || w.stale_after_s || ' s'"
-_TOO_OFTEN = "'its worker died ' || :n_goes || ' times in a row without progress'"
-
-# Its Optuna trial ends in the same statement. A silent attempt did nothing after its last heartbeat: that is what it
-# is charged for.
-_END_SILENT = sa.text(
-    f"""
-    with silent as (
-        select a.attempt_id, a.trial_id
+# An attempt did nothing after its last heartbeat, so its device time ends there.
+_END_EXPIRED_ATTEMPTS = sa.text(
+    """
+    with reaper as materialized (
+        select connected_since from hpopt.worker where worker_id = :worker_id
+    ), expired as materialized (
+        select a.attempt_id, w.stale_after_s
         from hpopt.attempt a join hpopt.worker w on w.worker_id = a.worker_id
         where a.study_id = :study_id and a.ended_at is null
-          and {_IS_DEAD.format(heard="a.heartbeat_at")}
+          and a.heartbeat_at < now() - make_interval(secs => w.stale_after_s)
+          and (
+              a.heartbeat_at < now() - make_interval(secs => w.give_up_after_s + w.stale_after_s)
+              or exists (
+                  select from reaper where connected_since < now() - make_interval(secs => w.stale_after_s)
+              )
+          )
         for update of a skip locked
-    ), failed as (
-        update public.trials t
-        set state = 'FAIL', datetime_complete = now() at time zone 'UTC'
-        from silent where t.trial_id = silent.trial_id and t.state = 'RUNNING'
-    ), ended as (
-        update hpopt.attempt a
-        set ended_at = now(),
-            {ended_as(kind="'lost'", reason=_SILENT, too_often=_TOO_OFTEN)}
-        from silent
-        join public.trials t on t.trial_id = silent.trial_id, hpopt.worker w
-        where a.attempt_id = silent.attempt_id and w.worker_id = a.worker_id
-        returning a.study_id, a.device_seconds
-    ), charged as ({CHARGE})
-    select count(*) from ended
-    """  # noqa: S608 - what is put in are constants.
+    )
+    select ended.outcome, ended.is_running, ended.optuna_trial_id
+    from expired
+    cross join lateral hpopt.end_attempt(
+        expired.attempt_id, 'lost', 'heartbeat expired after ' || expired.stale_after_s || ' s', false, null,
+        :max_attempts
+    ) ended
+    """
 )
 
-_STOP_SILENT_WORKERS = sa.text(
-    f"""
+_STOP_EXPIRED_WORKERS = sa.text(
+    """
     update hpopt.worker
-    set stopped_at = seen_at, stop_reason = 'went silent'
+    set stopped_at = heartbeat_at, stop_reason = 'heartbeat expired'
     where worker_id in (
         select w.worker_id from hpopt.worker w
-        where w.study_id = :study_id and w.stopped_at is null and {_IS_DEAD.format(heard="w.seen_at")}
+        where w.study_id = :study_id and w.stopped_at is null
+          and w.heartbeat_at < now() - make_interval(secs => w.stale_after_s)
+          and (
+              w.heartbeat_at < now() - make_interval(secs => w.give_up_after_s + w.stale_after_s)
+              or exists (
+                  select from hpopt.worker reaper
+                  where reaper.worker_id = :worker_id
+                    and reaper.connected_since < now() - make_interval(secs => w.stale_after_s)
+              )
+          )
         for update skip locked
     )
-    """  # noqa: S608 - what is put in are constants.
+    """
 )

@@ -1,7 +1,8 @@
-"""Owns studies in the database: creating, finding and comparing them. Leaves their trials to attempts.py."""
+"""Create, load and compare the studies of a database."""
 
 import getpass
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -21,15 +22,16 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
+from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler
 from hpopt.storage import tables
 from hpopt.storage.database import Database
-from hpopt.study.difference import space_difference
-from hpopt.study.file import StudyFile
-from hpopt.study.reading import parse_study_file
+from hpopt.study import plan
+from hpopt.study.file import StudyFile, space_difference
+from hpopt.study.reading import StudySource, parse_stored
 
-# The mark of the trial that runs the defaults: all others are measured against it, so it is never pruned.
+# The user attribute of the trial that runs the defaults. All others are compared with it, so it is never pruned.
 DEFAULT_CONFIGURATION = "default configuration"
 
 _GIT_TIMEOUT_S = 2
@@ -38,7 +40,11 @@ _VERSIONED = ("optuna", "torch", "transformers")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study as the database knows it."""
+    """A study of a database.
+
+    `defaults` are the objective's, `n_steps` the optimizer steps of a complete trial (None if they differ): both are
+    stored when the study is created, so that displaying it does not import the objective.
+    """
 
     study_id: int
     name: str
@@ -50,37 +56,26 @@ class Study:
     data_fingerprint: str | None
     versions: Mapping[str, str]
     file_sha256: str
+    defaults: Mapping[str, Any]
+    n_steps: int | None
 
 
-def create_study(
-    database: Database, text: str, source: str, *, parent: str | None = None, role: str = "search"
-) -> Study:
-    """Register the study of a study file, with its known configurations enqueued.
+def create_study(database: Database, source: StudySource, *, parent: str | None = None, role: str = "search") -> Study:
+    """Create the study of a study file with its configurations enqueued, or update an existing one.
 
-    A study that exists goes on: its budget, sampler and pruner become those of the file, and configurations that are
-    new in it are enqueued; from then on this version of hpopt runs it. Raises InputError when the file asks for
-    another space, saying what differs.
+    An existing study takes the budget, sampler, pruner and further configurations of the file, and is run by this
+    version of hpopt from then on. Raises InputError if its search space differs.
     """
-    file = parse_study_file(text, source)
-    known = find_study(database, file.name)
-    if known is None:
-        return _create(database, file, text, parent, role)
-    difference = space_difference(file, known.file)
-    if difference is not None:
-        raise InputError(
-            f"{source}: study '{file.name}' exists with another space: {difference}; rename the study or restore it"
-        )
-    with database.errors():
-        _enqueue(open_optuna(database, known), file)
-    with database.brief() as connection:
-        # What was found with another pruner or by another version may not hold any more.
-        row = {"file": text, "file_sha256": _sha256(text), "versions": _versions(), "n_analysed": None}
-        connection.execute(sa.update(tables.study).where(tables.study.c.study_id == known.study_id).values(row))
-    return load_study(database, file.name)
+    existing = find_study(database, source.file.name)
+    if existing is None:
+        _create(database, source, parent, role)
+    else:
+        _update(database, existing, source)
+    return load_study(database, source.file.name)
 
 
 def load_study(database: Database, name: str) -> Study:
-    """Find a study by name; raises InputError with the nearest name when there is none."""
+    """Return the study of a name. Raises InputError with the nearest name if there is none."""
     study = find_study(database, name)
     if study is None:
         raise InputError(f"no study '{name}' in {database.address}{did_you_mean(name, study_names(database))}")
@@ -88,11 +83,11 @@ def load_study(database: Database, name: str) -> Study:
 
 
 def find_study(database: Database, name: str) -> Study | None:
-    """Find a study by name, or None."""
+    """Return the study of a name, or None. Raises StudyFileError if its stored file cannot be read."""
     query = sa.text(
         """
         select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint,
-               h.versions, h.file_sha256, p.study_name as parent
+               h.versions, h.file_sha256, h.defaults, h.n_steps, p.study_name as parent
         from hpopt.study h
         join public.studies s on s.study_id = h.study_id
         left join public.studies p on p.study_id = h.parent_id
@@ -105,47 +100,47 @@ def find_study(database: Database, name: str) -> Study | None:
         return None
     fields: dict[str, Any] = {**row}
     text = fields.pop("file")
-    return Study(**fields, text=text, file=parse_study_file(text, f"study '{name}'"))
+    return Study(**fields, text=text, file=parse_stored(text, f"study '{name}'"))
 
 
 def study_names(database: Database) -> list[str]:
-    """List the studies by name, newest first."""
+    """Return the names of the studies, newest first."""
     query = "select s.study_name from hpopt.study h join public.studies s using (study_id) order by h.created_at desc"
     with database.begin() as connection:
         return list(connection.scalars(sa.text(query)))
 
 
 def open_optuna(database: Database, study: Study) -> optuna.Study:
-    """Open the Optuna side of a study, as stock Optuna does."""
+    """Load the Optuna study of a study."""
     with database.errors():
         return optuna.load_study(study_name=study.name, storage=database.optuna)
 
 
 def reload(database: Database, study: Study) -> Study:
-    """Give the study with what `hpopt create` changed since it was read. Raises InputError when it is another one."""
+    """Return the study with what `hpopt create` changed since it was read. Raises InputError if it was replaced."""
     query = "select file_sha256 from hpopt.study where study_id = :study_id"
     with database.begin() as connection:
-        known = connection.scalar(sa.text(query), {"study_id": study.study_id})
-    if known == study.file_sha256:
+        current = connection.scalar(sa.text(query), {"study_id": study.study_id})
+    if current == study.file_sha256:
         return study
-    now = load_study(database, study.name)
-    if now.study_id != study.study_id:
-        raise InputError(f"study '{study.name}' was deleted and created anew; start the workers anew too")
-    return now
+    reloaded = load_study(database, study.name)
+    if reloaded.study_id != study.study_id:
+        raise InputError(f"study '{study.name}' was deleted and created again; restart the workers")
+    return reloaded
 
 
 def require_version(study: Study) -> None:
-    """Raise InputError where the study is another hpopt's: the same trial may end differently there."""
-    theirs = study.versions["hpopt"]
-    if theirs != __version__:
+    """Raise InputError if another version of hpopt runs the study: the same trial could have another result."""
+    version = study.versions["hpopt"]
+    if version != __version__:
         raise InputError(
-            f"study '{study.name}' is run by hpopt {theirs}, this is {__version__}; install that one, or move the "
-            "study here with `hpopt create FILE`"
+            f"study '{study.name}' is run by hpopt {version}, this is {__version__}; install that version, or run "
+            "`hpopt create FILE` to continue the study with this one"
         )
 
 
 def require_data(database: Database, study: Study, fingerprint: str | None) -> None:
-    """Record what the first worker trains on; raises InputError for a later one whose data differ."""
+    """Record the data of the first worker. Raises InputError for a worker with other data."""
     if fingerprint is None:
         return
     query = """
@@ -153,45 +148,69 @@ def require_data(database: Database, study: Study, fingerprint: str | None) -> N
         where study_id = :study_id returning data_fingerprint
     """
     with database.brief() as connection:
-        known = connection.scalar(sa.text(query), {"fingerprint": fingerprint, "study_id": study.study_id})
-    if known != fingerprint:
+        recorded = connection.scalar(sa.text(query), {"fingerprint": fingerprint, "study_id": study.study_id})
+    if recorded != fingerprint:
         raise InputError(
-            f"study '{study.name}' trains on data {known}, this worker has {fingerprint}; their losses do not compare"
+            f"study '{study.name}' trains on data {recorded}, this worker has {fingerprint}; their losses are not "
+            "comparable"
         )
 
 
-def _create(database: Database, file: StudyFile, text: str, parent: str | None, role: str) -> Study:
+def _create(database: Database, source: StudySource, parent: str | None, role: str) -> None:
     parent_id = None if parent is None else load_study(database, parent).study_id
     with database.errors():
-        study = _make_optuna_study(database, file)
+        study = _create_optuna_study(database, source.file)
     row = {
         "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
         "parent_id": parent_id,
         "role": role,
-        "file": text,
-        "file_sha256": _sha256(text),
         "created_by": f"{_user()}@{platform.node()}",
         "git_commit": _git_commit(),
-        "versions": _versions(),
+        **_from_source(source),
     }
     with database.begin() as connection:
         connection.execute(insert(tables.study).values(row).on_conflict_do_nothing())
-    return load_study(database, file.name)
 
 
-def _make_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
+def _update(database: Database, study: Study, source: StudySource) -> None:
+    difference = space_difference(source.file, study.file)
+    if difference is not None:
+        raise InputError(
+            f"{source.name}: study '{study.name}' exists with another space: {difference}; rename the study, or restore"
+            " its space"
+        )
+    with database.errors():
+        _enqueue(open_optuna(database, study), source.file)
+    with database.brief() as connection:
+        # Findings with another pruner or of another version can be outdated.
+        row = {**_from_source(source), "n_analyzed": None}
+        connection.execute(sa.update(tables.study).where(tables.study.c.study_id == study.study_id).values(row))
+
+
+def _from_source(source: StudySource) -> dict[str, Any]:
+    """Return the columns that follow from a study file and this version of hpopt."""
+    return {
+        "file": source.text,
+        "file_sha256": hashlib.sha256(source.text.encode()).hexdigest(),
+        "versions": _versions(),
+        "defaults": json.loads(to_json(plan.defaults(source.file), keep_non_finite=True)),
+        "n_steps": plan.count_steps(source.file),
+    }
+
+
+def _create_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
     study = optuna.create_study(
         storage=database.optuna,
         study_name=file.name,
         direction=StudyDirection[file.direction.name],
         load_if_exists=True,
     )
-    # Another go at creating it may have died half way; then nothing has run.
+    # An earlier call may have crashed before it added the row of hpopt; then no trial has run.
     has_run = any(trial.state is not optuna.trial.TrialState.WAITING for trial in study.get_trials(deepcopy=False))
     if has_run or study.direction.name.lower() != file.direction:
-        raise InputError(f"a study '{file.name}' that hpopt did not make is in {database.address}; choose another name")
+        raise InputError(f"{database.address} has a study '{file.name}' that hpopt did not create; choose another name")
     with warnings.catch_warnings():
-        # Its interface may change, says Optuna; without it the dashboard calls the metric "Objective 0".
+        # It is experimental in Optuna; without it the dashboard calls the metric "Objective 0".
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([file.metric])
     _enqueue(study, file)
@@ -199,30 +218,26 @@ def _make_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
 
 
 def _enqueue(study: optuna.Study, file: StudyFile) -> None:
-    for params, marks in _known_configurations(file):
-        study.enqueue_trial(params, user_attrs=marks, skip_if_exists=True)
+    for params, user_attrs in _initial_configurations(file):
+        study.enqueue_trial(params, user_attrs=user_attrs, skip_if_exists=True)
 
 
-def _known_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict[str, bool]]]:
-    """Give what is tried first, with its marks: the defaults where they lie in the space, the file's own, the grid."""
+def _initial_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict[str, bool]]]:
+    """Return what is tried first, with user attributes: the defaults if they are in the space, the file's, the grid."""
     defaults = file.default_params()
     points = sampler.grid_points(file.search_space) if file.sampler.name == "grid" else []
-    known: list[tuple[dict[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
+    initial: list[tuple[dict[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
     if defaults is not None and file.sampler.name != "grid":
-        known.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))
-    return known
+        initial.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))
+    return initial
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):
-        # In a container the user may have no name.
+        # In a container the user can have no name.
         return str(os.getuid())
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _git_commit() -> str | None:

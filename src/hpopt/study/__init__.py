@@ -1,1 +1,1 @@
-"""The study file: what it may say, and what is refused before a GPU is spent."""
+"""The study file: its keys, and its checks before anything runs."""

@@ -1,7 +1,4 @@
-"""Owns what is refused of a study file as a whole, in the order in which it is easiest to correct.
-
-Leaves what is wrong within one section to pydantic, and its words to messages.py.
-"""
+"""Check a study file as a whole: its objective, values, ranges and their combinations."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, combinations, islice, product
@@ -16,14 +13,14 @@ from hpopt.training import sources
 from hpopt.training.config import PREPARED_BY, PretrainConfig
 from hpopt.training.hub import is_hub_name
 
-# A whole range is tried against the config up to this many values; of a longer one, the two lowest and the highest.
+# Up to this many values of a range are tried in a config; of a longer range, the two lowest and the highest.
 MAX_PROBES = 16
 # About 0.2 s of building configs.
 MAX_COMBINATIONS = 4096
 
 
 def check_study(study: StudyFile) -> None:
-    """Refuse what does not go together; raises ConfigError naming the key."""
+    """Raise ConfigError with the key of the first problem."""
     taken = field_types(config_class(study.objective))
     _, metrics = OBJECTIVES.get(study.objective, (None, ()))
     if metrics and study.metric not in metrics:
@@ -34,14 +31,14 @@ def check_study(study: StudyFile) -> None:
                 raise ConfigError(f"{section}.{name}", f"{study.objective} does not take it{did_you_mean(name, taken)}")
     _check_values(study)
     _check_enqueued(study)
-    _check_strategy(study)
+    _check_sampler_and_pruner(study)
     _check_combinations(study)
 
 
 def check_sources(study: StudyFile) -> None:
-    """Refuse data that is not here, before anything is spent on it; raises ConfigError naming the key.
+    """Raise ConfigError with the key of data that is not on this machine.
 
-    For a file that somebody hands in. A study in a database may be looked at from a machine without its data.
+    For the study file of a user; a stored study can be read on a machine without its data.
     """
     if config_class(study.objective) is not PretrainConfig:
         return
@@ -57,11 +54,11 @@ def check_sources(study: StudyFile) -> None:
         try:
             sources.check_sources(study.config(params))
         except ConfigError as error:
-            raise _blame(study, params, error) from error
+            raise _with_key(study, params, error) from error
 
 
 def _check_stream(study: StudyFile) -> None:
-    """Refuse to search how far a dataset of the hub is read: trials would be measured on different text."""
+    """Refuse to search how far a dataset of the Hub is read: trials would be evaluated on different texts."""
     name = "max_train_tokens"
     if name in study.search_space and is_hub_name(str(study.fixed.get("dataset", ""))):
         if study.fixed.get("max_documents") or "max_documents" in study.search_space:
@@ -78,12 +75,12 @@ def _check_values(study: StudyFile) -> None:
         _check_one(study.objective, f"fixed.{name}", value)
         if name in study.search_space:
             raise ConfigError(
-                f"fixed.{name}", f"{value!r} is fixed and searched at once; drop it here or in search_space"
+                f"fixed.{name}", f"{value!r} is both fixed and searched; remove it here or in search_space"
             )
     for name, searched in study.search_space.items():
         key = f"search_space.{name}"
         if name == "seed":
-            raise ConfigError(key, "a trial is params and a seed; the seed is not searched")
+            raise ConfigError(key, "the seed is not searched; a trial is a configuration and a seed")
         _check_kind(key, searched, field_types(config_class(study.objective))[name])
         labels = ("choice",) * len(searched.extremes()) if isinstance(searched, Categorical) else ("low", "high")
         for label, value in zip(labels, searched.extremes(), strict=True):
@@ -92,9 +89,9 @@ def _check_values(study: StudyFile) -> None:
 
 def _check_kind(key: str, searched: Range, expected: object) -> None:
     if isinstance(searched, Float) and expected is int:
-        raise ConfigError(key, 'only whole numbers make sense; add type = "int"')
+        raise ConfigError(key, 'takes whole numbers; add type = "int"')
     if not isinstance(searched, Categorical) and expected in (str, bool):
-        raise ConfigError(key, "it has no order to search a range of; write { choices = [...] }")
+        raise ConfigError(key, "has no order, so no range; write { choices = [...] }")
 
 
 def _check_one(objective: str, key: str, value: object, *, label: str = "") -> None:
@@ -104,22 +101,31 @@ def _check_one(objective: str, key: str, value: object, *, label: str = "") -> N
         raise ConfigError(key, label + error.problem) from error
 
 
+def check_params(space: Mapping[str, Range], params: Mapping[str, Any]) -> None:
+    """Raise ConfigError, with the name as key, for a parameter that is not searched or a value outside of its range."""
+    for name, value in params.items():
+        if name not in space:
+            raise ConfigError(name, f"not searched{did_you_mean(name, space)}")
+        searched = space[name]
+        if not searched.contains(value):
+            choices = searched.choices if isinstance(searched, Categorical) else None
+            outside = f"{value!r} is outside {searched.describe()}"
+            raise ConfigError(name, not_one_of(value, choices) if choices else outside)
+
+
 def _check_enqueued(study: StudyFile) -> None:
     for i, params in enumerate(study.enqueue):
         for name, value in params.items():
-            key = f"enqueue[{i}].{name}"
-            if name not in study.search_space:
-                raise ConfigError(key, f"not searched{did_you_mean(name, study.search_space)}")
-            _check_one(study.objective, key, value)
-            searched = study.search_space[name]
-            if not searched.contains(value):
-                choices = searched.choices if isinstance(searched, Categorical) else None
-                outside = f"{value!r} is outside {searched.describe()}"
-                raise ConfigError(key, not_one_of(value, choices) if choices else outside)
+            if name in study.search_space:
+                _check_one(study.objective, f"enqueue[{i}].{name}", value)
+        try:
+            check_params(study.search_space, params)
+        except ConfigError as error:
+            raise ConfigError(f"enqueue[{i}].{error.key}", error.problem) from error
 
 
-def _check_strategy(study: StudyFile) -> None:
-    for name in _decides_length(study) & study.search_space.keys() if study.pruner.name != "none" else ():
+def _check_sampler_and_pruner(study: StudyFile) -> None:
+    for name in _length_parameters(study) & study.search_space.keys() if study.pruner.name != "none" else ():
         problem = f"{study.pruner.name} compares trials at the same fractions of schedules of one length"
         raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')
     for name, searched in study.search_space.items():
@@ -129,18 +135,15 @@ def _check_strategy(study: StudyFile) -> None:
             raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
 
 
-def _decides_length(study: StudyFile) -> set[str]:
-    """Name the parameters that make one trial train longer than another, in tokens or else in steps.
-
-    With a number of tokens given, batches of another size take other steps to the same fractions.
-    """
+def _length_parameters(study: StudyFile) -> set[str]:
+    """Return the parameters by which trials differ in length: in tokens where max_tokens is given, else in steps."""
     if study.objective in OBJECTIVES and (study.fixed.get("max_tokens") or "max_tokens" in study.search_space):
         return {"max_tokens"}
     return {"max_steps"}
 
 
 def _check_used(study: StudyFile, name: str) -> None:
-    """Refuse to search what does nothing: importance would still rank it, by chance."""
+    """Refuse to search a parameter without effect, which importance would rank by chance."""
     entry = HYPERPARAMETERS.get(name)
     switch, value = (entry and (entry.unused_if or entry.unused_unless)) or ("", None)
     if study.objective not in OBJECTIVES or entry is None or switch not in study.fixed:
@@ -148,7 +151,7 @@ def _check_used(study: StudyFile, name: str) -> None:
     if (study.fixed[switch] == value) == (entry.unused_if is not None):
         raise ConfigError(
             f"search_space.{name}",
-            f"does nothing with {switch} = {study.fixed[switch]!r}; drop it, or search {switch} too",
+            f"has no effect with {switch} = {study.fixed[switch]!r}; remove it, or search {switch} too",
         )
 
 
@@ -157,13 +160,13 @@ def _check_combinations(study: StudyFile) -> None:
         try:
             study.config(params)
         except (ConfigError, TypeError, ValueError) as error:
-            raise _blame(study, params, error) from error
+            raise _with_key(study, params, error) from error
 
 
 def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
-    """Give the values of what is counted or chosen, alone, in pairs, and all at their extremes; the rest at its low.
+    """Yield params with the integers and choices alone, in pairs, and all at their extremes; the rest at its lowest.
 
-    Corners alone would pass widths from 96 to 384 that 8 heads do not divide.
+    Extremes alone would pass widths from 96 to 384 that 8 heads do not divide.
     """
     lows = {name: searched.extremes()[0] for name, searched in space.items()}
     counted = {name: searched for name, searched in space.items() if not isinstance(searched, Float)}
@@ -187,22 +190,22 @@ def _probes(searched: Int | Categorical) -> Iterable[Scalar]:
     return values if len(values) <= MAX_PROBES else (values[0], values[1], values[-1])
 
 
-def _blame(study: StudyFile, params: Mapping[str, Any], error: Exception) -> ConfigError:
-    """Name the key of the file at fault: the config's own, or that without which there is no error."""
+def _with_key(study: StudyFile, params: Mapping[str, Any], error: Exception) -> ConfigError:
+    """Return the error with the key that causes it: the config's, or one without which there is no error."""
     key = error.key if isinstance(error, ConfigError) else None
     problem = error.problem if isinstance(error, ConfigError) else str(error)
     values = {**study.fixed, **params}
     if key in values:
-        return ConfigError(_place(study, key), problem)
+        return ConfigError(_key_of(study, key), problem)
     for name, value in values.items():
         try:
             build_config(study.objective, {other: v for other, v in values.items() if other != name})
         except (ConfigError, TypeError, ValueError):
             continue
-        clash = f"{value!r} does not go with the default of {key}: " if key else ""
-        return ConfigError(_place(study, name), clash + problem)
+        clash = f"{value!r} is not compatible with the default of {key}: " if key else ""
+        return ConfigError(_key_of(study, name), clash + problem)
     return ConfigError(f"fixed.{key}" if key else "fixed", problem)
 
 
-def _place(study: StudyFile, name: str) -> str:
+def _key_of(study: StudyFile, name: str) -> str:
     return f"fixed.{name}" if name in study.fixed else f"search_space.{name}"

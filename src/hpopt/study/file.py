@@ -1,7 +1,4 @@
-"""Owns the sections of a study file. Leaves reading one to reading.py, and what is refused of the whole to checks.py.
-
-What each parameter may be is hyperparameters.py's to say, and the samplers and pruners themselves are strategy.py's.
-"""
+"""Define the sections and keys of a study file, and compare two files."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -19,7 +16,7 @@ NUMPY_MAX_SEED = 2**32 - 1
 
 
 class Budget(BaseModel):
-    """What the whole fleet may spend together; the first limit reached ends the study."""
+    """Limits of the whole fleet together; the first one reached finishes the study."""
 
     model_config = STRICT
 
@@ -33,7 +30,7 @@ class Budget(BaseModel):
     """Stop when the best value reaches this."""
 
     @model_validator(mode="after")
-    def _end_somewhere(self) -> Self:
+    def _check_limits(self) -> Self:
         if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
             raise ValueError("no limit; give at least one of trials, gpu_hours, wall_hours")
         return self
@@ -45,22 +42,22 @@ class Sampler(BaseModel):
     model_config = STRICT
 
     name: Literal["tpe", "random", "grid"] = "tpe"
-    """tpe models what is good so far, random does not look, grid tries every combination."""
+    """tpe samples near the best trials so far, random samples uniformly, grid tries every combination."""
     seed: Annotated[int, Field(ge=0, le=NUMPY_MAX_SEED)] = 0
     """Each trial's sampler is seeded from this and the trial's number."""
     n_startup_trials: Annotated[int, Field(ge=0)] = 10
-    """Random trials before tpe starts to model."""
+    """Number of random trials before tpe."""
 
 
 class Pruner(BaseModel):
-    """How a hopeless trial is stopped early."""
+    """How an unpromising trial is stopped early."""
 
     model_config = STRICT
 
     name: Literal["asha", "median", "none"] = "asha"
-    """asha keeps the best of each rung, median those better than the median, none keeps all."""
+    """asha continues the best of each rung, median those better than the median, none all."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """One trial in this many goes on from a rung, and the next rung is this many times further."""
+    """One trial in this many continues from a rung, and the next rung has this many times the steps."""
     min_fraction: Annotated[float, Field(gt=0, le=1)] = 1 / 9
     """The first rung, as a fraction of a trial's schedule."""
 
@@ -70,7 +67,7 @@ class StudyFile(BaseModel):
 
     model_config = STRICT
 
-    # A first letter or digit, so that no name is an option of the command line or a way out of a folder.
+    # It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Letters, digits, `.`, `_` and `-`; unique in a database."""
     objective: str = "pretrain"
@@ -85,21 +82,51 @@ class StudyFile(BaseModel):
     search_space: Annotated[dict[str, Range], Field(min_length=1)]
     """The parameters to search, each a range or a list of choices."""
     fixed: dict[str, Any] = {}
-    """What the objective takes and the search does not move; its defaults hold for the rest."""
+    """Parameters with constant values; the objective's defaults hold for the rest."""
     enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
-    """Known configurations to try first; what an entry leaves out is sampled."""
+    """Configurations to try first; parameters that an entry leaves out are sampled."""
 
     def config(self, params: Mapping[str, Any], seed: int | None = None) -> Any:  # noqa: ANN401 - the objective's.
-        """Build the config of a trial from what is fixed, its params and its seed.
-
-        Raises ConfigError where the config refuses them.
-        """
+        """Return the config of a trial from the fixed values, its params and its seed. Raises ConfigError."""
         values = {**self.fixed, **params} if seed is None else {**self.fixed, **params, "seed": seed}
         return build_config(self.objective, values)
 
     def default_params(self) -> dict[str, Scalar] | None:
-        """Give the objective's defaults for what is searched, or None when one is missing or outside of its range."""
+        """Return the objective's defaults of what is searched, or None if one is missing or outside of its range."""
         defaults: dict[str, Any] = {f.name: f.default for f in fields(config_class(self.objective))}
         params = {name: defaults[name] for name in self.search_space}
         inside = all(self.search_space[name].contains(value) for name, value in params.items())
         return params if inside else None
+
+
+def space_difference(new: StudyFile, old: StudyFile) -> str | None:
+    """Return the first difference that makes the trials of two studies incomparable, or None.
+
+    Budget, sampler, pruner and enqueued configurations may differ: they only choose which trials there are.
+    """
+    for key in ("objective", "metric", "direction"):
+        if getattr(new, key) != getattr(old, key):
+            return f"{key}: {getattr(new, key)}, was {getattr(old, key)}"
+    for name in sorted({*new.search_space, *old.search_space}):
+        difference = _range_difference(new.search_space.get(name), old.search_space.get(name))
+        if difference:
+            return f"search_space.{name}: {difference}"
+    for name in sorted({*new.fixed, *old.fixed}):
+        if new.fixed.get(name) != old.fixed.get(name):
+            return f"fixed.{name}: {new.fixed.get(name, 'not given')}, was {old.fixed.get(name, 'not given')}"
+    return None
+
+
+def _range_difference(new: Range | None, old: Range | None) -> str | None:
+    if new is None or old is None:
+        return None if new is old else f"{_range_words(new)}, was {_range_words(old)}"
+    if new.type != old.type:
+        return f"{new.type} {new.describe()}, was {old.type} {old.describe()}"
+    for key in type(new).model_fields:
+        if getattr(new, key) != getattr(old, key):
+            return f"{key} {getattr(new, key)}, was {getattr(old, key)}"
+    return None
+
+
+def _range_words(searched: Range | None) -> str:
+    return searched.describe() if searched else "not searched"

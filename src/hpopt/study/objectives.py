@@ -1,12 +1,11 @@
-"""Owns what an objective takes: its config class, the types of its fields, and building one.
-
-Leaves which combinations make sense to the config itself.
-"""
+"""Import an objective, and build its config from typed values."""
 
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -19,10 +18,10 @@ OBJECTIVES: dict[str, tuple[type[Any], tuple[str, ...]]] = {"pretrain": (Pretrai
 
 
 def config_class(objective: str) -> type[Any]:
-    """Give the frozen dataclass that an objective takes; raises ConfigError naming `objective`.
+    """Return the frozen dataclass that an objective takes. Raises ConfigError with the key `objective`.
 
     For `package.module:function` it is the annotation of the function's first parameter. It needs a field `seed`,
-    since a trial is params and a seed.
+    since a trial is a configuration and a seed.
     """
     if objective in OBJECTIVES:
         return OBJECTIVES[objective][0]
@@ -31,25 +30,30 @@ def config_class(objective: str) -> type[Any]:
         annotations = inspect.get_annotations(function, eval_str=True)
     except NameError as error:
         raise ConfigError("objective", f"{objective}: an annotation cannot be resolved: {error}") from error
-    found = annotations.get(next(iter(inspect.signature(function).parameters), ""))
-    # Without "frozen" a training function could change the config that is on record for its trial.
-    if not (isinstance(found, type) and is_dataclass(found) and found.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+    config = annotations.get(next(iter(inspect.signature(function).parameters), ""))
+    # Without "frozen" a training function could change the config that is recorded for its trial.
+    if not (isinstance(config, type) and is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise ConfigError("objective", f"{objective}: its first parameter is not annotated with a frozen dataclass")
-    if "seed" not in field_types(found):
-        raise ConfigError("objective", f"{objective}: {found.__name__} has no field seed; a trial is params and a seed")
-    return found
+    if "seed" not in field_types(config):
+        problem = f"{config.__name__} has no field seed; a trial is a configuration and a seed"
+        raise ConfigError("objective", f"{objective}: {problem}")
+    return config
 
 
 def import_function(objective: str) -> Callable[..., Any]:
-    """Import the function of `package.module:function`; raises ConfigError naming `objective`."""
+    """Import the function of `package.module:function`. Raises ConfigError with the key `objective`.
+
+    What the import prints goes to standard error, so that standard output has the answer of a command only.
+    """
     module_name, _, function_name = objective.partition(":")
     if not module_name or not function_name:
         problem = f"'{objective}' is neither {', '.join(OBJECTIVES)} nor package.module:function"
         raise ConfigError("objective", problem + did_you_mean(objective, OBJECTIVES))
     try:
-        module = importlib.import_module(module_name)
-    # Other people's code runs here and may raise anything.
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
+    # The code of users can raise anything, and a script calls sys.exit.
+    except (Exception, SystemExit) as error:
         raise ConfigError("objective", f"cannot import {module_name}: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not inspect.isfunction(function):
@@ -60,7 +64,7 @@ def import_function(objective: str) -> Callable[..., Any]:
 
 
 def build_config(objective: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the objective's.
-    """Build an objective's config; raises ConfigError for a value that is missing or of another type."""
+    """Return an objective's config. Raises ConfigError for a value that is missing or of another type."""
     config = config_class(objective)
     for f in fields(config):
         if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values:
@@ -69,7 +73,7 @@ def build_config(objective: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN
 
 
 def in_type(config: type[Any], name: str, value: object) -> object:
-    """Give a value in the type of a config's field; raises ConfigError."""
+    """Return a value in the type of a config's field. Raises ConfigError."""
     if config is PretrainConfig:
         return check_value(name, value)
     expected = field_types(config)[name]
@@ -77,7 +81,7 @@ def in_type(config: type[Any], name: str, value: object) -> object:
 
 
 def field_types(config: type[Any]) -> dict[str, Any]:
-    """Give the type of each field that a config takes."""
+    """Return the types of the fields of a config."""
     try:
         hints = typing.get_type_hints(config)
     except NameError as error:

@@ -1,7 +1,4 @@
-"""Owns what a study file comes to: the steps, rungs, tokens and operations of a trial. Free of torch and optuna.
-
-Leaves choosing trials to strategy.py and drawing the plan to report/.
-"""
+"""Derive the steps, rungs, tokens and operations of a trial from a study file, without torch and optuna."""
 
 from dataclasses import MISSING, fields
 from typing import Any
@@ -13,18 +10,18 @@ from hpopt.training.config import PretrainConfig, flops_per_token
 
 
 def defaults(file: StudyFile) -> dict[str, Any]:
-    """Give the objective's own defaults; a parameter without one is left out."""
-    own = {f.name: f.default for f in fields(config_class(file.objective))}
-    return {name: default for name, default in own.items() if default is not MISSING}
+    """Return the objective's defaults; a parameter without one is left out."""
+    values = {f.name: f.default for f in fields(config_class(file.objective))}
+    return {name: default for name, default in values.items() if default is not MISSING}
 
 
 def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective's.
-    """Give what the study holds constant for a parameter, or None if it is searched, unknown or without a default."""
+    """Return the constant value of a parameter, or None if it is searched, unknown or without a default."""
     return None if name in file.search_space else {**defaults(file), **file.fixed}.get(name)
 
 
 def count_steps(file: StudyFile) -> int | None:
-    """Give the optimizer steps of a full trial, or None where they are not the same for all trials."""
+    """Return the optimizer steps of a complete trial, or None if they differ between trials."""
     if file.objective == "pretrain" and value_of(file, "max_tokens") != 0:
         low, high = (_config(file, which).n_steps for which in (0, -1))
         return low if low == high else None
@@ -33,9 +30,9 @@ def count_steps(file: StudyFile) -> int | None:
 
 
 def place_rungs(file: StudyFile) -> list[int]:
-    """Give the optimizer steps at which trials are first compared; none without a pruner or a common schedule.
+    """Return the optimizer steps of the rungs; empty without a pruner or if the steps differ between trials.
 
-    A rung that falls between two evaluations counts at the next one.
+    At a rung between two evaluations, trials are compared by the second one.
     """
     n_steps = count_steps(file)
     rungs = rungs_of(file)
@@ -47,13 +44,13 @@ def place_rungs(file: StudyFile) -> list[int]:
 
 
 def rungs_of(file: StudyFile) -> Rungs:
-    """Give the pruner's rungs."""
+    """Return the rungs of the pruner."""
     pruner = file.pruner
     return build_rungs(pruner.name, min_fraction=pruner.min_fraction, reduction_factor=pruner.reduction_factor)
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
-    """Give the tokens of a full trial and its floating-point operations, or None for objectives that are not ours."""
+    """Return the tokens and floating-point operations of a complete trial, or None for an objective of the user's."""
     if file.objective != "pretrain":
         return None
     config = _config(file, -1)
@@ -61,7 +58,7 @@ def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
 
 
 def _config(file: StudyFile, which: int) -> PretrainConfig:
-    """Build the config of the first (0) or last (-1) value of each range."""
+    """Return the config of the first (0) or last (-1) value of each range."""
     params = {name: parameter.extremes()[which] for name, parameter in file.search_space.items()}
     config: PretrainConfig = file.config(params)
     return config

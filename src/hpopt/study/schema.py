@@ -1,4 +1,4 @@
-"""Owns the JSON Schema of a study file, which editors complete it by. Run as a program, it prints it."""
+"""Return the JSON Schema of a study file, for completion in editors. Run as a program, it prints the schema."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from hpopt.study.file import StudyFile
 
 
 def study_file_schema() -> dict[str, Any]:
-    """Give the JSON schema of a study file, for editors; what an objective takes is checked in Python."""
+    """Return the JSON Schema of a study file; the parameters of an objective are checked in Python."""
     schema = StudyFile.model_json_schema()
     values = {name: _value_schema(entry) for name, entry in HYPERPARAMETERS.items()}
     searchable = {name: entry for name, entry in HYPERPARAMETERS.items() if name != "seed"}

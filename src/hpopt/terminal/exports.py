@@ -1,54 +1,45 @@
-"""Owns the forms in which programs take what hpopt knows: JSON, TOML, YAML, environment, arguments."""
+"""Export parameters and progress for programs: JSON, TOML, YAML, environment variables, arguments."""
 
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
+import tomli_w
+import yaml
+
 from hpopt.findings.finding import Finding
+from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage.progress import Best, Progress
 
 
 def best_as_json(best: Best, findings: Sequence[Finding]) -> str:
-    """Give the row of hpopt.best_params as JSON, and the warnings about the study."""
-    told = {**asdict(best), "findings": [asdict(finding) for finding in findings]}
-    return json.dumps(told, indent=2, default=_json_default)
+    """Return the row of hpopt.best_params and the findings as JSON."""
+    return to_json({**asdict(best), "findings": findings}, indent=2)
 
 
 def progress_as_json(progress: Progress, findings: Sequence[Finding] | None = None) -> str:
-    """Give where a study stands as JSON, its name and state first, and the warnings about it if they were asked for."""
-    books = asdict(progress.books)
-    state = {"name": progress.name, "state": books.pop("state"), "state_reason": books.pop("state_reason")}
-    state["state_since"] = progress.state_since
-    told = {**state, **asdict(progress), "books": books}
-    if findings is not None:
-        told["findings"] = [asdict(finding) for finding in findings]
-    return json.dumps(told, indent=2, default=_json_default)
+    """Return where a study stands as JSON, with its findings unless they are None."""
+    usage = asdict(progress.usage)
+    state = {"name": progress.name, "state": usage.pop("state"), "state_reason": usage.pop("state_reason")}
+    fields = {**state, "state_since": progress.state_since, **asdict(progress), "usage": usage}
+    return to_json(fields if findings is None else {**fields, "findings": findings}, indent=2)
 
 
 def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:
-    """Give the rows of a query as a JSON list of objects."""
-    return json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=2, default=_json_default)
-
-
-def _json_default(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    """Return the rows of a query as a JSON list of objects."""
+    return to_json([dict(zip(names, row, strict=True)) for row in rows], indent=2)
 
 
 def _toml(params: Mapping[str, Scalar]) -> str:
-    return "\n".join(f"{name} = {json.dumps(value)}" for name, value in params.items())
+    return tomli_w.dumps(params).rstrip()
 
 
 def _yaml(params: Mapping[str, Scalar]) -> str:
-    # YAML 1.1 reads 1e-05 as a string: a mantissa with a point makes it a number.
-    def show(value: Scalar) -> str:
-        text = json.dumps(value)
-        return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
-
-    return "\n".join(f"{name}: {show(value)}" for name, value in params.items())
+    text: str = yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True)
+    return text.rstrip()
 
 
 def _env(params: Mapping[str, Scalar]) -> str:
@@ -63,5 +54,5 @@ def _shell(value: Scalar) -> str:
     return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
-# The forms in which a program takes the best parameters.
+# The formats of the best parameters.
 PARAMS_AS: dict[str, Callable[[Mapping[str, Scalar]], str]] = {"toml": _toml, "yaml": _yaml, "env": _env, "args": _args}

@@ -1,4 +1,4 @@
-"""Owns where studies stand, as drawn on a terminal and in sentences. Leaves the answer of one to terminal.py."""
+"""Render where studies stand for a terminal, and describe their state in one line."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.storage.progress import EndedTrial, Progress, WorkerRow
-from hpopt.terminal.answer import show_ended, show_metric, show_number, show_seconds
+from hpopt.formats import format_count, format_duration, format_metric, format_number
+from hpopt.storage.progress import FinishedTrial, Progress, WorkerRow
+from hpopt.terminal.answer import format_finished
 
 _BAR_WIDTH = 40
 _STATE_WIDTH = 44
@@ -19,8 +20,8 @@ _STYLES = {"pruned": "dim", "diverged": "yellow", "failed": "red"}
 
 
 @dataclass(frozen=True)
-class _WhatFits:
-    """A table where the console is wide enough for all of it, else the same in lines that wrap."""
+class _TableOrLines:
+    """A table if it fits the console, else its content in lines that wrap."""
 
     table: Table
     lines: Sequence[RenderableType]
@@ -31,28 +32,28 @@ class _WhatFits:
         yield self.table if fits else Group(*self.lines)
 
 
-def standing(progress: Progress, ended: list[EndedTrial], seconds_left: float | None) -> RenderableType:
-    """Draw where a study stands: its state, its budget, its best, its workers and the trials that ended last."""
+def render_status(progress: Progress, finished: list[FinishedTrial], seconds_left: float | None) -> RenderableType:
+    """Render where a study stands: its state, budget, best trial and workers, and the given finished trials."""
     parts: list[RenderableType] = [_budget_line(progress, seconds_left)]
     if progress.planned_trials:
-        done = min(progress.books.n_ended, progress.planned_trials)
+        completed = min(progress.usage.n_finished, progress.planned_trials)
         # A bar alone does not end its line.
         bar = Table.grid()
-        bar.add_row(ProgressBar(total=progress.planned_trials, completed=done, width=_BAR_WIDTH))
+        bar.add_row(ProgressBar(total=progress.planned_trials, completed=completed, width=_BAR_WIDTH))
         parts.append(bar)
-    if progress.books.state == "paused":
+    if progress.usage.state == "paused":
         since = f"since {progress.state_since.astimezone():%Y-%m-%d %H:%M}"
-        line = paused_line(progress.name, progress.books.state_reason)
+        line = describe_pause(progress.name, progress.usage.state_reason)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
     parts.append(_best_line(progress))
-    if progress.workers and not progress.over:
+    if progress.workers and not progress.finished_reason:
         parts.append(_fleet(progress))
-    parts += [Text(show_ended(trial, progress.metric), style=_STYLES.get(trial.outcome, "")) for trial in ended]
+    parts += [Text(format_finished(row, progress.metric), style=_STYLES.get(row.outcome, "")) for row in finished]
     return Group(*parts)
 
 
-def overview(studies: list[Progress]) -> RenderableType:
-    """Draw a line for each study, or a few where the console is too narrow for one."""
+def render_overview(studies: list[Progress]) -> RenderableType:
+    """Render one line for each study, or several on a narrow console."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("study")
     for title in ("trials", "running", "best", "device time"):
@@ -60,80 +61,80 @@ def overview(studies: list[Progress]) -> RenderableType:
     table.add_column("state", max_width=_STATE_WIDTH)
     lines: list[RenderableType] = []
     for study in studies:
-        best = "-" if study.best is None else f"{study.metric} {show_metric(study.best.value)}"
-        state = Text(_state(study), style="bold yellow" if study.books.state == "paused" else "")
-        hours = show_seconds(study.books.device_hours * 3600)
-        table.add_row(study.name, _trials(study), str(study.books.n_held), best, hours, state)
-        spent = f"{_trials(study)} trials, {study.books.n_held} running, best {best}, device time {hours}"
+        best = "-" if study.best is None else f"{study.metric} {format_metric(study.best.value)}"
+        state = Text(_state(study), style="bold yellow" if study.usage.state == "paused" else "")
+        hours = format_duration(study.usage.device_hours * 3600)
+        table.add_row(study.name, _trials(study), str(study.usage.n_running), best, hours, state)
+        spent = f"{_trials(study)} trials, {study.usage.n_running} running, best {best}, device time {hours}"
         lines += [Text(study.name, style="bold", overflow="fold"), Padding(Group(spent, state), (0, 0, 0, 2))]
-    return _WhatFits(table, lines)
+    return _TableOrLines(table, lines)
 
 
-def state_line(name: str, state: str, *, n_running: int, n_to_retry: int) -> str:
-    """Say in one line what holds for a study, for whoever has just changed it."""
+def describe_state(name: str, state: str, *, n_running: int, n_pending_retry: int) -> str:
+    """Describe the state of a study in one line, after it was changed."""
     if state == "paused":
-        handed = {0: "no trial is running", 1: "its running trial is handed back with its checkpoint"}
-        many = f"{n_running} running trials are handed back with their checkpoints"
-        return f"{name} is paused; {handed.get(n_running, many)}, workers wait"
+        one = {0: "no trial is running", 1: "its running trial returns to the queue with its checkpoint"}
+        many = f"{n_running} running trials return to the queue with their checkpoints"
+        return f"{name} is paused; {one.get(n_running, many)}, workers wait"
     if state == "stopped":
         many = f"{n_running} running trials end at their next evaluation"
         end = {0: "no trial is running", 1: "its running trial ends at its next evaluation"}.get(n_running, many)
-        return f"{name} is stopped; {end}, workers leave"
+        return f"{name} is stopped; {end}, workers exit"
     running = {0: "no trial is running", 1: "1 trial is running"}.get(n_running, f"{n_running} trials are running")
-    return f"{name} is open; {running}" + (f", {n_to_retry} handed back earlier go on first" if n_to_retry else "")
+    waiting = f", {format_count(n_pending_retry, 'trial')} to be retried first" if n_pending_retry else ""
+    return f"{name} is open; {running}{waiting}"
 
 
-def paused_line(name: str, reason: str | None) -> str:
-    """Say in one line that a study is paused, why, and what lets it go on."""
-    return f"study '{name}' is paused: {reason}; `hpopt resume {name}` lets it go on"
+def describe_pause(name: str, reason: str | None) -> str:
+    """Return a line that a study is paused, why, and the command that resumes it."""
+    return f"study '{name}' is paused: {reason}; `hpopt resume {name}` resumes it"
 
 
-def enqueued_line(name: str, state: str, sampled: Sequence[str], *, n_ahead: int, ends_before: str | None) -> str:
-    """Say in one line when a configuration is tried that was enqueued just now, and what of it is sampled."""
-    if ends_before is not None:
-        return f"enqueued; {ends_before}: raise it in the file and `hpopt create` it again"
-    place = {0: "it is tried next", 1: "it is tried after 1 other that waits"}
-    when = place.get(n_ahead, f"it is tried after {n_ahead} others that wait")
+def describe_enqueued(name: str, state: str, sampled: Sequence[str], *, n_ahead: int, blocked_by: str | None) -> str:
+    """Return a line on when an enqueued configuration is tried, and which of its parameters are sampled."""
+    if blocked_by is not None:
+        return f"enqueued; {blocked_by}: raise it in the file and `hpopt create` it again"
+    when = f"it is tried after {format_count(n_ahead, 'waiting trial')}" if n_ahead else "it is tried next"
     rest = f"; sampled: {', '.join(sampled)}" if sampled else ""
     return f"enqueued; {when}{rest}" + ("" if state == "open" else f"; {name} is {state}: `hpopt resume {name}`")
 
 
 def _state(progress: Progress) -> str:
-    if progress.over:
-        return progress.over
-    if progress.books.state != "open":
-        return f"{progress.books.state}: {progress.books.state_reason}"
-    n_silent = sum(worker.is_silent for worker in progress.workers)
-    silent = f", {n_silent} of {len(progress.workers)} workers silent" if n_silent else ""
-    return ("running" if progress.workers else "waiting for workers") + silent
+    if progress.finished_reason:
+        return progress.finished_reason
+    if progress.usage.state != "open":
+        return f"{progress.usage.state}: {progress.usage.state_reason}"
+    n_stale = sum(worker.is_stale for worker in progress.workers)
+    stale = f", heartbeat of {n_stale} of {len(progress.workers)} workers expired" if n_stale else ""
+    return ("running" if progress.workers else "waiting for workers") + stale
 
 
 def _trials(progress: Progress) -> str:
-    return f"{progress.books.n_ended}" + (f"/{progress.planned_trials}" if progress.planned_trials else "")
+    return f"{progress.usage.n_finished}" + (f"/{progress.planned_trials}" if progress.planned_trials else "")
 
 
 def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
     parts = [
         f"{_trials(progress)} trials",
-        f"{show_seconds(progress.books.active_hours * 3600)}",
-        f"device time {show_seconds(progress.books.device_hours * 3600)}",
+        f"{format_duration(progress.usage.active_hours * 3600)}",
+        f"device time {format_duration(progress.usage.device_hours * 3600)}",
     ]
-    if progress.over:
-        parts.append(progress.over)
-    elif progress.books.state == "open" and seconds_left is not None:
-        parts.append(f"about {show_seconds(seconds_left)} left")
-    elif progress.books.state == "stopped":
-        parts.append(f"stopped: {progress.books.state_reason}; running trials end at their next evaluation")
+    if progress.finished_reason:
+        parts.append(progress.finished_reason)
+    elif progress.usage.state == "open" and seconds_left is not None:
+        parts.append(f"about {format_duration(seconds_left)} left")
+    elif progress.usage.state == "stopped":
+        parts.append(f"stopped: {progress.usage.state_reason}; running trials end at their next evaluation")
     return Text.assemble((progress.name, "bold"), "  ", "  ".join(parts))
 
 
 def _best_line(progress: Progress) -> Text:
     if progress.best is None:
         return Text("no trial has completed yet", style="dim")
-    params = "  ".join(f"{name}={show_number(value)}" for name, value in progress.best.params.items())
+    params = "  ".join(f"{name}={format_number(value)}" for name, value in progress.best.params.items())
     return Text.assemble(
         f"best {progress.metric} ",
-        (f"{show_metric(progress.best.value)}", "bold green"),
+        (f"{format_metric(progress.best.value)}", "bold green"),
         f" in trial {progress.best.trial}: {params}",
     )
 
@@ -146,31 +147,31 @@ def _fleet(progress: Progress) -> RenderableType:
         table.add_column(title, justify="left" if title in {"worker", "job", "device"} else "right")
     lines = []
     for worker in progress.workers:
-        style = "red" if worker.is_silent else ""
+        style = "red" if worker.is_stale else ""
         cells = _worker_cells(worker)
         if not has_jobs:
             del cells["job"]
         table.add_row(*cells.values(), style=style)
         named = {"value": f"{progress.metric} {{}}", "step": "step {}", "speed": "{} tokens/s", "trial": "trial {}"}
-        named |= {"for": "{}" if worker.is_silent else "for {}", "device time": "device time {}"}
-        told = [named[name].format(cell) for name, cell in cells.items() if name in named and cell not in {"", "-"}]
-        place = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
-        lines.append(Text(f"{place}: {', '.join(told) or 'between trials'}", style=style, overflow="fold"))
-    return _WhatFits(table, lines)
+        named |= {"for": "{}" if worker.is_stale else "for {}", "device time": "device time {}"}
+        parts = [named[name].format(cell) for name, cell in cells.items() if name in named and cell not in {"", "-"}]
+        title = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
+        lines.append(Text(f"{title}: {', '.join(parts) or 'between trials'}", style=style, overflow="fold"))
+    return _TableOrLines(table, lines)
 
 
 def _worker_cells(worker: WorkerRow) -> dict[str, str]:
-    """Give what is shown of a worker by column; of one that is silent, for how long it has been."""
-    go = f" (go {worker.go})" if (worker.go or 1) > 1 else ""
-    lasted = "" if worker.seconds is None else show_seconds(worker.seconds)
+    """Return the cells of a worker by column; with the age of the heartbeat if it has expired."""
+    attempt = f" (attempt {worker.attempt_number})" if (worker.attempt_number or 1) > 1 else ""
+    duration = "" if worker.seconds is None else format_duration(worker.seconds)
     return {
         "worker": f"{worker.worker_id}@{worker.host}",
         "job": f"{worker.engine} {worker.job}" if worker.job else worker.engine,
         "device": worker.device,
-        "trial": "-" if worker.trial is None else f"{worker.trial}{go}",
+        "trial": "-" if worker.trial is None else f"{worker.trial}{attempt}",
         "step": "" if worker.step is None else str(worker.step),
-        "value": "" if worker.value is None else show_metric(worker.value),
-        "speed": "" if worker.tokens_per_second is None or worker.is_silent else f"{worker.tokens_per_second:,.0f}",
-        "for": f"silent for {show_seconds(worker.silent_seconds)}" if worker.is_silent else lasted,
-        "device time": "" if worker.trial_device_seconds is None else show_seconds(worker.trial_device_seconds),
+        "value": "" if worker.value is None else format_metric(worker.value),
+        "speed": "" if worker.tokens_per_second is None or worker.is_stale else f"{worker.tokens_per_second:,.0f}",
+        "for": f"no heartbeat for {format_duration(worker.seconds_since_heartbeat)}" if worker.is_stale else duration,
+        "device time": "" if worker.trial_device_seconds is None else format_duration(worker.trial_device_seconds),
     }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpopt.errors import DISK_TROUBLE, Diverged, Interrupted
+from hpopt.errors import DISK_ERRNOS, Diverged, Interrupted
 from hpopt.training.checkpoint import load_checkpoint, save_checkpoint
 from hpopt.training.config import PretrainConfig, flops_per_token
 from hpopt.training.data import Batches, Data, first_windows, prepare
@@ -80,7 +80,7 @@ class Training:
         try:
             save_checkpoint(self.run.checkpoint, self._identity(), content)
         except OSError as error:
-            if error.errno not in DISK_TROUBLE:
+            if error.errno not in DISK_ERRNOS:
                 raise
             _logger.warning("no checkpoint of step %d: %s; the run goes on", self.progress.step, error)
             return False

@@ -1,6 +1,6 @@
-"""Owns the one thread of a worker that talks to the database: errands in order, and the heartbeat between them.
+"""Run the database tasks of a worker in order on one thread, with heartbeats between them.
 
-Leaves what is said to storage/. The worker trains on while the database is away; its errands wait here meanwhile.
+While the database is unreachable training goes on, and the tasks wait here.
 """
 
 import threading
@@ -10,45 +10,51 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from hpopt.errors import DatabaseError, DatabaseLostError
 
 T = TypeVar("T")
+# A call to the database that can be repeated without harm.
+Task: TypeAlias = Callable[[], T]
 
 _RETRY_S = 1.0
 # A worker that was asked to stop has ten seconds for everything.
-_PATIENCE_WHEN_STOPPED_S = 3.0
-# Between two reports of a training run nobody needs a connection.
-_RELEASE_AFTER_S = 2.0
-# Signals are answered between two looks at a future.
+_STOPPED_TIMEOUT_S = 3.0
+# Between two evaluations of a training run no connection is needed.
+_DISCONNECT_AFTER_S = 2.0
+# Signals are handled between two looks at a future.
 _POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manners:
-    """How often the courier beats and when it gives up; `beat` and `release` are errands of its own."""
+class DatabaseThreadOptions:
+    """The tasks and times of a DatabaseThread.
 
-    beat: Callable[[], None]
-    release: Callable[[], None]
-    say: Callable[[str], None]
+    `heartbeat` runs every `heartbeat_every_s`; `disconnect` closes idle connections; `log` takes a line; `stop` is set
+    when the worker is asked to stop. After `give_up_after_s` without the database, waiting calls fail.
+    """
+
+    heartbeat: Task[None]
+    disconnect: Callable[[], None]
+    log: Callable[[str], None]
     stop: threading.Event
     heartbeat_every_s: float
     give_up_after_s: float
 
 
-class Courier:
-    """Runs errands one after the other, each again and again until the database answers."""
+class DatabaseThread:
+    """Runs tasks one after the other, each until the database responds."""
 
-    def __init__(self, manners: Manners) -> None:
-        self._manners = manners
-        self._errands: deque[_Errand] = deque()
+    def __init__(self, options: DatabaseThreadOptions) -> None:
+        self._options = options
+        self._tasks: deque[_QueuedTask] = deque()
         self._wake = threading.Condition()
-        self._is_over = False
-        self._away_since: float | None = None
-        self._fault: Exception | None = None
-        self._beat_at = time.monotonic() + manners.heartbeat_every_s
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._is_closed = False
+        self._unreachable_since: float | None = None
+        self._error: Exception | None = None
+        self._heartbeat_at = time.monotonic() + options.heartbeat_every_s
+        self._thread = threading.Thread(target=self._run, name="database", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -56,134 +62,131 @@ class Courier:
 
     def __exit__(self, *exc: object) -> None:
         with self._wake:
-            self._is_over = True
+            self._is_closed = True
             self._wake.notify()
-        # It may hang on a connection that was cut; what it had to say is in the journal.
+        # It can hang on a connection that was cut; what it had to send is in the outbox.
         self._thread.join(timeout=_RETRY_S)
 
     @property
-    def is_away(self) -> bool:
-        """Whether the database did not answer when it was last asked."""
-        return self._away_since is not None
+    def is_unreachable(self) -> bool:
+        """Whether the database did not respond to the last task."""
+        return self._unreachable_since is not None
 
     @property
-    def is_waited_for(self) -> bool:
-        """Whether it is worth waiting for an answer: the database is there, and nobody asked the worker to stop."""
-        return not self.is_away and self._fault is None and not self._manners.stop.is_set()
+    def is_responsive(self) -> bool:
+        """Whether to wait for a response: the database is reachable, and the worker was not asked to stop."""
+        return not self.is_unreachable and self._error is None and not self._options.stop.is_set()
 
     @property
     def has_given_up(self) -> bool:
-        """Whether the database was away for longer than this worker waits, or the courier itself failed."""
-        away_since = self._away_since
-        if self._fault is not None:
+        """Whether the database was unreachable for longer than `give_up_after_s`, or the thread itself failed."""
+        since = self._unreachable_since
+        if self._error is not None:
             return True
-        return away_since is not None and time.monotonic() - away_since > self._manners.give_up_after_s
+        return since is not None and time.monotonic() - since > self._options.give_up_after_s
 
-    def send(self, errand: Callable[[], T], *, is_beat: bool = False) -> "Future[T]":
-        """Put an errand into the queue; it must be one that can be repeated without harm.
-
-        One that is a sign of life itself spares the next heartbeat.
-        """
+    def submit(self, task: Task[T], *, is_heartbeat: bool = False) -> "Future[T]":
+        """Queue a task. One with `is_heartbeat` renews the heartbeat itself and postpones the next one."""
         future: Future[T] = Future()
         with self._wake:
-            if self._fault is not None:
-                raise self._fault
-            self._errands.append(_Errand(errand, future, is_beat))
+            if self._error is not None:
+                raise self._error
+            self._tasks.append(_QueuedTask(task, future, is_heartbeat))
             self._wake.notify()
         return future
 
-    def call(self, errand: Callable[[], T]) -> T:
-        """Run an errand and wait for what it gives. Raises DatabaseLostError when the worker gives up waiting."""
-        return self.wait_for(self.send(errand))
+    def call(self, task: Task[T]) -> T:
+        """Run a task and return its result. Raises DatabaseLostError if the worker stops waiting."""
+        return self.wait_for(self.submit(task))
 
     def wait_for(self, future: "Future[T]") -> T:
-        """Wait for an errand that was sent; raises DatabaseLostError as `call` does."""
+        """Return the result of a submitted task. Raises DatabaseLostError as `call` does."""
         began, stopped = time.monotonic(), None
         while not wait([future], timeout=_POLL_S).done:
             now = time.monotonic()
-            if self._manners.stop.is_set() and stopped is None:
+            if self._options.stop.is_set() and stopped is None:
                 stopped = now
-            is_late = stopped is not None and now - stopped > _PATIENCE_WHEN_STOPPED_S
-            if is_late or self.has_given_up or now - began > 2 * self._manners.give_up_after_s:
+            is_late = stopped is not None and now - stopped > _STOPPED_TIMEOUT_S
+            if is_late or self.has_given_up or now - began > 2 * self._options.give_up_after_s:
                 future.cancel()
-                raise DatabaseLostError("lost the database: it does not answer; what is undelivered is in the journal")
+                raise DatabaseLostError("lost the database: no response; what was not sent is in the outbox")
         return future.result()
 
     def _run(self) -> None:
         try:
             self._serve()
-        except Exception as error:  # noqa: BLE001 - it is raised again where the worker waits.
+        except Exception as error:  # noqa: BLE001 - it is raised again in the waiting thread.
             with self._wake:
-                self._fault = error
-                for errand in self._errands:
-                    errand.fail(error)
+                self._error = error
+                for task in self._tasks:
+                    task.fail(error)
 
     def _serve(self) -> None:
-        manners = self._manners
+        options = self._options
         last_used: float | None = None
         while True:
-            errand = self._wait_until(min(self._beat_at, (last_used or self._beat_at) + _RELEASE_AFTER_S))
-            if self._is_over and (errand is None or self.is_away):
+            task = self._wait_until(min(self._heartbeat_at, (last_used or self._heartbeat_at) + _DISCONNECT_AFTER_S))
+            if self._is_closed and (task is None or self.is_unreachable):
                 return
             now = time.monotonic()
-            if errand is not None:
-                self._deliver(errand)
-            elif now >= self._beat_at:
-                self._try(manners.beat, is_beat=True)
-            elif last_used is not None and now >= last_used + _RELEASE_AFTER_S:
-                manners.release()
+            if task is not None:
+                self._run_first(task)
+            elif now >= self._heartbeat_at:
+                self._try(options.heartbeat, is_heartbeat=True)
+            elif last_used is not None and now >= last_used + _DISCONNECT_AFTER_S:
+                options.disconnect()
                 last_used = None
                 continue
             last_used = time.monotonic()
 
-    def _wait_until(self, due: float) -> "_Errand | None":
-        """Give the errand that waits the longest, or None at the time given; while the database is away, pause."""
+    def _wait_until(self, due: float) -> "_QueuedTask | None":
+        """Return the first task, or None at time `due`; while the database is unreachable, wait before a retry."""
         with self._wake:
-            if self.is_away:
-                self._wake.wait_for(lambda: self._is_over, _RETRY_S)
-            elif not self._errands and not self._is_over:
+            if self.is_unreachable:
+                self._wake.wait_for(lambda: self._is_closed, _RETRY_S)
+            elif not self._tasks and not self._is_closed:
                 self._wake.wait(max(0.0, due - time.monotonic()))
-            return self._errands[0] if self._errands else None
+            return self._tasks[0] if self._tasks else None
 
-    def _deliver(self, errand: "_Errand") -> None:
-        if errand.future.cancelled() or self._try(errand.run, is_beat=errand.is_beat):
+    def _run_first(self, task: "_QueuedTask") -> None:
+        if task.future.cancelled() or self._try(task.run, is_heartbeat=task.is_heartbeat):
             with self._wake:
-                self._errands.popleft()
+                self._tasks.popleft()
 
-    def _try(self, errand: Callable[[], None], *, is_beat: bool) -> bool:
-        """Run an errand; False while the database is away, which is said once."""
-        say = self._manners.say
+    def _try(self, task: Task[None], *, is_heartbeat: bool) -> bool:
+        """Run a task; return False while the database is unreachable, which is logged once."""
+        log = self._options.log
         try:
-            errand()
+            task()
         except DatabaseError as error:
-            if self._away_since is None:
-                self._away_since = time.monotonic()
-                say(f"the database is away, going on without it: {error}")
+            if self._unreachable_since is None:
+                self._unreachable_since = time.monotonic()
+                log(f"the database is unreachable, training goes on: {error}")
             return False
-        if self._away_since is not None:
-            say(f"the database is back after {time.monotonic() - self._away_since:.0f} s")
-            self._away_since = None
-        if is_beat:
-            self._beat_at = time.monotonic() + self._manners.heartbeat_every_s
+        if self._unreachable_since is not None:
+            log(f"the database is reachable again after {time.monotonic() - self._unreachable_since:.0f} s")
+            self._unreachable_since = None
+        if is_heartbeat:
+            self._heartbeat_at = time.monotonic() + self._options.heartbeat_every_s
         return True
 
 
 @dataclass(frozen=True)
-class _Errand:
-    call: Callable[[], Any]
+class _QueuedTask:
+    task: Task[Any]
     future: "Future[Any]"
-    is_beat: bool
+    is_heartbeat: bool
 
     def run(self) -> None:
-        """Run it and tell who waits for it; only a database that is away is the courier's own affair."""
+        """Run the task and set its future; DatabaseError is left to the thread, which retries."""
         try:
-            result = self.call()
+            result = self.task()
         except DatabaseError:
             raise
-        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits.
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited.
             self.fail(error)
         else:
-            # Perhaps nobody waits any more.
+            # The future may have been cancelled.
             with suppress(InvalidStateError):
                 self.future.set_result(result)
 

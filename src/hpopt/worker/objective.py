@@ -1,6 +1,6 @@
-"""Owns the bridge from a trial to a training run: config, evaluations, verdicts. Leaves the books to storage.
+"""Run the training function of a trial: from its config to evaluations, and from decisions to a result.
 
-The torch wing is imported here alone, and only when a trial is about to run.
+Training code is imported only when a trial is about to run.
 """
 
 import logging
@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hpopt.errors import DISK_TROUBLE, Diverged, Interrupted
+from hpopt.analysis.trials import Outcome
+from hpopt.errors import DISK_ERRNOS, Diverged, Interrupted
+from hpopt.storage.evaluations import Decision
 from hpopt.study.file import POSTGRES_MAX_INT, StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.config import PREPARED_BY
@@ -21,25 +24,32 @@ _logger = logging.getLogger(__name__)
 
 TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]
 
-# The training functions that come along, by the name a study file gives them.
+# The training functions of hpopt, by their names in a study file.
 OBJECTIVES = {"pretrain": "hpopt.training.pretrain:pretrain"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended, as one of tables.OUTCOMES; its value, if it was complete or pruned; why, in words.
+class Fault(StrEnum):
+    """The part of the machine that failed, where a trial did not end because of its configuration."""
 
-    `at_fault` is `device` (then it is lost) or `disk` (then it is preempted) where the machine failed, not the trial.
+    DEVICE = "device"
+    DISK = "disk"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """How the training of a trial ended: the outcome, the value of a complete or pruned trial, and the reason.
+
+    With `fault` DEVICE the outcome is lost, with DISK it is preempted.
     """
 
-    kind: str
+    outcome: Outcome
     value: float | None = None
     reason: str | None = None
-    at_fault: str | None = None
+    fault: Fault | None = None
 
 
-# Takes an evaluation, and gives a reason to stop the trial there, or None.
-Judge = Callable[[Evaluation], str | None]
+# Reports an evaluation and returns whether the trial goes on.
+Report = Callable[[Evaluation], Decision]
 
 
 def load_function(objective: str) -> TrainingFunction:
@@ -48,50 +58,52 @@ def load_function(objective: str) -> TrainingFunction:
 
 
 def fingerprint_data(file: StudyFile, cache: Path, should_stop: Callable[[], bool] = never) -> str | None:
-    """Name the data that all trials of a study share, preparing them if needed.
+    """Return a fingerprint of the data that all trials of a study share, after preparing them.
 
-    None where the objective keeps its own, or where each trial has another. Raises Interrupted when asked to stop.
+    Returns None for an objective of the user's, or if trials have different data. Raises Interrupted if `should_stop`
+    returns True.
     """
     if file.objective != "pretrain" or set(PREPARED_BY) & file.search_space.keys():
         return None
-    from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - torch is imported by those who train.
+    from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - it imports torch.
 
     any_params = {name: searched.extremes()[0] for name, searched in file.search_space.items()}
     return data_fingerprint(file.config(any_params), cache, should_stop)
 
 
-def run_trial(file: StudyFile, config: Any, run: Run, judge: Judge) -> Outcome:  # noqa: ANN401 - the objective's.
-    """Train one trial and say how it ended. What the judge raises is passed on."""
+def run_trial(file: StudyFile, config: Any, run: Run, report: Report) -> TrialResult:  # noqa: ANN401 - the objective's.
+    """Train one trial and return its result. Exceptions of `report` are passed on."""
     evaluations = _start(file.objective, config, run)
-    if isinstance(evaluations, Outcome):
+    if isinstance(evaluations, TrialResult):
         return evaluations
     with _closing(evaluations):
         value = None
         while True:
             evaluation = _next(evaluations, file.metric)
-            if isinstance(evaluation, Outcome):
+            if isinstance(evaluation, TrialResult):
                 return evaluation
             if evaluation is None:
                 return _complete(value)
             value = evaluation.metrics[file.metric]
-            outcome = _judge(evaluation, value, file.metric, judge)
-            if outcome is not None:
-                return outcome
+            result = _result(evaluation, value, file.metric, report(evaluation))
+            if result is not None:
+                return result
 
 
-def _start(objective: str, config: Any, run: Run) -> Generator[Evaluation] | Outcome:  # noqa: ANN401 - the objective's.
+def _start(objective: str, config: Any, run: Run) -> Generator[Evaluation] | TrialResult:  # noqa: ANN401 - the objective's.
     try:
         evaluations = load_function(objective)(config, run)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - as in _next.
         return _failed(error)
     if not isinstance(evaluations, Generator):
-        return Outcome(kind="failed", reason=f"{objective} is no generator function: it returned {evaluations!r}")
+        reason = f"{objective} is not a generator function: it returned {evaluations!r}"
+        return TrialResult(outcome=Outcome.FAILED, reason=reason)
     return evaluations
 
 
 @contextmanager
 def _closing(evaluations: Generator[Evaluation]) -> Iterator[None]:
-    """Close the generator at the end, so that its `finally` blocks run; what they raise comes too late to matter."""
+    """Close the generator at the end, so that its `finally` blocks run; their exceptions do not change the result."""
     try:
         yield
     finally:
@@ -99,28 +111,30 @@ def _closing(evaluations: Generator[Evaluation]) -> Iterator[None]:
             evaluations.close()
 
 
-def _next(evaluations: Generator[Evaluation], metric: str) -> Evaluation | Outcome | None:
-    """Train up to the next evaluation: None at the end, an Outcome where the training function gave up."""
+def _next(evaluations: Generator[Evaluation], metric: str) -> Evaluation | TrialResult | None:
+    """Train up to the next evaluation; None at the end, a TrialResult if the training function raised."""
     try:
         evaluation = next(evaluations, None)
-        return None if evaluation is None else _plain(evaluation, metric)
+        return None if evaluation is None else _convert(evaluation, metric)
     except Interrupted as stop:
-        return Outcome(kind="preempted", reason=str(stop))
+        return TrialResult(outcome=Outcome.PREEMPTED, reason=str(stop))
     except Diverged as error:
-        return Outcome(kind="diverged", reason=str(error))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the end of the trial, not of the worker.
+        return TrialResult(outcome=Outcome.DIVERGED, reason=str(error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it ends the trial, not the worker.
         return _failed(error)
 
 
-def _plain(evaluation: Evaluation, metric: str) -> Evaluation | Outcome:
-    """Give an evaluation in plain numbers, whatever tensors and NumPy scalars it was made of."""
+def _convert(evaluation: Evaluation, metric: str) -> Evaluation | TrialResult:
+    """Return an evaluation with Python's numbers in place of tensors and NumPy scalars."""
+    problem = None
     if not isinstance(evaluation, Evaluation):
-        return Outcome(kind="failed", reason=f"the objective yielded {evaluation!r}, which is no Evaluation")
-    if metric not in evaluation.metrics:
-        known = ", ".join(sorted(evaluation.metrics))
-        return Outcome(kind="failed", reason=f"the objective reports no '{metric}'; it reports {known}")
-    if not 0 <= evaluation.step <= POSTGRES_MAX_INT:
-        return Outcome(kind="failed", reason=f"step {evaluation.step} is not within 0 and {POSTGRES_MAX_INT}")
+        problem = f"the objective yielded {evaluation!r}, which is not an Evaluation"
+    elif metric not in evaluation.metrics:
+        problem = f"the objective reports no '{metric}'; it reports {', '.join(sorted(evaluation.metrics))}"
+    elif not 0 <= evaluation.step <= POSTGRES_MAX_INT:
+        problem = f"step {evaluation.step} is not within 0 and {POSTGRES_MAX_INT}"
+    if problem is not None:
+        return TrialResult(outcome=Outcome.FAILED, reason=problem)
     return Evaluation(
         step=int(evaluation.step),
         n_steps=int(evaluation.n_steps),
@@ -130,34 +144,34 @@ def _plain(evaluation: Evaluation, metric: str) -> Evaluation | Outcome:
     )
 
 
-def _judge(evaluation: Evaluation, value: float, metric: str, judge: Judge) -> Outcome | None:
-    reason = judge(evaluation)
+def _result(evaluation: Evaluation, value: float, metric: str, decision: Decision) -> TrialResult | None:
+    """Return the result of a trial that ends with an evaluation, or None if it goes on."""
     if not math.isfinite(value):
-        return Outcome(kind="diverged", reason=f"{metric} is {value} at step {evaluation.step}")
-    if reason is not None and evaluation.step < evaluation.n_steps:
-        return Outcome(kind="pruned", value=value, reason=reason)
+        return TrialResult(outcome=Outcome.DIVERGED, reason=f"{metric} is {value} at step {evaluation.step}")
+    if decision.prune_reason is not None and evaluation.step < evaluation.n_steps:
+        return TrialResult(outcome=Outcome.PRUNED, value=value, reason=decision.prune_reason)
     return None
 
 
-def _complete(value: float | None) -> Outcome:
+def _complete(value: float | None) -> TrialResult:
     if value is None:
-        return Outcome(kind="failed", reason="the objective yielded no evaluation")
-    return Outcome(kind="complete", value=value)
+        return TrialResult(outcome=Outcome.FAILED, reason="the objective yielded no evaluation")
+    return TrialResult(outcome=Outcome.COMPLETE, value=value)
 
 
-def _failed(error: Exception | SystemExit) -> Outcome:
-    """Tell a failure of the configuration from one of the machine, which says nothing about the configuration."""
-    # The trial gets one line; whoever wrote the objective finds the rest in the worker's log.
+def _failed(error: Exception | SystemExit) -> TrialResult:
+    """Return the result of an exception: a failure of the configuration, of the disk or of the device."""
+    # The trial has one line; the log of the worker has the traceback.
     _logger.error("the objective failed", exc_info=error)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
-        return Outcome(kind="preempted", reason=reason, at_fault="disk")
-    if _is_sticky(error):
-        return Outcome(kind="lost", reason=reason, at_fault="device")
-    return Outcome(kind="failed", reason=reason)
+    if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+        return TrialResult(outcome=Outcome.PREEMPTED, reason=reason, fault=Fault.DISK)
+    if _is_device_error(error):
+        return TrialResult(outcome=Outcome.LOST, reason=reason, fault=Fault.DEVICE)
+    return TrialResult(outcome=Outcome.FAILED, reason=reason)
 
 
-def _is_sticky(error: BaseException) -> bool:
-    """Say whether an error leaves the process without a usable device; running out of memory does not."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return "OutOfMemoryError" not in kinds and ("AcceleratorError" in kinds or "CUDA error" in str(error))
+def _is_device_error(error: BaseException) -> bool:
+    """Return whether an error leaves the process without a usable device; running out of memory does not."""
+    types = {kind.__name__ for kind in type(error).__mro__}
+    return "OutOfMemoryError" not in types and ("AcceleratorError" in types or "CUDA error" in str(error))

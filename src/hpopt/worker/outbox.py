@@ -1,7 +1,7 @@
-"""Owns the journal of an attempt: what it has to say, on disk until the database has it.
+"""Store what an attempt reports on disk until the database has it.
 
-It lies beside the checkpoint, so that the next go of the trial finds both; `hpopt db replay` takes it in without one.
-One JSON object a line: first whose it is, then evaluations in order, at last how the attempt ended.
+The outbox is a file beside the checkpoint, so that the next attempt at the trial finds both; `hpopt db replay` sends it
+without another attempt. It has one JSON object a line: first its attempt, then evaluations in order, last the result.
 """
 
 import json
@@ -14,43 +14,42 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpopt.analysis.trials import Outcome
 from hpopt.errors import Fenced, InputError
 from hpopt.storage import attempts, evaluations, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
-from hpopt.study import plan
 from hpopt.training.run import Evaluation
+from hpopt.worker.objective import TrialResult
 
-NAME = "undelivered.jsonl"
-# A trial that was handed back or lost goes on; these ends are final.
-_FINAL = ("complete", "pruned", "diverged", "failed")
+NAME = "outbox.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Content:
-    """What a journal holds; `end` has kind, value and reason."""
+class Unsent:
+    """What an outbox has: the attempt that it belongs to, its unsent evaluations, and its result if it had ended."""
 
     owner: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...]
-    end: Mapping[str, Any] | None
+    result: TrialResult | None
 
     @property
-    def is_final(self) -> bool:
-        """Whether the trial came to its end."""
-        return self.end is not None and self.end["kind"] in _FINAL
+    def final_result(self) -> TrialResult | None:
+        """The result if the trial has finished with it, else None: a lost or preempted trial is retried."""
+        return self.result if self.result is not None and self.result.outcome.is_final else None
 
     def lines(self) -> list[dict[str, Any]]:
-        """Give what the next go has to tell: the evaluations, and the end if it is final."""
-        told: list[dict[str, Any]] = [{"evaluation": asdict(evaluation)} for evaluation in self.evaluations]
-        return [*told, {"end": dict(self.end)}] if self.is_final and self.end else told
+        """Return what the next attempt has to resend: the evaluations, and the result if it is final."""
+        lines: list[dict[str, Any]] = [{"evaluation": asdict(evaluation)} for evaluation in self.evaluations]
+        return lines if self.final_result is None else [*lines, _result_line(self.final_result)]
 
 
-class Journal:
-    """Holds what was said until all of it was delivered. A full disk costs the journal, never the training."""
+class Outbox:
+    """The outbox of one attempt. A full disk costs its content, never the training."""
 
-    def __init__(self, folder: Path, study: Study, attempt: Attempt, inherited: "Content | None" = None) -> None:
-        """Begin with what the go before could not deliver, all of it or, on a full disk, nothing."""
+    def __init__(self, folder: Path, study: Study, attempt: Attempt, inherited: Unsent | None = None) -> None:
+        """Begin with what the previous attempt could not send: all of it, or on a full disk nothing."""
         self.path = folder / NAME
         self._owner = {
             "study": study.name,
@@ -60,7 +59,7 @@ class Journal:
         }
         self._lock = threading.Lock()
         lines = [] if inherited is None else inherited.lines()
-        self._n_undelivered = len(lines)
+        self._n_unsent = len(lines)
         if not lines:
             self.path.unlink(missing_ok=True)
             return
@@ -70,34 +69,34 @@ class Journal:
             copy.write_text("".join(json.dumps(line) + "\n" for line in lines))
             copy.replace(self.path)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """Write down an evaluation that is about to be sent."""
+    def add_evaluation(self, evaluation: Evaluation) -> None:
+        """Store an evaluation that is about to be sent."""
         self._append({"evaluation": asdict(evaluation)})
 
-    def end(self, **end: Any) -> None:  # noqa: ANN401 - kind, value and reason.
-        """Write down how the attempt ended, which is about to be sent."""
-        self._append({"end": end})
+    def add_result(self, result: TrialResult) -> None:
+        """Store the result, which is about to be sent."""
+        self._append(_result_line(result))
 
-    def delivered(self) -> None:
-        """Forget what is written, once nothing of it is undelivered."""
+    def mark_sent(self) -> None:
+        """Count one line as sent, and delete the file when all are."""
         with self._lock:
-            self._n_undelivered -= 1
-            if self._n_undelivered <= 0:
+            self._n_unsent -= 1
+            if self._n_unsent <= 0:
                 self.path.unlink(missing_ok=True)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self._lock:
-            self._n_undelivered += 1
+            self._n_unsent += 1
             with suppress(OSError), self.path.open("a") as file:
                 if file.tell() == 0:
                     file.write(json.dumps(self._owner) + "\n")
                 file.write(json.dumps(line) + "\n")
 
 
-def read(path: Path) -> Content | None:
-    """Read a journal, or None where there is none; lines that were cut off are left out.
+def read(path: Path) -> Unsent | None:
+    """Read an outbox, or return None if there is none; incomplete lines are left out.
 
-    Raises InputError for a file that is no journal.
+    Raises InputError for another file.
     """
     try:
         lines = path.read_text().splitlines()
@@ -107,20 +106,20 @@ def read(path: Path) -> Content | None:
         raise InputError(f"{path}: {error}") from error
     entries = []
     for line in lines:
-        # A disk that was full for a moment has cut one off.
+        # A disk that was full for a while leaves an incomplete line.
         with suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
     try:
         owner = {key: entries[0][key] for key in ("study", "created_at", "attempt_id", "trial")}
-        evaluations = tuple(Evaluation(**entry["evaluation"]) for entry in entries[1:] if "evaluation" in entry)
-        end = next((dict(entry["end"]) for entry in entries[1:] if "end" in entry), None)
-    except (IndexError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a journal of hpopt") from error
-    return Content(owner=owner, evaluations=evaluations, end=end)
+        unsent = tuple(Evaluation(**entry["evaluation"]) for entry in entries[1:] if "evaluation" in entry)
+        result = next((_parse_result(entry["result"]) for entry in entries[1:] if "result" in entry), None)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not an outbox of hpopt") from error
+    return Unsent(owner=owner, evaluations=unsent, result=result)
 
 
-def read_if_whole(path: Path) -> Content | None:
-    """Read a journal, or None where there is none that can be read: a full disk may have left half of one."""
+def read_or_none(path: Path) -> Unsent | None:
+    """Read an outbox, or return None if there is none that can be read: a full disk can leave half of one."""
     try:
         return read(path)
     except InputError:
@@ -128,56 +127,53 @@ def read_if_whole(path: Path) -> Content | None:
 
 
 def replay(database: Database, path: Path) -> str:
-    """Take a journal in, once however often it is tried; says in one line what became of it.
+    """Send an outbox, once however often it is repeated, and return a line about its trial.
 
-    Raises InputError for a file that is no journal or of a study that is not here.
+    Raises InputError for another file, or for an outbox of a study that is not in this database.
     """
-    content = read(path)
-    if content is None:
+    unsent = read(path)
+    if unsent is None:
         raise InputError(f"{path}: no such file")
-    study = studies.load_study(database, content.owner["study"])
-    row = _find(database, content)
-    if row is None or study.created_at.isoformat() != content.owner["created_at"]:
+    study = studies.load_study(database, unsent.owner["study"])
+    row = _find_attempt(database, unsent)
+    if row is None or study.created_at.isoformat() != unsent.owner["created_at"]:
         raise InputError(f"{path}: of another study '{study.name}' than the one in {database.address}")
     attempt = Attempt(**row, params={})
-    before = _count(database, attempt)
-    end = content.end if content.is_final else {"kind": "preempted", "reason": "its worker lost the database"}
-    rungs, step = plan.rungs_of(study.file), _last_step(database, attempt)
+    n_before = _count_evaluations(database, attempt)
+    requeued = TrialResult(outcome=Outcome.PREEMPTED, reason="the worker lost the database")
+    result = unsent.final_result or requeued
     try:
-        for evaluation in content.evaluations:
-            rung = rungs.reached(evaluation.step, evaluation.n_steps, step)
-            evaluations.record(database, study, attempt, evaluation, rung, is_live=False)
-            step = max(step, evaluation.step)
-        attempts.finish(database, attempt, **(end or {}), is_live=False)
+        for evaluation in unsent.evaluations:
+            evaluations.record(database, study, attempt, evaluation, is_live=False)
+        attempts.finish(database, attempt, result.outcome, value=result.value, reason=result.reason, is_live=False)
     except Fenced:
-        if _count(database, attempt) == before:
-            return f"trial {attempt.number} was ended or handed on before: nothing was taken in"
-    n_new = _count(database, attempt) - before
-    ended = f"ended as {content.end['kind']}" if content.is_final and content.end else "is back in the queue"
-    return f"trial {attempt.number}: {n_new} of {len(content.evaluations)} evaluations were new; it {ended}"
+        if _count_evaluations(database, attempt) == n_before:
+            return f"trial {attempt.number} had ended or was reassigned: nothing was recorded"
+    n_new = _count_evaluations(database, attempt) - n_before
+    end = "was returned to the queue" if unsent.final_result is None else f"ended as {result.outcome}"
+    return f"trial {attempt.number}: {n_new} of {len(unsent.evaluations)} evaluations were new; it {end}"
 
 
-def _find(database: Database, content: Content) -> dict[str, Any] | None:
+def _result_line(result: TrialResult) -> dict[str, Any]:
+    return {"result": {"outcome": result.outcome, "value": result.value, "reason": result.reason}}
+
+
+def _parse_result(line: Mapping[str, Any]) -> TrialResult:
+    return TrialResult(outcome=Outcome(line["outcome"]), value=line["value"], reason=line["reason"])
+
+
+def _find_attempt(database: Database, unsent: Unsent) -> dict[str, Any] | None:
     query = """
-        select g.attempt_id, g.study_id, g.trial_id, g.first_trial_id, t.number, g.go
-        from hpopt.goes g join public.trials t using (trial_id)
-        where g.attempt_id = :attempt_id and t.number = :trial
+        select a.attempt_id, a.study_id, a.trial_id, a.optuna_trial_id, t.number, a.attempt_number
+        from hpopt.attempts a join public.trials t on t.trial_id = a.optuna_trial_id
+        where a.attempt_id = :attempt_id and t.number = :trial
     """
     with database.begin() as connection:
-        row = connection.execute(sa.text(query), content.owner).mappings().one_or_none()
+        row = connection.execute(sa.text(query), unsent.owner).mappings().one_or_none()
     return None if row is None else dict(row)
 
 
-def _last_step(database: Database, attempt: Attempt) -> int:
-    query = """
-        select max(e.step) from hpopt.goes g join hpopt.evaluation e using (trial_id)
-        where g.first_trial_id = :first_trial_id
-    """
+def _count_evaluations(database: Database, attempt: Attempt) -> int:
+    query = "select count(*) from hpopt.evaluation where optuna_trial_id = :optuna_trial_id"
     with database.begin() as connection:
-        return int(connection.scalar(sa.text(query), {"first_trial_id": attempt.first_trial_id}) or 0)
-
-
-def _count(database: Database, attempt: Attempt) -> int:
-    query = "select count(*) from hpopt.evaluation where trial_id = :trial_id"
-    with database.begin() as connection:
-        return int(connection.scalar(sa.text(query), {"trial_id": attempt.trial_id}) or 0)
+        return int(connection.scalar(sa.text(query), {"optuna_trial_id": attempt.optuna_trial_id}) or 0)

@@ -1,87 +1,108 @@
-"""Owns what a running attempt says and is told: evaluations and its end go out, verdicts come back, perhaps later.
-
-Leaves the way to the database to courier.py and the disk to storage/journal.py.
-"""
+"""Report the evaluations and the result of an attempt, through an outbox on disk, and return the decisions."""
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpopt.storage import attempts, evaluations
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
-from hpopt.storage.evaluations import Verdict
+from hpopt.storage.evaluations import Decision
 from hpopt.storage.studies import Study
-from hpopt.study import plan
 from hpopt.training.run import Evaluation
 from hpopt.worker import outbox
-from hpopt.worker.database_thread import Courier
-from hpopt.worker.outbox import Journal
+from hpopt.worker.database_thread import DatabaseThread, Task
+from hpopt.worker.objective import TrialResult
+from hpopt.worker.outbox import Outbox
 
-# How long training waits for a verdict from a database that answers slowly.
-_PATIENCE_S = 5.0
+# How long training waits for the decision of a database that responds slowly.
+_DECISION_TIMEOUT_S = 5.0
 _POLL_S = 0.1
 
 
-class Delivery:
-    """The line from one attempt to the database."""
+class TrialReporter:
+    """Reports one attempt to the database."""
 
-    def __init__(self, courier: Courier, database: Database, study: Study, attempt: Attempt, folder: Path) -> None:
-        self._courier = courier
+    def __init__(
+        self,
+        thread: DatabaseThread,
+        database: Database,
+        study: Study,
+        attempt: Attempt,
+        folder: Path,
+        *,
+        on_pause: Callable[[], None],
+    ) -> None:
+        """Report from the outbox in `folder`; `on_pause` is called when the study was paused."""
+        self._thread = thread
         self._database = database
         self.study = study
         self.folder = folder
         self._attempt = attempt
-        self._steps = set(attempt.earlier_steps)
-        self._rungs = plan.rungs_of(study.file)
-        # Copied here with the checkpoint of the go before, whose worker did not get it delivered.
-        self.inherited = outbox.read_if_whole(folder / outbox.NAME)
-        self._journal = Journal(folder, study, attempt, self.inherited)
-        self._sent: deque[Future[Verdict]] = deque()
+        self._on_pause = on_pause
+        # Copied here with the checkpoint of the previous attempt, which could not send it.
+        self._inherited = outbox.read_or_none(folder / outbox.NAME)
+        self._outbox = Outbox(folder, study, attempt, self._inherited)
+        self._pending: deque[Future[Decision]] = deque()
 
-    def hand_on(self) -> None:
-        """Send what the go before this one could not."""
-        for evaluation in self.inherited.evaluations if self.inherited else ():
+    def resend(self) -> TrialResult | None:
+        """Send the evaluations that the previous attempt could not; return its result if the trial had finished."""
+        if self._inherited is None:
+            return None
+        for evaluation in self._inherited.evaluations:
             self._send_evaluation(evaluation)
+        return self._inherited.final_result
 
-    def evaluation(self, evaluation: Evaluation) -> Verdict | None:
-        """Send an evaluation, and give the newest verdict that has come back, if one has. Raises Fenced."""
-        self._journal.evaluation(evaluation)
+    def report(self, evaluation: Evaluation) -> Decision:
+        """Send an evaluation and return the decision on the trial. Raises Fenced.
+
+        While the database is unreachable or slow the trial goes on, and the decision comes with a later evaluation.
+        """
+        self._outbox.add_evaluation(evaluation)
         self._send_evaluation(evaluation)
-        deadline = time.monotonic() + _PATIENCE_S
-        while self._courier.is_waited_for and time.monotonic() < deadline and wait(self._sent, _POLL_S).not_done:
+        deadline = time.monotonic() + _DECISION_TIMEOUT_S
+        while self._thread.is_responsive and time.monotonic() < deadline and wait(self._pending, _POLL_S).not_done:
             continue
-        verdict = None
-        while self._sent and self._sent[0].done():
-            newest = self._sent.popleft().result()
-            if verdict is None or newest.is_hopeless or newest.limit or newest.is_paused:
-                verdict = newest
-        return verdict
+        decision = Decision()
+        while self._pending and self._pending[0].done():
+            newest = self._pending.popleft().result()
+            if newest.should_pause:
+                self._on_pause()
+            if newest.prune_reason is not None:
+                decision = newest
+        return decision
 
-    def end(self, **end: Any) -> None:  # noqa: ANN401 - kind, value and reason, as attempts.finish takes them.
-        """Send how the attempt ended and wait until it is known. Raises Fenced and DatabaseLostError."""
-        if self.inherited is None or not self.inherited.is_final:
-            self._journal.end(**end)
-        self._courier.wait_for(self._send(lambda: attempts.finish(self._database, self._attempt, **end)))
-        while self._sent:
-            self._sent.popleft().result()
+    def finish(self, result: TrialResult, *, retry_after_s: float | None = None) -> None:
+        """Send the result and wait until it is recorded. Raises Fenced and DatabaseLostError."""
+        if self._inherited is None or self._inherited.final_result is None:
+            self._outbox.add_result(result)
+        finish = partial(
+            attempts.finish,
+            self._database,
+            self._attempt,
+            result.outcome,
+            value=result.value,
+            reason=result.reason,
+            retry_after_s=retry_after_s,
+        )
+        self._thread.wait_for(self._send(finish))
+        while self._pending:
+            self._pending.popleft().result()
 
     def _send_evaluation(self, evaluation: Evaluation) -> None:
-        step = evaluation.step
-        rung = self._rungs.reached(step, evaluation.n_steps, max((s for s in self._steps if s < step), default=0))
-        self._steps.add(step)
-        self._sent.append(
-            self._send(lambda: evaluations.record(self._database, self.study, self._attempt, evaluation, rung))
-        )
+        record = partial(evaluations.record, self._database, self.study, self._attempt, evaluation)
+        self._pending.append(self._send(record))
 
-    def _send(self, errand: Any) -> "Future[Any]":  # noqa: ANN401 - what the errand gives.
-        future = self._courier.send(errand, is_beat=True)
-        future.add_done_callback(self._is_through)
+    def _send(self, task: Task[Any]) -> "Future[Any]":
+        future = self._thread.submit(task, is_heartbeat=True)
+        future.add_done_callback(self._on_sent)
         return future
 
-    def _is_through(self, future: "Future[Any]") -> None:
-        # What was fenced stays there: the next go may have the checkpoint that lies behind it.
+    def _on_sent(self, future: "Future[Any]") -> None:
+        # What a fenced attempt could not send stays in its outbox: the next attempt can have an older checkpoint.
         if not future.cancelled() and future.exception() is None:
-            self._journal.delivered()
+            self._outbox.mark_sent()

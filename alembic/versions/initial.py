@@ -1,11 +1,11 @@
-"""Studies, workers, attempts and evaluations."""
+"""Create the tables of studies, workers, attempts, evaluations, rungs and findings."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from alembic import op
 
-revision = "0001"
+revision = "initial"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -24,8 +24,11 @@ def upgrade() -> None:
         sa.Column("git_commit", sa.Text(), nullable=True),
         sa.Column("versions", postgresql.JSONB(), nullable=False),
         sa.Column("data_fingerprint", sa.Text(), nullable=True),
+        sa.Column("defaults", postgresql.JSONB(), nullable=False),
+        sa.Column("n_steps", sa.Integer(), nullable=True),
         sa.Column("n_started", sa.Integer(), server_default="0", nullable=False),
         sa.Column("device_seconds", sa.Double(), server_default="0", nullable=False),
+        sa.Column("n_analyzed", sa.Integer(), nullable=True),
         sa.Column("state", sa.Text(), server_default="open", nullable=False),
         sa.Column("state_reason", sa.Text(), nullable=True),
         sa.Column("state_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -55,7 +58,7 @@ def upgrade() -> None:
         sa.Column("give_up_after_s", sa.Double(), server_default="900", nullable=False),
         sa.Column("connected_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stop_reason", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(
@@ -70,9 +73,9 @@ def upgrade() -> None:
         sa.Column("attempt_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("worker_id", sa.BigInteger(), nullable=False),
+        sa.Column("optuna_trial_id", sa.Integer(), nullable=False),
         sa.Column("trial_id", sa.Integer(), nullable=False),
-        sa.Column("first_trial_id", sa.Integer(), nullable=False),
-        sa.Column("go", sa.SmallInteger(), server_default="1", nullable=False),
+        sa.Column("attempt_number", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -90,7 +93,7 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("(outcome is null) = (ended_at is null)", name="attempt_ended_check"),
         sa.ForeignKeyConstraint(
-            ["first_trial_id"], ["public.trials.trial_id"], name="attempt_first_trial_id_fkey", ondelete="CASCADE"
+            ["optuna_trial_id"], ["public.trials.trial_id"], name="attempt_optuna_trial_id_fkey", ondelete="CASCADE"
         ),
         sa.ForeignKeyConstraint(
             ["study_id"], ["hpopt.study.study_id"], name="attempt_study_id_fkey", ondelete="CASCADE"
@@ -102,8 +105,8 @@ def upgrade() -> None:
             ["worker_id"], ["hpopt.worker.worker_id"], name="attempt_worker_id_fkey", ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("attempt_id", name="attempt_pkey"),
-        sa.UniqueConstraint("first_trial_id", "go", name="attempt_first_trial_id_go_key"),
-        sa.UniqueConstraint("trial_id", name="attempt_trial_id_key"),
+        sa.UniqueConstraint("optuna_trial_id", name="attempt_optuna_trial_id_key"),
+        sa.UniqueConstraint("trial_id", "attempt_number", name="attempt_trial_id_attempt_number_key"),
         schema="hpopt",
     )
     op.create_index("attempt_study_id_idx", "attempt", ["study_id"], schema="hpopt")
@@ -112,18 +115,18 @@ def upgrade() -> None:
         "attempt_open_idx", "attempt", ["study_id"], schema="hpopt", postgresql_where=sa.text("ended_at is null")
     )
     op.create_index(
-        "attempt_unfinished_idx",
+        "attempt_requeued_idx",
         "attempt",
         ["study_id"],
         schema="hpopt",
         postgresql_where=sa.text("outcome in ('lost', 'preempted')"),
     )
-    # A heartbeat rewrites the row: there is room for the new one beside it, and the config is kept apart.
+    # A heartbeat updates the row: the free space keeps the new version on its page, and the config is stored outside of it.
     op.execute("alter table hpopt.attempt set (fillfactor = 70, toast_tuple_target = 128)")
     op.execute("alter table hpopt.worker set (fillfactor = 70)")
     op.create_table(
         "evaluation",
-        sa.Column("trial_id", sa.Integer(), nullable=False),
+        sa.Column("optuna_trial_id", sa.Integer(), nullable=False),
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("attempt_id", sa.BigInteger(), nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),
@@ -134,35 +137,54 @@ def upgrade() -> None:
             ["attempt_id"], ["hpopt.attempt.attempt_id"], name="evaluation_attempt_id_fkey", ondelete="CASCADE"
         ),
         sa.ForeignKeyConstraint(
-            ["trial_id"], ["public.trials.trial_id"], name="evaluation_trial_id_fkey", ondelete="CASCADE"
+            ["optuna_trial_id"], ["public.trials.trial_id"], name="evaluation_optuna_trial_id_fkey", ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("trial_id", "step", name="evaluation_pkey"),
+        sa.PrimaryKeyConstraint("optuna_trial_id", "step", name="evaluation_pkey"),
         schema="hpopt",
     )
     op.create_index("evaluation_attempt_id_idx", "evaluation", ["attempt_id"], schema="hpopt")
     op.create_table(
         "rung",
-        sa.Column("first_trial_id", sa.Integer(), nullable=False),
+        sa.Column("trial_id", sa.Integer(), nullable=False),
         sa.Column("fraction", sa.Double(), nullable=False),
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(
-            ["first_trial_id"], ["public.trials.trial_id"], name="rung_first_trial_id_fkey", ondelete="CASCADE"
+            ["trial_id"], ["public.trials.trial_id"], name="rung_trial_id_fkey", ondelete="CASCADE"
         ),
         sa.ForeignKeyConstraint(["study_id"], ["hpopt.study.study_id"], name="rung_study_id_fkey", ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("first_trial_id", "fraction", name="rung_pkey"),
+        sa.PrimaryKeyConstraint("trial_id", "fraction", name="rung_pkey"),
         schema="hpopt",
     )
     op.create_index("rung_study_id_fraction_value_idx", "rung", ["study_id", "fraction", "value"], schema="hpopt")
+    op.create_table(
+        "finding",
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("code", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), server_default="", nullable=False),
+        sa.Column("position", sa.SmallInteger(), nullable=False),
+        sa.Column("severity", sa.Text(), server_default="note", nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+        sa.Column("evidence", postgresql.JSONB(), nullable=False),
+        sa.Column("remedy", sa.Text(), nullable=False),
+        sa.Column("found_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("severity in ('error', 'warning', 'note')", name="finding_severity_check"),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["hpopt.study.study_id"], name="finding_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_id", "code", "subject", name="finding_pkey"),
+        schema="hpopt",
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("finding", schema="hpopt")
     op.drop_index("rung_study_id_fraction_value_idx", table_name="rung", schema="hpopt")
     op.drop_table("rung", schema="hpopt")
     op.drop_index("evaluation_attempt_id_idx", table_name="evaluation", schema="hpopt")
     op.drop_table("evaluation", schema="hpopt")
-    op.drop_index("attempt_unfinished_idx", table_name="attempt", schema="hpopt")
+    op.drop_index("attempt_requeued_idx", table_name="attempt", schema="hpopt")
     op.drop_index("attempt_open_idx", table_name="attempt", schema="hpopt")
     op.drop_index("attempt_worker_id_idx", table_name="attempt", schema="hpopt")
     op.drop_index("attempt_study_id_idx", table_name="attempt", schema="hpopt")

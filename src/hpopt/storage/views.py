@@ -1,0 +1,326 @@
+"""Define the views, functions and roles of schema `hpopt`, which every upgrade creates again.
+
+The views are the public interface of the database: columns are added at the end, never renamed or removed. The
+functions are statements that several modules share.
+"""
+
+import hashlib
+
+from sqlalchemy import Connection, text
+
+from hpopt.storage.tables import SCHEMA
+
+ROLES = ("hpopt_owner", "hpopt_worker", "hpopt_reader")
+
+# The attempts at each trial. Everything that counts, compares or shows trials reads this view.
+_ATTEMPTS = """
+create view hpopt.attempts as
+select a.study_id, a.trial_id, a.attempt_number, a.optuna_trial_id, a.attempt_id, a.worker_id, a.seed, a.config,
+       a.outcome, a.reason, a.started_at, a.ended_at, a.retry_at, a.heartbeat_at, a.device_seconds, a.tokens,
+       a.peak_memory_gib,
+       not exists (
+           select from hpopt.attempt later
+           where later.trial_id = a.trial_id and later.attempt_number > a.attempt_number
+       ) as is_last
+from hpopt.attempt a
+"""
+
+# By how much a trial violates its constraints; trials without constraints have no row.
+_CONSTRAINT_VIOLATIONS = """
+create view hpopt.constraint_violations as
+select trial_id as optuna_trial_id, sum(greatest(value_json::double precision, 0)) as violation
+from public.trial_system_attributes
+where key like 'constraints:%'
+group by trial_id
+"""
+
+# Of each trial the last attempt is shown, with the cost of all of them. Trials that stock Optuna ran are shown as they
+# are.
+_TRIALS = """
+create view hpopt.trials as
+select s.study_name,
+       t.number as trial,
+       case when g.outcome in ('lost', 'preempted') then 'WAITING' else t.state::text end as state,
+       case when v.value_type = 'FINITE' then v.value end as value,
+       not exists (
+           select from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id and c.violation > 0
+       ) as feasible,
+       coalesce((
+           select jsonb_object_agg(
+               p.param_name,
+               case p.distribution_json::jsonb ->> 'name'
+                   when 'CategoricalDistribution'
+                       then p.distribution_json::jsonb -> 'attributes' -> 'choices' -> p.param_value::int
+                   when 'IntDistribution' then to_jsonb(p.param_value::bigint)
+                   else to_jsonb(p.param_value)
+               end)
+           from public.trial_params p
+           where p.trial_id = t.trial_id
+       ), '{}'::jsonb) as params,
+       g.seed,
+       coalesce(a.n_attempts, 0) as n_attempts,
+       coalesce(a.tokens, 0) as tokens,
+       coalesce(a.device_seconds, 0) as device_seconds,
+       a.peak_memory_gib,
+       coalesce(a.started_at, t.datetime_start at time zone 'UTC') as started_at,
+       coalesce(g.ended_at, t.datetime_complete at time zone 'UTC') as finished_at,
+       g.outcome,
+       g.reason,
+       g.config,
+       coalesce(g.trial_id, t.trial_id) as trial_id,
+       t.trial_id as optuna_trial_id,
+       t.study_id
+from public.trials t
+join public.studies s on s.study_id = t.study_id
+left join hpopt.attempts g on g.optuna_trial_id = t.trial_id
+left join lateral (
+    select count(*)::int as n_attempts, min(every.started_at) as started_at, max(every.tokens) as tokens,
+           sum(every.device_seconds) as device_seconds, max(every.peak_memory_gib) as peak_memory_gib
+    from hpopt.attempt every
+    where every.trial_id = g.trial_id
+) a on g.trial_id is not null
+left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
+where g.is_last is not false
+"""
+
+_LEADERBOARD = """
+create view hpopt.leaderboard as
+select t.study_name,
+       rank() over (
+           partition by t.study_id
+           order by case when d.direction = 'MAXIMIZE' then -t.value else t.value end
+       ) as rank,
+       t.trial, t.value, t.params, t.seed, t.tokens, t.device_seconds, t.finished_at, t.study_id
+from hpopt.trials t
+join public.study_directions d on d.study_id = t.study_id and d.objective = 0
+where t.state = 'COMPLETE' and t.feasible and t.value is not null
+"""
+
+# The interval is null and n_seeds 1 for a value of a single run.
+_BEST_PARAMS = """
+create view hpopt.best_params as
+select distinct on (study_id)
+       study_name,
+       value,
+       null::double precision as value_low,
+       null::double precision as value_high,
+       1 as n_seeds,
+       'search'::text as source,
+       params,
+       trial,
+       finished_at
+from hpopt.leaderboard
+order by study_id, rank, trial
+"""
+
+# A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.
+_LEARNING_CURVES = """
+create view hpopt.learning_curves as
+select distinct on (t.study_id, t.trial_id, e.step)
+       t.study_name, t.trial, e.step, e.tokens, e.seconds, e.metrics, e.recorded_at
+from hpopt.trials t
+join hpopt.attempt a on a.trial_id = t.trial_id
+join hpopt.evaluation e on e.optuna_trial_id = a.optuna_trial_id
+order by t.study_id, t.trial_id, e.step, a.attempt_number desc
+"""
+
+_FLEET = """
+create view hpopt.fleet as
+select s.study_name,
+       w.worker_id, w.host, w.pid, w.device, w.engine, w.job,
+       w.started_at,
+       w.heartbeat_at,
+       w.stopped_at,
+       w.stop_reason,
+       extract(epoch from now() - w.heartbeat_at)::double precision as seconds_since_heartbeat,
+       t.number as trial,
+       a.attempt_number,
+       a.started_at as trial_started_at,
+       a.tokens,
+       (select sum(own.device_seconds) from hpopt.attempt own where own.worker_id = w.worker_id) as device_seconds,
+       w.stopped_at is null and w.heartbeat_at < now() - make_interval(secs => w.stale_after_s) as is_stale,
+       e.step,
+       (e.metrics ->> 'tokens_per_second')::double precision as tokens_per_second
+from hpopt.worker w
+join public.studies s on s.study_id = w.study_id
+left join hpopt.attempt a on a.worker_id = w.worker_id and a.ended_at is null
+left join public.trials t on t.trial_id = a.optuna_trial_id
+left join lateral (
+    select last.step, last.metrics from hpopt.evaluation last where last.optuna_trial_id = a.optuna_trial_id
+    order by last.step desc limit 1
+) e on true
+"""
+
+_FINDINGS = """
+create view hpopt.findings as
+select s.study_name, f.position, f.code, nullif(f.subject, '') as subject, f.message, f.evidence, f.remedy, f.found_at,
+       f.severity
+from hpopt.finding f join public.studies s using (study_id)
+"""
+
+# What a study has spent of the limits of its budget. A query pays for the columns that it selects.
+_BUDGET_USAGE = """
+create view hpopt.budget_usage as
+select s.study_id,
+       (
+           s.device_seconds + coalesce((
+               select sum(a.device_seconds) from hpopt.attempt a where a.study_id = s.study_id and a.ended_at is null
+           ), 0)
+       ) / 3600 as device_hours,
+       coalesce((
+           select extract(epoch from now() - min(a.started_at))::double precision / 3600
+           from hpopt.attempt a where a.study_id = s.study_id
+       ), 0) as wall_hours,
+       (
+           select case d.direction when 'MAXIMIZE' then max(v.value) else min(v.value) end
+           from public.trials t
+           join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0 and v.value_type = 'FINITE'
+           join public.study_directions d on d.study_id = t.study_id and d.objective = 0
+           where t.study_id = s.study_id and t.state = 'COMPLETE' and not exists (
+               select from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id and c.violation > 0
+           )
+           group by d.direction
+       ) as best_value
+from hpopt.study s
+"""
+
+VIEWS = {
+    "attempts": _ATTEMPTS,
+    "constraint_violations": _CONSTRAINT_VIOLATIONS,
+    "trials": _TRIALS,
+    "leaderboard": _LEADERBOARD,
+    "best_params": _BEST_PARAMS,
+    "learning_curves": _LEARNING_CURVES,
+    "fleet": _FLEET,
+    "findings": _FINDINGS,
+    "budget_usage": _BUDGET_USAGE,
+}
+
+# Record that a worker reached the database; null for a worker that was deleted. A worker that was disconnected for half
+# of its stale_after_s cannot tell which heartbeats stopped meanwhile, so its connection counts from now.
+_RECORD_CONTACT = """
+create function hpopt.record_contact(contacting_worker_id bigint) returns bigint language sql as $$
+    update hpopt.worker
+    set connected_since = case
+            when heartbeat_at < now() - make_interval(secs => stale_after_s / 2) then now() else connected_since
+        end,
+        heartbeat_at = now(), stopped_at = null, stop_reason = null
+    where worker_id = contacting_worker_id
+    returning worker_id
+$$
+"""
+
+# Count the attempts at a trial since its furthest evaluation, the current one included. Preempted ones do not count.
+_ATTEMPTS_WITHOUT_PROGRESS = """
+create function hpopt.attempts_without_progress(of_trial_id integer) returns bigint language sql stable as $$
+    select count(*) from hpopt.attempt a
+    where a.trial_id = of_trial_id and a.outcome is distinct from 'preempted'
+      and a.attempt_number > coalesce((
+          select furthest.attempt_number
+          from hpopt.attempt furthest
+          cross join lateral (
+              select max(e.step) as step from hpopt.evaluation e where e.optuna_trial_id = furthest.optuna_trial_id
+          ) reached
+          where furthest.trial_id = of_trial_id and reached.step is not null
+          order by reached.step desc, furthest.attempt_number limit 1
+      ), 0)
+$$
+"""
+
+# End an attempt unless it has ended, and add its device time to the study. An Optuna trial that was ended outside of
+# hpopt decides the outcome; a trial that was lost max_attempts times in a row without progress has failed. Without
+# is_live the device time is that of the last heartbeat. is_running tells whether the Optuna trial is still to be ended.
+_END_ATTEMPT = """
+create function hpopt.end_attempt(
+    ending_attempt_id bigint, given_outcome text, given_reason text, is_live boolean,
+    retry_after_s double precision, max_attempts integer
+) returns table (outcome text, is_running boolean, optuna_trial_id integer) language sql as $$
+    with ended as (
+        update hpopt.attempt a
+        set ended_at = now(), retry_at = now() + make_interval(secs => retry_after_s),
+            device_seconds = case when is_live then extract(epoch from now() - a.started_at) else a.device_seconds end,
+            outcome = case
+                when t.state = 'COMPLETE' then 'complete'
+                when t.state = 'PRUNED' then 'pruned'
+                when t.state = 'FAIL' then 'failed'
+                when given_outcome = 'lost' and hpopt.attempts_without_progress(a.trial_id) >= max_attempts
+                    then 'failed'
+                else given_outcome
+            end,
+            reason = case
+                when t.state <> 'RUNNING' then 'ended outside of hpopt'
+                when given_outcome = 'lost' and hpopt.attempts_without_progress(a.trial_id) >= max_attempts
+                    then given_reason || ' (' || max_attempts || ' times in a row without progress)'
+                else given_reason
+            end
+        from public.trials t
+        where a.attempt_id = ending_attempt_id and a.ended_at is null and t.trial_id = a.optuna_trial_id
+        returning a.outcome, t.state = 'RUNNING' as is_running, a.optuna_trial_id, a.study_id, a.device_seconds
+    ), charged as (
+        update hpopt.study s set device_seconds = s.device_seconds + e.device_seconds
+        from ended e where s.study_id = e.study_id
+    )
+    select e.outcome, e.is_running, e.optuna_trial_id from ended e
+$$
+"""
+
+FUNCTIONS = {
+    "record_contact": _RECORD_CONTACT,
+    "attempts_without_progress": _ATTEMPTS_WITHOUT_PROGRESS,
+    "end_attempt": _END_ATTEMPT,
+}
+
+# Roles belong to the whole server: without the right to create them there is a warning, and an administrator can do it.
+_CREATE_ROLE = """
+do $$ begin
+    if not exists (select from pg_roles where rolname = '{role}') then
+        create role {role} nologin;
+    end if;
+exception
+    when insufficient_privilege then raise warning 'role {role} was not created: no right to create roles';
+    when duplicate_object or unique_violation then null;
+end $$
+"""
+
+_GRANTS = {
+    "hpopt_owner": (
+        "grant all on schema hpopt, public to hpopt_owner",
+        "grant all on all tables in schema hpopt, public to hpopt_owner",
+        "grant all on all sequences in schema hpopt, public to hpopt_owner",
+    ),
+    "hpopt_worker": (
+        "grant usage on schema hpopt, public to hpopt_worker",
+        "grant select, insert, update, delete on all tables in schema hpopt, public to hpopt_worker",
+        "grant usage, select on all sequences in schema hpopt, public to hpopt_worker",
+    ),
+    "hpopt_reader": (
+        "grant usage on schema hpopt to hpopt_reader",
+        *(f"grant select on hpopt.{view} to hpopt_reader" for view in VIEWS),
+    ),
+}
+
+
+def views_version() -> str:
+    """Return a version of the views and functions; the comment of the schema has that of a database."""
+    definitions = (*VIEWS.values(), *FUNCTIONS.values(), str(_GRANTS))
+    return "views " + hashlib.sha256("".join(definitions).encode()).hexdigest()[:16]
+
+
+def drop_views(connection: Connection) -> None:
+    """Drop the views and functions, so that the tables below them can change."""
+    for name in reversed(FUNCTIONS):
+        connection.execute(text(f"drop function if exists {SCHEMA}.{name}"))
+    for name in reversed(VIEWS):
+        connection.execute(text(f"drop view if exists {SCHEMA}.{name}"))
+
+
+def create_views(connection: Connection) -> None:
+    """Create the views, the functions and the roles, and grant each role its rights."""
+    for definition in (*VIEWS.values(), *FUNCTIONS.values()):
+        connection.exec_driver_sql(definition.replace("%", "%%"))
+    connection.execute(text(f"comment on schema {SCHEMA} is '{views_version()}'"))
+    for role in ROLES:
+        connection.exec_driver_sql(_CREATE_ROLE.format(role=role).replace("%", "%%"))
+        if connection.scalar(text("select true from pg_roles where rolname = :role"), {"role": role}):
+            for grant in _GRANTS[role]:
+                connection.execute(text(grant))
