@@ -35,6 +35,7 @@ from hpopt.errors import DatabaseError
 from hpopt.storage import budget, studies
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
+from hpopt.study.reading import parse_study_file
 
 STUDY = "chaos"
 # The one line of the audit that the database does not know.
@@ -157,7 +158,7 @@ def _set_up(stack: ExitStack, dose: Dose, folder: Path) -> _Stage:
     stack.callback(_stop_quietly, server)
     disk = Disk(folder / "home" / "runs")
     stack.callback(disk.close)
-    database = stack.enter_context(open_database(server.url, folder, make=True))
+    database = stack.enter_context(open_database(server.url, folder, create=True))
     network = stack.enter_context(Network(make_url(server.url).port or 0, dose.n_workers))
     fleet = stack.enter_context(Fleet(folder, STUDY, server.url, network.links, dose.patience))
     faults = Faults(
@@ -172,7 +173,7 @@ def _disturb(dose: Dose, stage: _Stage) -> int:
     database, fleet, faults = stage.database, stage.fleet, stage.faults
     deadline = time.monotonic() + 60 * dose.minutes
     budget = dose.trials_at_a_time
-    study = studies.create_study(database, dose.study_file(budget), "chaos.py")
+    study = studies.create_study(database, parse_study_file(dose.study_file(budget), "chaos.py"))
     fleet.start(budget)
     faults.begin(study)
     ask_at = 0.0
@@ -184,7 +185,7 @@ def _disturb(dose: Dose, stage: _Stage) -> int:
             ask_at = time.monotonic() + _ASK_EVERY_S
             if _is_over(fleet, database, study):
                 budget += dose.trials_at_a_time
-                study = studies.create_study(database, dose.study_file(budget), "chaos.py")
+                study = studies.create_study(database, parse_study_file(dose.study_file(budget), "chaos.py"))
                 n_budgets += 1
                 fleet.start(budget)
         time.sleep(_TEND_EVERY_S)
@@ -195,7 +196,7 @@ def _is_over(fleet: Fleet, database: Database, study: studies.Study) -> bool:
     """Say whether the budget is spent; a worker that says so before it is has made a mistake."""
     n_over = fleet.n_over()
     try:
-        over = budget.finished(study, budget.read_books(database, study))
+        over = budget.finished_reason(study, budget.read_usage(database, study))
     except DatabaseError:
         return False
     if n_over and over is None:

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study, create_study
+from hpopt.study.reading import parse_study_file
 
 N_STEPS = 100
 # Where the pruner compares: steps, and the same as fractions of the schedule.
@@ -27,7 +28,7 @@ SPACE: Mapping[str, BaseDistribution] = {
 
 def make_finished_study(database: Database, text: str, n_trials: int, *, metrics: Mapping[str, float]) -> Study:
     """Make a study of ours from a file with the parameters of SPACE, and fill it; `metrics` are those of each trial."""
-    study = create_study(database, text, "filled.toml")
+    study = create_study(database, parse_study_file(text, "filled.toml"))
     with database.begin() as connection:
         # The defaults are enqueued, and would be a trial that waits.
         for table in ("trial_user_attributes", "trial_system_attributes", "trials"):
@@ -144,7 +145,7 @@ _HEARTBEATS = sa.text("insert into public.trial_heartbeats (trial_id, heartbeat)
 
 _WORKER = sa.text(
     """
-    insert into hpopt.worker (study_id, host, pid, device, hpopt_version, started_at, seen_at, stopped_at, stop_reason)
+    insert into hpopt.worker (study_id, host, pid, device, hpopt_version, started_at, heartbeat_at, stopped_at, stop_reason)
     values (:study_id, 'filled', 1, 'cpu', '0', now() - interval '1 day', now() - interval '1 hour',
             now() - interval '1 hour', 'filled')
     returning worker_id

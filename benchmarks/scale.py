@@ -209,7 +209,7 @@ class Shift:
         while self._beat_at < until:
             if self._over.wait(max(0.0, self._beat_at - time.monotonic())):
                 return
-            self._worker.beat()
+            self._worker.heartbeat()
             self._worker.rest()
             self._beat_at += self._beat_every_s
         self._over.wait(max(0.0, until - time.monotonic()))
@@ -222,7 +222,7 @@ def _warm_up(worker: LogicalWorker, draw: random.Random) -> None:
     """Do each call once, and begin the trial in whose midst the measurement begins."""
     worker.begin(draw_params(draw))
     worker.evaluate(N_STEPS // N_EVALUATIONS, 5.0)
-    worker.beat()
+    worker.heartbeat()
     worker.end(5.0, is_complete=False)
     worker.begin(draw_params(draw))
 

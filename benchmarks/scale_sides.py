@@ -27,8 +27,9 @@ from optuna.trial import Trial, TrialState, create_trial
 from hpopt.storage import attempts, evaluations, migrate, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
-from hpopt.storage.observations import History
+from hpopt.storage.observations import ObservedTrials
 from hpopt.study import plan
+from hpopt.study.reading import parse_study_file
 from hpopt.training.config import PRETRAIN_METRICS
 from hpopt.training.run import Evaluation
 
@@ -99,7 +100,7 @@ class LogicalWorker(Protocol):
     def rest(self) -> None:
         """Train: the next call comes much later than the last."""
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Say that the trial is alive."""
 
     def evaluate(self, step: int, value: float) -> bool:
@@ -201,12 +202,12 @@ class PlainOptunaWorker:
                 trial.suggest_int("ns_steps", 1, 9)
         self._trial = trial
         # The heartbeat's thread starts with one.
-        self.beat()
+        self.heartbeat()
 
     def rest(self) -> None:
         """Train."""
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Record a heartbeat, as the thread of optimize does."""
         with self._clock.call("heartbeat"), self._clock.part("record_heartbeat"):
             self._storage.record_heartbeat(self._trial._trial_id)  # noqa: SLF001
@@ -240,7 +241,7 @@ class Hpopt:
         self.database = Database(url)
         self.study = studies.load_study(self.database, STUDY)
         self.rungs = plan.rungs_of(self.study.file)
-        self.history = History(self.database, self.study)
+        self.observed = ObservedTrials(self.database, self.study)
         self.history_lock = threading.Lock()
 
     @staticmethod
@@ -248,7 +249,7 @@ class Hpopt:
         """Make the study with its finished trials in an empty database."""
         database = Database(url)
         migrate.upgrade(database)
-        study = studies.create_study(database, STUDY_FILE, "benchmarks/scale_sides.py")
+        study = studies.create_study(database, parse_study_file(STUDY_FILE, "benchmarks/scale_sides.py"))
         config = asdict(study.file.config(study.file.default_params() or {}))
         with database.begin() as connection:
             # The defaults, which it has enqueued.
@@ -312,9 +313,9 @@ class HpoptWorker:
             # A worker has a history to itself: waiting for that of the process is not timed.
             with self._side.history_lock:
                 with self._clock.part("refresh"):
-                    self._side.history.refresh()
+                    self._side.observed.refresh()
                 with self._clock.part("propose"):
-                    params = self._side.history.propose(self._side.study, self._attempt)
+                    params = self._side.observed.propose(self._side.study, self._attempt)
             with self._clock.part("start"):
                 self._start(params)
 
@@ -323,12 +324,12 @@ class HpoptWorker:
         if self._side.closes_connections:
             self._database.release()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Renew the heartbeats of worker and attempt."""
         with self._clock.call("heartbeat"):
             self._connect()
             with self._clock.part("beat"):
-                attempts.beat(self._database, self._side.study.study_id, self._worker_id, self._attempt)
+                attempts.heartbeat(self._database, self._side.study.study_id, self._worker_id, self._attempt)
 
     def evaluate(self, step: int, value: float) -> bool:
         """Record, which also asks the pruner and renews the heartbeats."""

@@ -17,8 +17,9 @@ from sqlalchemy import make_url
 from hpopt.storage import studies
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
+from hpopt.study.reading import parse_study_file
 from hpopt.training.run import Run
-from hpopt.worker.attempt import Settings
+from hpopt.worker.attempt import WorkerOptions
 from hpopt.worker.loop import work
 
 # Benchmarks are scripts, found by the folder they lie in.
@@ -62,9 +63,9 @@ def finished(postgres_url) -> Iterator[str]:
     _execute(postgres_url, f"CREATE DATABASE {name}")
     home = Path(tempfile.mkdtemp(prefix="hpopt-chaos-"))
     dose = chaos.Dose(step_seconds=0.0, max_steps=30)
-    with open_database(_url(postgres_url, name), home, make=True) as database:
-        study = studies.create_study(database, dose.study_file(N_TRIALS), "test")
-        work(database, study, Settings(home=home, say=lambda _: None))
+    with open_database(_url(postgres_url, name), home, create=True) as database:
+        study = studies.create_study(database, parse_study_file(dose.study_file(N_TRIALS), "test"))
+        work(database, study, WorkerOptions(home=home, say=lambda _: None))
     shutil.rmtree(home)
     yield name
     _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")

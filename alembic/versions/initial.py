@@ -121,7 +121,7 @@ def upgrade() -> None:
         schema="hpopt",
         postgresql_where=sa.text("outcome in ('lost', 'preempted')"),
     )
-    # A heartbeat updates the row: the free space keeps the new version on its page, and the config is stored outside of it.
+    # A heartbeat updates the row: free space keeps the new version on its page, and the config is stored elsewhere.
     op.execute("alter table hpopt.attempt set (fillfactor = 70, toast_tuple_target = 128)")
     op.execute("alter table hpopt.worker set (fillfactor = 70)")
     op.create_table(

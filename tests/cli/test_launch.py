@@ -6,10 +6,11 @@ import signal
 import pytest
 from workplace import Workplace
 
-from hpopt.cli.run import fleet_here
+from hpopt.cli.run import local_workers
 from hpopt.storage.connect import open_database
 from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study
+from hpopt.study.reading import parse_study_file
 
 
 @pytest.fixture
@@ -17,10 +18,10 @@ def user(tmp_path, database_url):
     """Somebody with a study of eight trials of two seconds."""
     user = Workplace(tmp_path, database_url)
     user.write("paced", trials=8, steps=20)
-    with open_database(database_url, tmp_path, make=True) as database, pytest.MonkeyPatch.context() as patch:
+    with open_database(database_url, tmp_path, create=True) as database, pytest.MonkeyPatch.context() as patch:
         # As for the program: the training code stands beside the study file.
         patch.syspath_prepend(tmp_path)
-        create_study(database, (tmp_path / "paced.toml").read_text(), "paced.toml")
+        create_study(database, parse_study_file((tmp_path / "paced.toml").read_text(), "paced.toml"))
     return user
 
 
@@ -77,7 +78,7 @@ def test_an_unknown_study_is_refused_with_the_nearest(user):
 def test_workers_of_this_machine_get_its_gpus_in_turn(asked, gpus, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     database = Database("postgresql://nobody@127.0.0.1/nowhere")
-    fleet = fleet_here(database, ["worker", "paced"], tmp_path, **{"n_workers": None, **asked})
+    fleet = local_workers(database, ["worker", "paced"], tmp_path, **{"n_workers": None, **asked})
     assert fleet.preview() == [f"CUDA_VISIBLE_DEVICES={gpu} hpopt worker paced" for gpu in gpus]
 
 
@@ -90,7 +91,7 @@ def test_a_dry_run_starts_nothing(user):
 @pytest.mark.long
 def test_workers_of_this_machine_are_restarted_when_they_die(user):
     launch = user.start("launch", "paced", "--workers", "2", *user.patience)
-    status = user.wait_until("paced", lambda status: status["books"]["n_held"] == 2, seconds=60)
+    status = user.wait_until("paced", lambda status: status["books"]["n_running"] == 2, seconds=60)
     os.kill(status["workers"][0]["pid"], signal.SIGKILL)
     out, err = launch.communicate(timeout=100)
     assert launch.returncode == 0, (out, err)
@@ -101,12 +102,12 @@ def test_workers_of_this_machine_are_restarted_when_they_die(user):
 
 def test_a_launch_on_this_machine_is_stopped_from_elsewhere(user):
     launch = user.start("launch", "paced", "--workers", "2", *user.patience)
-    user.wait_until("paced", lambda status: status["books"]["n_held"] == 2, seconds=60)
+    user.wait_until("paced", lambda status: status["books"]["n_running"] == 2, seconds=60)
     assert user.hpopt("launch", "paced", "--stop") == "paced: 1 cancelled (launches on this machine)\n"
     launch.communicate(timeout=30)
     assert launch.returncode == 75
     status = user.status("paced")
-    assert (status["workers"], status["books"]["n_held"]) == ([], 0)
+    assert (status["workers"], status["books"]["n_running"]) == ([], 0)
     assert user.hpopt("launch", "paced", "--stop") == "paced: 0 cancelled (launches on this machine)\n"
 
 

@@ -261,7 +261,7 @@ def test_ctrl_c_hands_trials_back_and_the_same_command_goes_on(place):
     assert max(trial["n_attempts"] for trial in trials) == 2
     goes = place.rows(
         """
-        select max(e.step) filter (where a.go = 1) as before, min(e.step) filter (where a.go = 2) as after
+        select max(e.step) filter (where a.attempt_number = 1) as before, min(e.step) filter (where a.attempt_number = 2) as after
         from hpopt.attempt a join hpopt.evaluation e using (attempt_id) group by a.first_trial_id
         """
     )

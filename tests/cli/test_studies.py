@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from finished_trials import make_finished_study
+from hpopt.cli.assignments import read_assignments
 
 from hpopt import __version__
-from hpopt.cli.assignments import read_assignments
 from hpopt.errors import InputError
 from hpopt.storage import migrate
 from hpopt.storage.connect import open_database
@@ -262,8 +262,8 @@ def test_a_study_of_text_that_is_not_here_is_refused_before_a_database_is_made(v
 @pytest.fixture
 def created(database_url, study_file):
     """Give what runs a verb on a database with the study `answer`, and gives its standard output."""
-    with open_database(database_url, study_file.parent, make=True) as database:
-        create_study(database, study_file.read_text(), str(study_file))
+    with open_database(database_url, study_file.parent, create=True) as database:
+        create_study(database, parse_study_file(study_file.read_text(), str(study_file)))
 
     def run(*arguments):
         done = hpopt(*arguments, HPOPT_STORAGE=database_url)

@@ -143,7 +143,7 @@ def test_it_is_made_again_only_when_trials_have_ended_and_not_at_once(
     assert dashboard.publication() is first
     monkeypatch.setattr(figures_module, "REFRESH_EVERY_S", 0.0)
     second = dashboard.publication()
-    assert (first.n_ended, second.n_ended) == (N_TRIALS, N_TRIALS + 1)
+    assert (first.n_finished, second.n_finished) == (N_TRIALS, N_TRIALS + 1)
     assert dashboard.publication() is second
 
 
@@ -164,7 +164,7 @@ def test_of_a_study_that_is_not_ours_nothing_is_told(database: Database):
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
     look = dashboard.shown.look(theirs._study_id)
     publication = dashboard.publisher.publication(look)
-    assert (publication.n_ended, publication.figures, publication.notes) == (3, (), {})
+    assert (publication.n_finished, publication.figures, publication.notes) == (3, (), {})
 
 
 def test_a_study_that_is_deleted_meanwhile_or_a_database_that_is_away_stop_nothing(database: Database):

@@ -28,15 +28,15 @@ def test_one_value_counts_at_one_rung_only():
 
 @pytest.mark.parametrize(("n", "n_better", "hopeless"), [(1, 0, False), (2, 1, True), (6, 1, False), (6, 2, True)])
 def test_the_best_third_goes_on_and_always_the_best(n, n_better, hopeless):
-    assert ASHA.is_hopeless(n=n, n_better=n_better) is hopeless
+    assert ASHA.should_prune(n=n, n_better=n_better) is hopeless
 
 
 def test_the_median_compares_every_evaluation_once_there_are_enough():
     median = build_rungs("median", min_fraction=1 / 9, reduction_factor=3)
     assert median.reached(5, 90, 0) is None
     assert [median.reached(step, 90, step - 10) for step in (10, 20)] == [0.111111, 0.222222]
-    assert not median.is_hopeless(n=4, n_better=3)
-    assert median.is_hopeless(n=6, n_better=3)
+    assert not median.should_prune(n=4, n_better=3)
+    assert median.should_prune(n=6, n_better=3)
 
 
 def test_without_a_pruner_there_are_no_rungs():

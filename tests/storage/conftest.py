@@ -7,6 +7,7 @@ import pytest
 from hpopt.storage import migrate, studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
+from hpopt.study.reading import parse_study_file
 
 STUDY_FILE = """
 name = "tiny"
@@ -43,4 +44,4 @@ def study_file() -> str:
 @pytest.fixture
 def study(database: Database) -> Study:
     """A study of four trials over a space with every kind of parameter."""
-    return studies.create_study(database, STUDY_FILE, "tiny.toml")
+    return studies.create_study(database, parse_study_file(STUDY_FILE, "tiny.toml"))

@@ -13,10 +13,12 @@ from optuna.trial import TrialState
 
 from hpopt.errors import DatabaseError, Fenced, InputError
 from hpopt.search import sampler, tpe
+from hpopt.analysis.trials import Outcome
 from hpopt.storage import attempts, budget, evaluations, queries, reaper, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
-from hpopt.storage.observations import History
+from hpopt.storage.observations import ObservedTrials
+from hpopt.study.reading import parse_study_file
 from hpopt.training.run import Evaluation
 
 PRUNED = """
@@ -41,7 +43,7 @@ class Fleet:
     def __init__(self, database, study):
         self.database = database
         self.study = study
-        self.history = History(database, study)
+        self.observed = ObservedTrials(database, study)
         self.worker_id = self.join()
 
     def join(self):
@@ -52,21 +54,21 @@ class Fleet:
 
     def start(self, worker_id=None):
         attempt = self.reserve(worker_id)
-        self.history.refresh()
-        params = self.history.propose(self.study, attempt)
+        self.observed.refresh()
+        params = self.observed.propose(self.study, attempt)
         about = {"seed": attempt.seed if attempt.seed is not None else 7, "config": params, "data_fingerprint": None}
         attempts.start(self.database, self.study, attempt, params, **about)
         return replace(attempt, params=params)
 
-    def record(self, attempt, step, loss=1.0, rung=None):
+    def record(self, attempt, step, loss=1.0):
         evaluation = Evaluation(step=step, n_steps=90, tokens=step * 10, seconds=1.0, metrics={"val_loss": loss})
-        return evaluations.record(self.database, self.study, attempt, evaluation, rung)
+        return evaluations.record(self.database, self.study, attempt, evaluation)
 
     def finish(self, attempt, kind="complete", value=None, reason=None):
-        attempts.finish(self.database, attempt, kind=kind, value=value, reason=reason)
+        attempts.finish(self.database, attempt, Outcome(kind), value=value, reason=reason)
 
-    def beat(self, attempt, worker_id=None):
-        return attempts.beat(self.database, self.study.study_id, worker_id or self.worker_id, attempt)
+    def heartbeat(self, attempt, worker_id=None):
+        return attempts.heartbeat(self.database, self.study.study_id, worker_id or self.worker_id, attempt)
 
     def lose(self, attempt):
         """Let an attempt go silent for an hour and be found."""
@@ -98,7 +100,7 @@ def fleet(database, study):
 
 @pytest.fixture
 def pruned(database):
-    return Fleet(database, studies.create_study(database, PRUNED, "rungs.toml"))
+    return Fleet(database, studies.create_study(database, parse_study_file(PRUNED, "rungs.toml")))
 
 
 def test_many_workers_reserve_no_more_than_the_budget(database, study, database_url):
@@ -120,7 +122,7 @@ def test_the_count_of_begun_trials_is_that_of_their_first_goes(fleet):
     fleet.lose(lost.attempt_id)
     fleet.start()
     counted = fleet.rows(
-        "select count(*) filter (where go = 1) as n, max(n_started) as kept from hpopt.goes, hpopt.study"
+        "select count(*) filter (where attempt_number = 1) as n, max(n_started) as kept from hpopt.attempts, hpopt.study"
     )
     assert (counted[0]["n"], counted[0]["kept"]) == (2, 2)
 
@@ -133,9 +135,9 @@ def test_the_cost_of_a_study_is_that_of_its_goes(fleet):
         fleet.record(attempt, 10)
     fleet.finish(ended, value=1.0)
     fleet.lose(lost.attempt_id)
-    hours = budget.read_books(fleet.database, fleet.study).device_hours
+    hours = budget.read_usage(fleet.database, fleet.study).device_hours
     assert hours == pytest.approx(300 / 3600, abs=2 / 3600)
-    assert hours == pytest.approx(fleet.rows("select sum(device_seconds) / 3600 as h from hpopt.goes")[0]["h"])
+    assert hours == pytest.approx(fleet.rows("select sum(device_seconds) / 3600 as h from hpopt.attempts")[0]["h"])
 
 
 def test_the_first_trial_is_the_default_configuration(fleet):
@@ -155,7 +157,7 @@ def test_a_reservation_whose_reply_was_lost_is_given_again(fleet):
     """Otherwise each lost reply would hold a place in the budget until it is taken for dead."""
     first = fleet.reserve(fleet.worker_id)
     assert fleet.reserve(fleet.worker_id) == first
-    assert fleet.rows("select count(*) as n from hpopt.goes")[0]["n"] == 1
+    assert fleet.rows("select count(*) as n from hpopt.attempts")[0]["n"] == 1
 
 
 def test_what_is_written_for_optuna_is_what_stock_optuna_reads(fleet):
@@ -191,7 +193,7 @@ def test_a_silent_attempt_is_retried_with_its_params_and_seed(fleet):
     assert fleet.lose(attempt.attempt_id) == 1
     assert fleet.reap() == 0
     again = fleet.start()
-    assert (again.go, again.seed, again.params) == (2, 7, attempt.params)
+    assert (again.attempt_number, again.seed, again.params) == (2, 7, attempt.params)
     assert again.number != attempt.number
 
 
@@ -210,7 +212,7 @@ def test_a_retried_trial_is_one_trial_in_views_and_budget(fleet):
         (again.number, 20),
     ]
     assert fleet.stock().trials[again.number].intermediate_values == {10: 3.0, 20: 2.0}
-    assert budget.read_books(fleet.database, fleet.study).n_started == 1
+    assert budget.read_usage(fleet.database, fleet.study).n_started == 1
 
 
 def test_a_trial_waits_in_the_views_until_it_is_retried(fleet):
@@ -230,7 +232,7 @@ def test_a_fenced_worker_can_write_nothing(fleet):
         fleet.finish(attempt, value=0.1)
     with pytest.raises(Fenced):
         attempts.start(fleet.database, fleet.study, attempt, {}, seed=1, config={}, data_fingerprint=None)
-    assert not fleet.beat(attempt).is_held
+    assert not fleet.heartbeat(attempt).is_held
     fleet.finish(again, value=2.0)
     assert queries.best(fleet.database, fleet.study).value == 2.0
     assert fleet.stock().trials[attempt.number].intermediate_values == {}
@@ -259,7 +261,7 @@ def test_a_trial_that_somebody_ended_in_the_dashboard_has_ended_so(fleet):
 def test_a_configuration_is_not_lost_with_a_worker_that_died_before_it_sampled(fleet):
     fleet.lose(fleet.reserve().attempt_id)
     again = fleet.start()
-    assert (again.go, again.params["learning_rate"]) == (2, 0.02)
+    assert (again.attempt_number, again.params["learning_rate"]) == (2, 0.02)
 
 
 def test_a_trial_of_stock_optuna_is_left_alone(fleet):
@@ -277,7 +279,7 @@ def test_a_patient_worker_is_not_taken_for_dead_by_a_hasty_one(fleet, database, 
     fleet.execute("update hpopt.worker set connected_since = now() - interval '1 hour'")
     hasty = attempts.register_worker(database, study, host="there", pid=2, device="cpu", stale_after_s=5)
     assert fleet.reap(hasty) == 0
-    assert fleet.beat(attempt, hasty).is_held
+    assert fleet.heartbeat(attempt, hasty).is_held
 
 
 def test_nobody_is_taken_for_dead_after_an_outage_that_cut_off_everybody(fleet):
@@ -285,12 +287,12 @@ def test_nobody_is_taken_for_dead_after_an_outage_that_cut_off_everybody(fleet):
     attempt = fleet.start()
     fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '3 minutes'")
     fleet.execute(
-        "update hpopt.worker set seen_at = now() - interval '3 minutes', connected_since = now() - interval '1 hour'"
+        "update hpopt.worker set heartbeat_at = now() - interval '3 minutes', connected_since = now() - interval '1 hour'"
     )
     reaper = fleet.worker_id
-    fleet.beat(None, reaper)
+    fleet.heartbeat(None, reaper)
     assert fleet.reap(reaper) == 0
-    assert fleet.beat(attempt).is_held
+    assert fleet.heartbeat(attempt).is_held
     fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '3 minutes'")
     fleet.execute("update hpopt.worker set connected_since = now() - interval '61 seconds'")
     assert fleet.reap(reaper) == 1
@@ -303,7 +305,7 @@ def test_reaping_is_done_once_by_whoever_comes_first(fleet, database_url):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda c: reaper.reap(c, fleet.study, fleet.worker_id), connections))
     assert sum(found) == len(lost)
-    assert {row["outcome"] for row in fleet.rows("select outcome from hpopt.goes")} == {"lost"}
+    assert {row["outcome"] for row in fleet.rows("select outcome from hpopt.attempts")} == {"lost"}
     for connection in connections:
         connection.close()
 
@@ -320,11 +322,14 @@ def test_a_trial_whose_workers_keep_dying_is_given_up(fleet):
     """A trial that kills its worker would otherwise come back until the budget of device hours is gone."""
     for go in (1, 2, 3):
         attempt = fleet.start()
-        assert attempt.go == go
+        assert attempt.attempt_number == go
         fleet.lose(attempt.attempt_id)
     row = fleet.rows()[-1]
-    assert (row["outcome"], row["reason"]) == ("failed", "its worker died 3 times in a row without progress")
-    assert fleet.reserve().go == 1
+    assert (row["outcome"], row["reason"]) == (
+        "failed",
+        "heartbeat expired after 60 s (3 times in a row without progress)",
+    )
+    assert fleet.reserve().attempt_number == 1
 
 
 def test_progress_between_deaths_gives_a_trial_more_goes(fleet):
@@ -332,7 +337,7 @@ def test_progress_between_deaths_gives_a_trial_more_goes(fleet):
         attempt = fleet.start()
         fleet.record(attempt, go * 10)
         fleet.lose(attempt.attempt_id)
-    assert fleet.reserve().go == 5
+    assert fleet.reserve().attempt_number == 5
 
 
 def test_a_device_that_fails_counts_as_a_death_of_the_worker(fleet):
@@ -346,7 +351,7 @@ def test_a_device_that_fails_counts_as_a_death_of_the_worker(fleet):
 def test_preemption_never_counts_against_a_trial(fleet):
     for _ in range(5):
         fleet.finish(fleet.start(), "preempted")
-    assert fleet.reserve().go == 6
+    assert fleet.reserve().attempt_number == 6
 
 
 def test_a_diverged_trial_is_kept_and_never_best(fleet):
@@ -373,7 +378,7 @@ def test_an_evaluation_that_is_told_twice_is_there_once(fleet):
 
 def test_only_the_best_third_goes_on_from_a_rung(pruned):
     losses = (5.0, 4.0, 6.0, 3.0, 4.5, 2.0)
-    verdicts = [pruned.record(pruned.start(), 10, loss, rung=1 / 9).is_hopeless for loss in losses]
+    verdicts = [pruned.record(pruned.start(), 10, loss).should_prune for loss in losses]
     # The first is the configuration of the defaults; the fifth is the third best of five, of which one goes on.
     assert verdicts == [False, False, True, False, True, False]
 
@@ -381,22 +386,21 @@ def test_only_the_best_third_goes_on_from_a_rung(pruned):
 def test_goes_of_one_trial_compete_once(pruned):
     """Optuna counts each go of a retried trial as a competitor."""
     fallen = pruned.start()
-    pruned.record(fallen, 10, 1.0, rung=1 / 9)
+    pruned.record(fallen, 10, 1.0)
     for _ in range(2):
         pruned.lose(fallen.attempt_id)
         fallen = pruned.start()
-        assert not pruned.record(fallen, 10, 1.0, rung=1 / 9).is_hopeless
+        assert not pruned.record(fallen, 10, 1.0).should_prune
     assert [row["value"] for row in pruned.rows("select value from hpopt.rung")] == [1.0]
 
 
 def test_a_late_value_is_not_taken_for_that_of_an_earlier_rung(pruned):
     """A go that resumes behind a rung has no value there, but the one that was recorded when it was reached."""
     attempt = pruned.start()
-    pruned.record(attempt, 10, 5.0, rung=1 / 9)
+    pruned.record(attempt, 10, 5.0)
     pruned.lose(attempt.attempt_id)
     again = pruned.start()
-    assert again.earlier_steps == (10,)
-    pruned.record(again, 20, 1.0, rung=1 / 9)
+    pruned.record(again, 20, 1.0)
     assert [(row["step"], row["value"]) for row in pruned.rows("select * from hpopt.rung")] == [(10, 5.0)]
 
 
@@ -404,7 +408,7 @@ def test_a_run_of_failures_pauses_the_study_with_their_reason(pruned):
     """Five different trials that fail alike have a reason that the rest of the budget would share."""
     for k in range(5):
         pruned.finish(pruned.start(), "failed", reason=f"no such file: /data/{k}")
-    counted = budget.read_books(pruned.database, pruned.study)
+    counted = budget.read_usage(pruned.database, pruned.study)
     assert (counted.state, counted.state_reason) == ("paused", "5 trials in a row failed: no such file: /data/0")
     assert pruned.reserve() is None
 
@@ -415,20 +419,20 @@ def test_failures_of_their_own_pause_nothing(pruned, between):
         pruned.finish(pruned.start(), "failed", reason="no such file")
     pruned.finish(pruned.start(), between, value=1.0, reason="another one")
     pruned.finish(pruned.start(), "failed", reason="no such file")
-    assert budget.read_books(pruned.database, pruned.study).state == "open"
+    assert budget.read_usage(pruned.database, pruned.study).state == "open"
 
 
 def test_a_budget_that_was_raised_meanwhile_ends_no_trial(database):
     """Workers read the file when they start; what counts is the file that the database has now."""
     text = 'name = "raised"\n[budget]\ngpu_hours = 1.0\n[search_space]\nmomentum = { low = 0.8, high = 0.99 }'
-    fleet = Fleet(database, studies.create_study(database, text, "raised.toml"))
+    fleet = Fleet(database, studies.create_study(database, parse_study_file(text, "raised.toml")))
     attempt = fleet.start()
     fleet.execute("update hpopt.attempt set started_at = now() - interval '2 hours'")
-    studies.create_study(database, text.replace("1.0", "9.0"), "raised.toml")
+    studies.create_study(database, parse_study_file(text.replace("1.0", "9.0")), "raised.toml")
     # An evaluation brings the hours up to date, the next one counts them.
-    assert [fleet.record(attempt, step).limit for step in (10, 20)] == [None, None]
-    studies.create_study(database, text, "raised.toml")
-    assert fleet.record(attempt, 30).limit == "1 device hours spent"
+    assert [fleet.record(attempt, step).limit_reached for step in (10, 20)] == [None, None]
+    studies.create_study(database, parse_study_file(text, "raised.toml"))
+    assert fleet.record(attempt, 30).limit_reached == "gpu_hours budget exhausted (1)"
 
 
 def test_a_worker_of_another_version_is_refused_with_both_named(fleet):
@@ -439,18 +443,18 @@ def test_a_worker_of_another_version_is_refused_with_both_named(fleet):
 
 def test_the_sampler_sees_what_stock_optuna_would_show_it(database):
     """The history is a copy: states, values, params and constraints must be those of the database."""
-    fleet = Fleet(database, studies.create_study(database, PRUNED, "rungs.toml"))
+    fleet = Fleet(database, studies.create_study(database, parse_study_file(PRUNED, "rungs.toml")))
     outcomes = ["complete", "pruned", "diverged", "failed", "complete"]
-    fleet.history.refresh()
+    fleet.observed.refresh()
     running = [fleet.start() for _ in outcomes]
-    fleet.history.refresh()
+    fleet.observed.refresh()
     for place, (attempt, outcome) in enumerate(zip(running, outcomes, strict=True)):
         fleet.record(attempt, 10, 1.0 + place)
         fleet.finish(attempt, outcome, value=2.0 + place if outcome == "complete" else None)
     left = fleet.start()
-    for history in (fleet.history, History(database, fleet.study)):
-        history.refresh()
-        observed = history.observed()
+    for observed_trials in (fleet.observed, ObservedTrials(database, fleet.study)):
+        observed_trials.refresh()
+        observed = observed_trials.observations()
         stock = [t for t in fleet.stock().trials if t.state is not TrialState.FAIL]
         assert list(observed.values["momentum"]) == [trial.params["momentum"] for trial in stock]
         assert list(observed.kind) == [tpe.COMPLETE, tpe.PRUNED, tpe.INFEASIBLE, tpe.COMPLETE, tpe.RUNNING]
@@ -470,8 +474,8 @@ def test_the_history_grows_with_the_study(pruned):
         """select trial_id, 'momentum', 0.8 + number / 10000.0, '{"name": "FloatDistribution", "attributes": """
         """{"step": null, "low": 0.8, "high": 0.99, "log": false}}' from public.trials where number > 0"""
     )
-    pruned.history.refresh()
-    observed = pruned.history.observed()
+    pruned.observed.refresh()
+    observed = pruned.observed.observations()
     assert len(observed.kind) == 600
     assert observed.values["momentum"][-1] == pytest.approx(0.86)
 
@@ -486,8 +490,8 @@ def test_the_history_leaves_out_what_does_not_fit_the_space(fleet):
         space = sampler.to_distributions(fleet.study.file.search_space)
         other_names = {f"my_{name}": distribution for name, distribution in space.items()}
         stock.tell(stock.ask(other_names), 0.1)
-    fleet.history.refresh()
-    assert fleet.history.observed().n_ended == 0
+    fleet.observed.refresh()
+    assert fleet.observed.observations().n_finished == 0
 
 
 def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
@@ -510,16 +514,16 @@ def test_the_best_row_has_its_promised_columns_and_no_invented_interval(fleet):
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [
-        ("gpu_hours = 0.5", "0.5 device hours spent"),
-        ("wall_hours = 0.5", "0.5 hours passed"),
+        ("gpu_hours = 0.5", "gpu_hours budget exhausted (0.5)"),
+        ("wall_hours = 0.5", "wall_hours budget exhausted (0.5)"),
         ("target = 2.0\ntrials = 9", "target 2 reached"),
     ],
 )
 def test_hours_and_target_end_a_study(database, limit, reason):
     text = f'name = "limits"\n[budget]\n{limit}\n[search_space]\nmomentum = {{ low = 0.8, high = 0.99 }}'
-    fleet = Fleet(database, studies.create_study(database, text, "limits.toml"))
+    fleet = Fleet(database, studies.create_study(database, parse_study_file(text, "limits.toml")))
     attempt = fleet.start()
     fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour'")
     fleet.finish(attempt, value=1.5)
     assert fleet.reserve() is None
-    assert budget.finished(fleet.study, budget.read_books(database, fleet.study)) == reason
+    assert budget.finished_reason(fleet.study, budget.read_usage(database, fleet.study)) == reason

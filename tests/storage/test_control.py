@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from hpopt.errors import InputError
 from hpopt.storage import control, studies
+from hpopt.study.reading import parse_study_file
 
 
 def states(database, study):
@@ -22,7 +23,7 @@ def waiting(database, study):
 
 
 def test_a_new_study_is_open(database, study):
-    assert control.find_state(database, study).state == "open"
+    assert control.read_state(database, study).state == "open"
 
 
 def test_pausing_keeps_the_reason_and_resuming_drops_it(database, study):
@@ -74,12 +75,12 @@ def test_a_stopped_study_is_not_paused(database, study):
 
 def test_creating_a_study_again_leaves_it_paused(database, study, study_file):
     control.pause(database, study, "nodes are needed")
-    studies.create_study(database, study_file.replace("trials = 4", "trials = 5"), "tiny.toml")
+    studies.create_study(database, parse_study_file(study_file.replace("trials = 4", "trials = 5")), "tiny.toml")
     assert states(database, study)[:2] == ("paused", "nodes are needed")
 
 
 def test_another_study_keeps_its_state(database, study, study_file):
-    other = studies.create_study(database, study_file.replace('"tiny"', '"other"'), "other.toml")
+    other = studies.create_study(database, parse_study_file(study_file.replace('"tiny"', '"other"'), "other.toml"))
     control.pause(database, study)
     assert states(database, other)[0] == "open"
 
@@ -128,6 +129,6 @@ def test_a_grid_takes_no_further_configuration(database, study_file):
     """Its points are all enqueued, and its budget counts them: another would push one of them out."""
     space = study_file.replace('"random"', '"grid"').split("[search_space]")[0]
     text = space.replace('"tiny"', '"grid"') + "[search_space]\nns_steps = { low = 1, high = 3, type = 'int' }\n"
-    grid = studies.create_study(database, text, "grid.toml")
+    grid = studies.create_study(database, parse_study_file(text, "grid.toml"))
     with pytest.raises(InputError, match=r"study 'grid' tries a grid, whose points are all enqueued"):
         control.enqueue(database, grid, {"ns_steps": 2})

@@ -13,6 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from hpopt.errors import DatabaseError
 from hpopt.storage import migrate, studies, tables
 from hpopt.storage.database import Database
+from hpopt.study.reading import parse_study_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ def test_a_worker_role_can_create_a_study_in_a_current_database(database, databa
         url = sa.make_url(database_url).set(username="plain", password="x")
         plain = Database(url.render_as_string(hide_password=False))
         migrate.upgrade(plain)
-        assert studies.create_study(plain, study_file, "tiny.toml").name == "tiny"
+        assert studies.create_study(plain, parse_study_file(study_file, "tiny.toml")).name == "tiny"
         plain.close()
     finally:
         with database.begin() as connection:
@@ -142,6 +143,7 @@ def test_an_installed_wheel_carries_the_migrations(database_url, tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(installed)!r})
 from hpopt.storage import migrate, database
+from hpopt.study.reading import parse_study_file
 assert migrate.__file__.startswith({str(installed)!r}), migrate.__file__
 db = database.Database({database_url!r}); migrate.upgrade(db); migrate.require_current(db)
 """

@@ -6,7 +6,7 @@ import pytest
 
 from hpopt.analysis.trials import CurvePoint, StudyTable
 from hpopt.storage import attempts, evaluations, queries
-from hpopt.storage.observations import History
+from hpopt.storage.observations import ObservedTrials
 from hpopt.training.run import Evaluation
 
 LOSSES = ((2.0, 1.5), (3.0, math.nan), (4.0,), ())
@@ -16,13 +16,13 @@ ENDS = ("complete", "diverged", "pruned", "failed")
 @pytest.fixture
 def table(database, study) -> StudyTable:
     """Four trials, each with another end."""
-    history = History(database, study)
+    observed = ObservedTrials(database, study)
     for end, losses in zip(ENDS, LOSSES, strict=True):
         worker = attempts.register_worker(database, study, host="here", pid=1, device="cpu")
         attempt = attempts.reserve(database, study, worker)
         assert attempt is not None
-        history.refresh()
-        params = history.propose(study, attempt)
+        observed.refresh()
+        params = observed.propose(study, attempt)
         attempts.start(database, study, attempt, params, seed=attempt.number, config={}, data_fingerprint=None)
         for place, loss in enumerate(losses, start=1):
             metrics = {"val_loss": loss, "accuracy": 1 / loss}

@@ -8,21 +8,22 @@ from hpopt.errors import DatabaseError, InputError
 from hpopt.storage import studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study, load_study, require_data
+from hpopt.study.reading import parse_study_file
 
 
 def test_the_same_file_again_is_the_same_study(database, study, study_file):
-    assert create_study(database, study_file, "tiny.toml").study_id == study.study_id
+    assert create_study(database, parse_study_file(study_file, "tiny.toml")).study_id == study.study_id
     assert len(studies.open_optuna(database, study).trials) == 1
 
 
 def test_a_larger_budget_is_taken_over(database, study, study_file):
-    changed = create_study(database, study_file.replace("trials = 4", "trials = 9"), "tiny.toml")
+    changed = create_study(database, parse_study_file(study_file.replace("trials = 4", "trials = 9")), "tiny.toml")
     assert changed.file.budget.trials == 9
 
 
 def test_configurations_that_are_new_in_the_file_are_enqueued(database, study, study_file):
-    create_study(database, study_file + "[[enqueue]]\nlearning_rate = 0.1\n", "tiny.toml")
-    create_study(database, study_file + "[[enqueue]]\nlearning_rate = 0.1\n", "tiny.toml")
+    create_study(database, parse_study_file(study_file + "[[enqueue]]\nlearning_rate = 0.1\n", "tiny.toml"))
+    create_study(database, parse_study_file(study_file + "[[enqueue]]\nlearning_rate = 0.1\n", "tiny.toml"))
     waiting = [trial.system_attrs["fixed_params"] for trial in studies.open_optuna(database, study).trials]
     assert waiting[1:] == [{"learning_rate": 0.1}]
 
@@ -30,14 +31,14 @@ def test_configurations_that_are_new_in_the_file_are_enqueued(database, study, s
 def test_another_space_under_the_same_name_is_refused_with_the_difference(database, study, study_file):
     """One trial with another range makes multivariate TPE drop the parameter without a word."""
     with pytest.raises(InputError, match=r"study 'tiny' exists with another space: .*learning_rate.*0\.3.*; rename"):
-        create_study(database, study_file.replace("high = 0.3", "high = 0.5"), "tiny.toml")
+        create_study(database, parse_study_file(study_file.replace("high = 0.3", "high = 0.5")), "tiny.toml")
 
 
 def test_a_study_that_others_made_is_not_taken_over(database, study_file):
     theirs = optuna.create_study(storage=database.optuna, study_name="tiny")
     theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     with pytest.raises(InputError, match="a study 'tiny' that hpopt did not make"):
-        create_study(database, study_file, "tiny.toml")
+        create_study(database, parse_study_file(study_file, "tiny.toml"))
 
 
 def test_an_unknown_study_is_named_with_the_nearest(database, study, study_file):
@@ -46,7 +47,9 @@ def test_an_unknown_study_is_named_with_the_nearest(database, study, study_file)
 
 
 def test_a_child_knows_its_parent_and_role(database, study, study_file):
-    child = create_study(database, study_file.replace('"tiny"', '"tiny-confirm"'), "x", parent="tiny", role="confirm")
+    child = create_study(
+        database, parse_study_file(study_file.replace('"tiny"', '"tiny-confirm"'), "x"), parent="tiny", role="confirm"
+    )
     assert (child.parent, child.role) == ("tiny", "confirm")
 
 
@@ -68,7 +71,7 @@ name = "grid"
 ns_steps = { low = 3, high = 7, step = 2, type = "int" }
 momentum = { choices = [0.9, 0.95] }
 """
-    trials = studies.open_optuna(database, create_study(database, text, "grid.toml")).trials
+    trials = studies.open_optuna(database, create_study(database, parse_study_file(text, "grid.toml"))).trials
     points = {tuple(sorted(trial.system_attrs["fixed_params"].items())) for trial in trials}
     assert len(trials) == len(points) == 6
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from hpopt.storage.progress import Books, Progress, WorkerRow
+from hpopt.storage.progress import BudgetUsage, Progress, WorkerRow
 from hpopt.terminal.status import overview, standing, state_line
 
 LONG_NAME = "moe-muon-learning-rate-and-warmup-on-the-standard-library-2026-with-replicates"
@@ -14,9 +14,9 @@ NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 def books(**changed):
-    counts = {"n_ended": 13, "n_held": 2, "n_waiting": 0, "best_value": None}
+    counts = {"n_finished": 13, "n_running": 2, "n_waiting": 0, "best_value": None}
     hours = {"device_hours": 1.5, "wall_hours": 1.0, "active_hours": 1.0}
-    return Books(**{"state": "open", "state_reason": None, **counts, **hours, **changed})
+    return BudgetUsage(**{"state": "open", "state_reason": None, **counts, **hours, **changed})
 
 
 def worker(worker_id, **changed):
@@ -32,7 +32,7 @@ def worker(worker_id, **changed):
         "started_at": NOON,
         "device_seconds": 0.0,
     }
-    silence = {"silent_seconds": 1.0, "is_silent": False, "tokens_per_second": None}
+    silence = {"seconds_since_heartbeat": 1.0, "is_stale": False, "tokens_per_second": None}
     return WorkerRow(worker_id=worker_id, **{**idle, **about, **silence, **changed})
 
 
@@ -98,7 +98,9 @@ def test_workers_of_an_engine_are_told_with_their_jobs(width):
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_silent_worker_is_told_and_red(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
-    console.print(standing(progress(worker(12, **TRAINING), worker(13, is_silent=True, silent_seconds=70.0)), [], None))
+    console.print(
+        standing(progress(worker(12, **TRAINING), worker(13, is_stale=True, seconds_since_heartbeat=70.0)), [], None)
+    )
     (line,) = (line for line in console.file.getvalue().splitlines() if "13@node3" in line)
     assert "silent for 1 min 10 s" in line
     assert "\x1b[31m" in line
@@ -123,4 +125,4 @@ def test_the_time_left_is_not_guessed_while_a_study_is_paused():
     ],
 )
 def test_a_study_that_is_turned_says_how_many_trials_that_concerns(state, n_running, line):
-    assert state_line("small", state, n_running=n_running, n_to_retry=0) == line
+    assert state_line("small", state, n_running=n_running, n_pending_retry=0) == line

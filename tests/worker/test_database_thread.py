@@ -6,7 +6,7 @@ import time
 import pytest
 
 from hpopt.errors import DatabaseError, DatabaseLostError, Fenced
-from hpopt.worker.database_thread import Courier, Manners
+from hpopt.worker.database_thread import DatabaseThread, DatabaseThreadOptions
 
 
 class Post:
@@ -21,11 +21,13 @@ class Post:
         self.said = []
         self.stop = threading.Event()
         patience = {"heartbeat_every_s": 0.1, "give_up_after_s": 20.0, **changed}
-        self.courier = Courier(
-            Manners(beat=self.beat, release=self.release, say=self.said.append, stop=self.stop, **patience)
+        self.courier = DatabaseThread(
+            DatabaseThreadOptions(
+                beat=self.beat, release=self.release, say=self.said.append, stop=self.stop, **patience
+            )
         )
 
-    def beat(self):
+    def heartbeat(self):
         self.reach()
         self.n_beats += 1
 

@@ -18,7 +18,7 @@ from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
 from hpopt.storage import budget, migrate, queries, studies
 from hpopt.storage.database import Database
 from hpopt.worker import attempt, outbox
-from hpopt.worker.attempt import Settings
+from hpopt.worker.attempt import WorkerOptions
 from hpopt.worker.loop import work
 
 OBJECTIVE = """
@@ -27,6 +27,8 @@ import numpy as np
 from dataclasses import dataclass
 from hpopt.errors import Diverged, Interrupted
 from hpopt.training.run import Evaluation
+from hpopt.study.reading import parse_study_file
+from hpopt.study.reading import parse_study_file
 
 STEPS = 9
 HOOK = None
@@ -89,7 +91,7 @@ class Workshop:
 
     def settle(self, **changed):
         patience = {"heartbeat_every_s": 0.1, "stale_after_s": 5, "give_up_after_s": 30, **changed}
-        return Settings(home=self.folder, say=self.said.append, **patience)
+        return WorkerOptions(home=self.folder, say=self.said.append, **patience)
 
     def execute(self, statement):
         with self.database.begin() as connection:
@@ -104,7 +106,7 @@ class Workshop:
         return [steps for _, steps in rows]
 
     def create(self, text=STUDY, *points):
-        study = studies.create_study(self.database, text, "cheap.toml")
+        study = studies.create_study(self.database, parse_study_file(text, "cheap.toml"))
         enqueue = optuna.load_study(study_name=study.name, storage=self.database.optuna)
         for point in points:
             enqueue.enqueue_trial(point)
@@ -259,7 +261,7 @@ def test_a_limit_that_is_set_meanwhile_ends_the_running_trial(workshop):
     workshop.objective.HOOK = lambda _config, step: (
         (
             workshop.execute("update hpopt.attempt set started_at = now() - interval '2 hours'"),
-            studies.create_study(workshop.database, text, "cheap.toml"),
+            studies.create_study(workshop.database, parse_study_file(text, "cheap.toml")),
         )
         if step == 4
         else None
@@ -342,11 +344,11 @@ def test_a_stopped_worker_hands_its_trial_back(workshop):
     study = workshop.create()
     stop = threading.Event()
     workshop.objective.HOOK = lambda _config, step: stop.set() if step == 5 else None
-    settings = Settings(home=workshop.folder, say=workshop.said.append, stop=stop)
+    settings = WorkerOptions(home=workshop.folder, say=workshop.said.append, stop=stop)
     with pytest.raises(Interrupted):
         work(workshop.database, study, settings)
-    counted = budget.read_books(workshop.database, study)
-    assert (counted.n_ended, counted.n_held, counted.n_waiting) == (0, 0, 1)
+    counted = budget.read_usage(workshop.database, study)
+    assert (counted.n_finished, counted.n_running, counted.n_waiting) == (0, 0, 1)
     workshop.objective.HOOK = None
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
     curve = queries.read_table(workshop.database, study).trials[0].curve
@@ -411,7 +413,7 @@ def test_what_a_worker_could_not_deliver_is_taken_in_once(workshop, link):
     assert outbox.replay(workshop.database, left) == "trial 0 was ended or handed on before: nothing was taken in"
     assert workshop.outcomes()[0][1:3] == ("complete", 0.5 + 1 / 9)
     assert workshop.steps() == [list(range(1, 10))]
-    assert budget.read_books(workshop.database, study).device_hours < 0.1
+    assert budget.read_usage(workshop.database, study).device_hours < 0.1
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
 
 
@@ -424,7 +426,7 @@ def test_the_next_go_tells_what_the_last_could_not_and_trains_nothing_again(work
     workshop.objective.HOOK = lambda config, step: trained.append(step) if config.x == 0.5 else None
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
     assert trained == []
-    goes = queries.read_rows(workshop.database, "select go, outcome from hpopt.goes order by attempt_id")[1]
+    goes = queries.read_rows(workshop.database, "select go, outcome from hpopt.attempts order by attempt_id")[1]
     assert goes[:2] == [[1, "lost"], [2, "complete"]]
     assert workshop.steps()[0] == list(range(1, 10))
 
@@ -463,7 +465,7 @@ def test_a_worker_is_stopped_within_ten_seconds_while_the_database_hangs(worksho
         time.sleep(0.05)
 
     workshop.objective.HOOK = stall
-    settings = Settings(home=workshop.folder, say=workshop.said.append, stop=stop)
+    settings = WorkerOptions(home=workshop.folder, say=workshop.said.append, stop=stop)
     running = in_thread(lambda: work(link.database, study, settings))
     assert stalled.wait(20)
     began = time.monotonic()
@@ -495,7 +497,7 @@ def test_an_outage_that_cut_off_all_workers_hands_no_trial_on(workshop, link):
     link.accept()
     go_on.set()
     assert [worker.result(timeout=40) for worker in running] == ["2 trials done"] * 2
-    goes = queries.read_rows(workshop.database, "select go from hpopt.goes")[1]
+    goes = queries.read_rows(workshop.database, "select go from hpopt.attempts")[1]
     assert goes == [[1], [1]]
     other.close()
 
@@ -540,7 +542,7 @@ def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop, monkeypatch):
 
     workshop.objective.HOOK = fill_the_disk
     assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    goes = queries.read_rows(workshop.database, "select go, outcome, reason from hpopt.goes order by attempt_id")[1]
+    goes = queries.read_rows(workshop.database, "select go, outcome, reason from hpopt.attempts order by attempt_id")[1]
     sent_back = [reason for _, outcome, reason in goes if outcome == "preempted"]
     assert len(sent_back) == 2
     assert all("No space left on device" in reason for reason in sent_back)
@@ -564,8 +566,8 @@ def test_a_paused_study_gets_its_trial_back_and_goes_on_when_it_is_resumed(works
     deadline = time.monotonic() + 20
     while "paused: lunch" not in workshop.said and time.monotonic() < deadline:
         time.sleep(0.05)
-    counted = budget.read_books(workshop.database, study)
-    assert (counted.n_held, counted.n_waiting) == (0, 1)
+    counted = budget.read_usage(workshop.database, study)
+    assert (counted.n_running, counted.n_waiting) == (0, 1)
     workshop.execute("update hpopt.study set state = 'open'")
     assert running.result(timeout=30) == "3 trials done"
     assert "trial 0 preempted: the study is paused" in workshop.said
