@@ -480,12 +480,16 @@ def test_a_worker_that_is_terminated_returns_its_trial_and_exits_with_75(workspa
 def test_a_worker_that_fails_at_its_start_ends_the_run_with_the_end_of_its_log(workspace):
     workspace.write_held(trials=2)
     # The command itself imports the objective first.
-    guard = 'if pathlib.Path("imported").exists(): raise OSError("no such module here")\npathlib.Path("imported").touch()\n'
+    guard = (
+        'if pathlib.Path("imported").exists(): raise OSError("no such module here")\npathlib.Path("imported").touch()\n'
+    )
     (workspace.folder / "held.py").write_text(f"{HELD_OBJECTIVE}\n{guard}")
     done = workspace.hpopt("run", "small.toml", "--workers", "1")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("hpopt: a worker failed (exit code 2): hpopt: study 'small': objective: cannot import held: ")
+    assert last.startswith(
+        "hpopt: a worker failed (exit code 2): hpopt: study 'small': objective: cannot import held: "
+    )
     assert "OSError: no such module here" in last
 
 
