@@ -248,7 +248,9 @@ class Faults:
         if worker is None:
             return False
         # For a worker that is stopped twice, the first SIGCONT ends both faults.
-        self._end_after(self._draw_duration(), f"process {worker.pid} stopped", lambda: worker.send_signal(signal.SIGCONT))
+        self._end_after(
+            self._draw_duration(), f"process {worker.pid} stopped", lambda: worker.send_signal(signal.SIGCONT)
+        )
         return True
 
     def _drop_packets(self) -> bool:
@@ -302,7 +304,9 @@ class Faults:
         if not self._server.is_running:
             return False
         self._server.stop(mode)
-        self._end_after(self._random.uniform(0.0, 2 * self._timeouts.stale_after_s), "Postgres down", self._server.start)
+        self._end_after(
+            self._random.uniform(0.0, 2 * self._timeouts.stale_after_s), "Postgres down", self._server.start
+        )
         return True
 
     def _fill_disk(self) -> bool:
