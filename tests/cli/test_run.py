@@ -521,6 +521,7 @@ def test_a_worker_and_a_watching_command_wait_during_a_pause_and_continue_after_
     workspace.hpopt("pause", "small")
     workspace.wait_for(lambda: workspace.outcomes() == ["complete", "preempted"], "preempted attempt")
     watching = workspace.start("status", "small", "--watch")
+    assert watching.stderr.readline() == "small continues: 1 finished trial\n"
     assert watching.stderr.readline() == "study 'small' is paused: manually; `hpopt resume small` resumes it\n"
     assert worker.poll() is None
     workspace.release()
