@@ -11,7 +11,7 @@ from hpopt.analysis.insights import gather
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.reporting import interactive, pictures, selection
 from hpopt.reporting.chart import Axis, Band, Bars, Cells, Chart, Line, Panel, Points, Stretch, Style, Words
-from hpopt.reporting.charts import CHART_NAMES, draw_charts
+from hpopt.reporting.folder import CHART_NAMES, draw_charts
 from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
 from hpopt.search.space import Categorical
 
