@@ -17,7 +17,7 @@ from hpopt.reporting.parameter_charts import (
     draw_sensitivity,
 )
 from hpopt.reporting.pictures import write_picture, write_table
-from hpopt.reporting.sentences import configuration_rows
+from hpopt.reporting.sentences import tabulate_configurations
 from hpopt.reporting.summary import Summary
 from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
 
@@ -49,7 +49,7 @@ def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
 
 
 def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path]:
-    """Write page, text, figures and tables, and give their paths, the page first.
+    """Write page, text, pictures and tables, and return their paths, the page first.
 
     Raises InputError if the folder cannot be written.
     """
@@ -57,7 +57,7 @@ def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (*CHART_NAMES, "summary_table"):
-            # An older report may have left one that is no longer true.
+            # A previous report may have left pictures that this one does not write.
             (folder / f"{name}.png").unlink(missing_ok=True)
         names = ("index.html", "report.md", "trials.csv", "summary_table.csv", "insights.json")
         page, text, trials, configurations, insights = (folder / name for name in names)
@@ -71,7 +71,7 @@ def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path
             write_picture(chart, path)
         if summary.configurations:
             pictures.append(folder / "summary_table.png")
-            write_table(*configuration_rows(table, summary), pictures[-1])
+            write_table(*tabulate_configurations(table, summary), pictures[-1])
     except OSError as error:
-        raise InputError(f"{error.filename or folder}: {error.strerror}: no report can be written there") from error
+        raise InputError(f"{error.filename or folder}: {error.strerror}: the report cannot be written") from error
     return [page, text, *pictures, trials, configurations, insights]
