@@ -71,6 +71,11 @@ def assert_drawn(mark: Mark, trace: Any) -> None:
     if isinstance(mark, Points | Line):
         for drawn, expected in ((trace.x, mark.x), (trace.y, mark.y)):
             assert drawn == (expected if isinstance(expected[0], str) else pytest.approx(expected, rel=1e-4))
+    if isinstance(mark, Points) and mark.intervals:
+        for y, (low, high), below, above in zip(
+            mark.y, mark.intervals, trace.error_y.arrayminus, trace.error_y.array, strict=True
+        ):
+            assert (below, above) == pytest.approx((y - low, high - y), rel=1e-4)
     elif isinstance(mark, Bars):
         assert dict(zip(trace.y, trace.x, strict=True)) == pytest.approx(mark.lengths, rel=1e-4)
     elif isinstance(mark, Heatmap):

@@ -85,6 +85,14 @@ def test_the_distance_to_the_next_best_is_described(make_table: MakeTable, make_
     assert "(trial 1) is 0.25 worse in its best run." in confidence(make_table(*rows, direction=direction))
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_configurations_are_compared_by_their_best_runs(make_table: MakeTable, make_trial: MakeTrial, direction: str):
+    sign = 1 if direction == "minimize" else -1
+    values = [(3.0, 1), (5.0, 1), (3.25, 2), (4.0, 2)]
+    rows = [make_trial(i, value=sign * value, params={"x": x}) for i, (value, x) in enumerate(values)]
+    assert "(trial 2) is 0.25 worse in its best run." in confidence(make_table(*rows, direction=direction))
+
+
 def test_an_equal_configuration_is_called_equal(make_table: MakeTable, make_trial: MakeTrial):
     table = make_table(*(make_trial(i, value=3.0, params={"x": i}) for i in range(2)))
     assert "(trial 1) has the same best value." in confidence(table)
