@@ -94,7 +94,8 @@ def test_insights_count_trials_and_state_confirmation(table: StudyTable, summary
     assert insights["confirmed"] is False
     assert insights["direction"] == "minimize"
     assert insights["best"]["value"] == table.best().value
-    assert [finding["message"] for finding in insights["findings"]] == [found.message for found in summary.findings]
+    messages = [finding["message"] for finding in insights["findings"]]
+    assert messages == [finding.message for finding in summary.findings]
 
 
 def test_a_wider_range_is_written_as_the_study_file_takes_it(tmp_path: Path):

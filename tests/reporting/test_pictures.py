@@ -1,6 +1,7 @@
 """Charts drawn by matplotlib."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,18 @@ def test_panels_are_in_two_columns_and_the_last_cell_is_empty(every_mark: Chart)
     assert {axes.get_gridspec().get_geometry() for axes in figure.axes} == {(2, 2)}
 
 
-def test_each_label_is_in_the_legend_once(every_mark: Chart):
-    panels = (*every_mark.panels, Panel(x=Axis(), y=Axis(), marks=(Line(x=(1.0,), y=(1.0,), style=BLUE),)))
+def test_each_label_is_in_the_legend_once_as_its_first_mark():
+    line, points = Line(x=(1.0,), y=(1.0,), style=BLUE), Points(x=(1.0,), y=(1.0,), style=BLUE)
+    other = replace(points, style=Style(color="#d55e00", label="orange"))
+    panels = tuple(Panel(x=Axis(), y=Axis(), marks=marks) for marks in ((line,), (points, other)))
     (legend,) = pictures.draw_picture(Chart(name="a", title="a", panels=panels)).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["x", "blue"]
+    assert [text.get_text() for text in legend.get_texts()] == ["blue", "orange"]
+    assert [type(handle).__name__ for handle in legend.legend_handles] == ["Line2D", "PathCollection"]
+
+
+def test_marks_without_a_label_have_no_legend():
+    line = Line(x=(1.0, 2.0), y=(1.0, 2.0), style=Style(color="#0072b2"))
+    assert draw_panel(line).figure.legends == []
 
 
 def assert_drawn(mark: Mark, panel: Panel, axes: Axes) -> None:

@@ -1,16 +1,19 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.reporting.sentences import (
     describe_answer,
+    describe_budget,
     describe_confidence,
     describe_cost,
     describe_importance,
     describe_interactions,
     describe_objective,
     describe_parameter,
+    describe_pruning,
     tabulate_best,
     tabulate_configurations,
     tabulate_parameters,
@@ -111,6 +114,31 @@ def test_parameters_are_significant_interacting_or_not_shown(planted: StudyTable
     assert fit.startswith("Curves: Gaussian process on 48 complete trials; cross-validated R2 0.")
     assert fit.endswith(" nats per token.")
     assert "learning_rate and momentum (" in describe_interactions(planted_summary.insights)
+
+
+def test_a_weak_fit_is_called_unreliable(planted: StudyTable, planted_summary: Summary):
+    sensitivity = planted_summary.insights.sensitivity
+    weak = replace(sensitivity, error=replace(sensitivity.error, r2=-0.25), n_extrapolated=1)
+    *_, fit, warning = describe_importance(planted, replace(planted_summary.insights, sensitivity=weak))
+    assert "48 complete and 1 extrapolated trial; cross-validated R2 -0.25" in fit
+    assert warning == "The curves are not reliable: R2 is below 0.3."
+
+
+def test_optima_are_described_by_training_length(planted_summary: Summary):
+    insights = planted_summary.insights
+    assert describe_budget(insights) == "No optimum shifts significantly with the training length."
+    shifting = tuple(replace(parameter, p_value=0.0, moved=1.0) for parameter in insights.budget.parameters[:2])
+    shifted = replace(insights, budget=replace(insights.budget, parameters=shifting))
+    assert describe_budget(shifted).startswith("The optimum shifts with the training length: ")
+    assert all(parameter.name in describe_budget(shifted) for parameter in shifting)
+
+
+def test_the_risk_of_pruning_names_which_trials_it_is_about(planted_summary: Summary):
+    check = replace(planted_summary.insights.pruning, loses_best=0.25)
+    sentence = describe_pruning(check)
+    assert sentence.startswith("In 25% of bootstrap resamples, a pruner that keeps one trial in three")
+    assert sentence.endswith("would have pruned the best trial of those that this study's pruner let finish.")
+    assert describe_pruning(replace(check, n_pruned=0)).endswith("would have pruned the best trial.")
 
 
 def test_a_parameter_without_a_significant_effect_has_its_p_value_in_the_caption(planted_summary: Summary):

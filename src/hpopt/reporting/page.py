@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
 from hpopt.reporting import interactive
-from hpopt.reporting.chart import Chart
+from hpopt.reporting.chart import Chart, Style
 from hpopt.reporting.selection import DARK_COLORS
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
@@ -214,12 +214,14 @@ def _heading(chart: Chart, *, has_heading: bool) -> str:
 
 def _legend(chart: Chart) -> str:
     """Return one legend for all panels."""
-    entries = (entry for panel in chart.panels for entry in panel.legend_entries())
-    by_label = {style.label: (style, symbol) for style, symbol in entries if style.label}
+    by_label: dict[str, tuple[Style, str]] = {}
+    for style, symbol in (entry for panel in chart.panels for entry in panel.legend_entries()):
+        by_label.setdefault(style.label, (style, symbol))
     spans = [
         f'<span><b style="color: var(--{style.color[1:]}); opacity: {min(1, 2 * style.opacity)}">'
         f"{_SYMBOLS[symbol]}</b> {escape(label)}</span>"
         for label, (style, symbol) in by_label.items()
+        if label
     ]
     return f'<p class="legend small">{"".join(spans)}</p>'
 

@@ -261,7 +261,8 @@ def _error_bars(intervals: Sequence[tuple[float, float]], middles: Sequence[floa
 def _add_legend(figure: Figure, grid: Sequence[Axes]) -> None:
     handles: dict[str, Any] = {}
     for axes in grid:
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True) if label}
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
     if handles:
         options = {"ncols": 4, "frameon": False, "fontsize": 9}
         figure.legend(list(handles.values()), list(handles), loc="outside upper left", **options)
