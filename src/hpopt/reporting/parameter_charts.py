@@ -57,7 +57,7 @@ def draw_sensitivity(table: StudyTable, insights: Insights) -> Chart | None:
     sensitivity = insights.sensitivity
     fitted = {parameter.name: parameter for parameter in sensitivity.parameters}
     order = [*fitted, *(name for name in names if name not in fitted)]
-    caption = f"Each trial. No curves: {sensitivity.reason}."
+    caption = f"Values of the trials. No curves: {sensitivity.reason}."
     if fitted:
         caption = (
             "Model of the metric over each parameter, with the others as in the best configuration. Good range: model "

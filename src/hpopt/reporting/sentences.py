@@ -141,10 +141,10 @@ def describe_pruning(check: PruningCheck) -> str:
     """Describe how often a pruner would have pruned the best trial."""
     if check.loses_best is None:
         return f"The risk of pruning the best trial is unknown: {check.reason}."
-    seen = " of those that this study's pruner let finish" if check.n_pruned else ""
+    condition = " of those that this study's pruner let finish" if check.n_pruned else ""
     return (
         f"In {format_percent(check.loses_best)} of bootstrap resamples, a pruner that keeps one trial in three at each "
-        f"rung would have pruned the best trial{seen}."
+        f"rung would have pruned the best trial{condition}."
     )
 
 
