@@ -31,6 +31,7 @@ from hpopt.search.space import Float
         (format_metric(3.81869), "3.8187"),
         (format_metric(0.0012345), "0.001234"),
         (format_metric(0.0), "0.0000"),
+        (format_metric(-1.23456e300), "-1.235e+300"),
         (format_percent(0.004), "<1%"),
         (format_percent(0.0), "0%"),
         (format_percent(0.62), "62%"),

@@ -77,11 +77,11 @@ def test_the_figures_have_titles_and_are_small(dashboard: Dashboard):
     sensitivities = [title for name, title in titles.items() if "sensitivity" in name]
     assert sorted(sensitivities) == sorted(f"Sensitivity to {name}" for name in dashboard.look().trials[0].params)
     assert [title for title in titles.values() if title not in sensitivities] == [
-        "Importance, by two measures",
+        "Importance by two measures",
         "Interactions",
-        "Best value by training budget",
-        "The best trials, parameter by parameter",
-        "Learning curves: the best against the pruned",
+        "Optimum by training length",
+        "Parallel coordinates of the best trials",
+        "Learning curves of the best and pruned trials",
     ]
     assert all(len(figure.json) < 30_000 for figure in dashboard.publication().figures)
 
@@ -89,7 +89,7 @@ def test_the_figures_have_titles_and_are_small(dashboard: Dashboard):
 def test_the_note_says_what_the_study_is_and_what_to_be_wary_of(dashboard: Dashboard):
     dashboard.publication()
     note = dashboard.detail()["note"]["body"]
-    for told in ("minimize `val_loss`", "| learning_rate |", "### Warnings", "**tie**", "[search_space]"):
+    for told in ("Minimizing val_loss (objective: ", "| learning_rate |", "### Warnings", "**tie**", "[search_space]"):
         assert told in note
 
 

@@ -29,11 +29,11 @@ ARTIFACTS = Path(__file__).parents[2] / "test-artifacts"
 TALL = {"width": 1400, "height": 3400}
 TITLES = (
     *(f"Sensitivity to {name}" for name in SPACE),
-    "Importance, by two measures",
+    "Importance by two measures",
     "Interactions",
-    "Best value by training budget",
-    "The best trials, parameter by parameter",
-    "Learning curves: the best against the pruned",
+    "Optimum by training length",
+    "Parallel coordinates of the best trials",
+    "Learning curves of the best and pruned trials",
 )
 # Root has no sandbox of its own in a container, and a test has no business with the network.
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
