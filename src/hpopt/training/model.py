@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from hpopt.training.attention import Attention
+from hpopt.training.attention import Attention, rotary_table
 from hpopt.training.config import PretrainConfig
 from hpopt.training.moe import Routing, moe
 from hpopt.training.norm import norm
-from hpopt.training.rotary import rotary_table
 
 # As many as torch.compile keeps of one function in all.
 _MAX_SHAPES = 256
