@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from hpopt.training.config import count_parameters
 from hpopt.training.loss import cross_entropy
-from hpopt.training.model import Transformer, _compile, compiled, drop
+from hpopt.training.model import Transformer, _compiled_forward, apply_dropout, rms_norm, run_compiled
 
 
 def model_of(config, seed=0, dtype=torch.float32):
@@ -94,10 +95,29 @@ def test_weights_follow_from_the_seed_alone(config_of):
     assert not torch.equal(first["embedding_VD"], other["embedding_VD"])
 
 
+def draw_norm_inputs(scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    x = scale * torch.randn(3, 4, 6, dtype=torch.float64, generator=generator)
+    return x.requires_grad_(), torch.randn(6, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 0.0])
+def test_rms_norm_equals_the_one_of_torch(scale):
+    """Also near and at zero, where the epsilon dominates the divisor."""
+    x, gain_D = draw_norm_inputs(scale)
+    torch.testing.assert_close(rms_norm(x, gain_D), F.rms_norm(x, (6,), gain_D, 1e-6))
+    torch.testing.assert_close(rms_norm(x), F.rms_norm(x, (6,), None, 1e-6))
+
+
+def test_gradient_of_rms_norm_passes_gradcheck():
+    """The backward pass is our own code, for the hidden states and the gain alike."""
+    assert torch.autograd.gradcheck(rms_norm, draw_norm_inputs())
+
+
 @pytest.mark.parametrize("probability", [0.2, torch.tensor(0.2)], ids=["eager", "compiled"])
 def test_dropout_keeps_the_mean_and_drops_the_share(probability):
     """Ones become 0 or 1 / (1 - p): a fifth of 100,000 is dropped within 5 standard deviations (630)."""
-    dropped = drop(torch.ones(100_000), probability)
+    dropped = apply_dropout(torch.ones(100_000), probability)
     assert abs((dropped == 0).sum().item() - 20_000) < 630
     torch.testing.assert_close(dropped[dropped > 0], torch.full((int((dropped > 0).sum()),), 1.25))
 
@@ -116,9 +136,9 @@ def _traced_only(monkeypatch):
     torch._dynamo.reset()
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compile_(function, backend="aot_eager", **kwargs))
-    _compile.cache_clear()
+    _compiled_forward.cache_clear()
     yield
-    _compile.cache_clear()
+    _compiled_forward.cache_clear()
     torch._dynamo.reset()
 
 
@@ -137,7 +157,7 @@ def test_compiled_model_is_as_close_to_the_truth_as_the_eager_one(config_of, dty
     token_BS = tokens(config)
     truth = gradients(model_of(config, dtype=torch.float64).double(), token_BS, Transformer.__call__)
     eager = gradients(model_of(config, dtype=dtype), token_BS, Transformer.__call__)
-    traced = gradients(model_of(config, dtype=dtype), token_BS, compiled)
+    traced = gradients(model_of(config, dtype=dtype), token_BS, run_compiled)
     for a, b, exact in zip(traced, eager, truth, strict=True):
         assert (a - exact).norm() <= 2 * (b - exact).norm() + 1e-5 * exact.norm()
 
@@ -149,7 +169,7 @@ def test_compiled_model_is_used_by_all_trials_of_a_worker(config_of):
     def train(**changes):
         config = config_of(**changes)
         model = model_of(config, seed=config.seed, dtype=torch.bfloat16)
-        x_TD, _ = compiled(model, tokens(config)[:, :-1], config.dropout)
+        x_TD, _ = run_compiled(model, tokens(config)[:, :-1], config.dropout)
         x_TD.float().sum().backward()
         return counters["stats"]["unique_graphs"]
 

@@ -83,7 +83,7 @@ def split_and_rotate(qkv_BS3HP: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> tuple
 
 
 class _SplitAndRotate(torch.autograd.Function):
-    """split_and_rotate on a CPU, in place: pairs of features are complex numbers, and the backward pass rotates back."""
+    """split_and_rotate on a CPU: pairs of features are complex numbers, and the backward pass rotates back."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, qkv_BS3HP: Tensor, cos_SR: Tensor, sin_SR: Tensor) -> tuple[Tensor, ...]:

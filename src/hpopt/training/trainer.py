@@ -23,7 +23,7 @@ from hpopt.training.data import Batches, Data, first_windows, prepare
 from hpopt.training.evaluate import evaluate
 from hpopt.training.hardware import fast_dtype, keep_freed_memory, peak_flops, peak_memory_gib
 from hpopt.training.loss import cross_entropy
-from hpopt.training.model import Transformer, compiled
+from hpopt.training.model import Transformer, run_compiled
 from hpopt.training.optim import all_groups, make_optimizers
 from hpopt.training.progress import Progress
 from hpopt.training.run import Evaluation, Run
@@ -48,7 +48,7 @@ class Training:
             keep_freed_memory()
         generator = torch.Generator().manual_seed(seed_of(config.seed, _INIT))
         self.model = Transformer(config, generator, _compute_dtype(config.precision, self.device)).to(self.device)
-        self.forward = compiled if config.compile else Transformer.__call__
+        self.forward = run_compiled if config.compile else Transformer.__call__
         self.optimizers = make_optimizers(self.model, config)
         train, starts = self.data.tokens["train"], self.data.starts.get("train")
         self.batches = Batches(train, config.sequence_length, seed_of(config.seed, _ORDER), starts)
