@@ -68,7 +68,7 @@ class Total(torch.nn.Module):
 
     def forward(self, token_BS):
         x_TD, load = self.model(token_BS[:, :-1])
-        return cross_entropy(x_TD, self.model.output_VD, token_BS[:, 1:].flatten()) + load.balance
+        return cross_entropy(x_TD, self.model.output_VD, token_BS[:, 1:].flatten()) + load.balance_loss
 
 
 def test_whole_model_passes_gradcheck(config_of):
@@ -144,7 +144,7 @@ def _traced_only(monkeypatch):
 
 def gradients(model, token_BS, forward):
     x_TD, load = forward(model, token_BS[:, :-1])
-    loss = cross_entropy(x_TD, model.output_VD, token_BS[:, 1:].flatten()) + load.balance
+    loss = cross_entropy(x_TD, model.output_VD, token_BS[:, 1:].flatten()) + load.balance_loss
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 

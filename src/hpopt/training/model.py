@@ -16,8 +16,8 @@ from torch.autograd.function import FunctionCtx
 
 from hpopt.training.attention import Attention, rotary_table
 from hpopt.training.config import PretrainConfig
+from hpopt.training.experts import Routing, mixture_of_experts
 from hpopt.training.hardware import is_eager_cpu
-from hpopt.training.moe import Routing, moe
 
 _NORM_EPS = 1e-6
 # The most recompilations that torch.compile allows for all frames of a function (accumulated_recompile_limit).
@@ -25,9 +25,13 @@ _RECOMPILE_LIMIT = 256
 
 
 class Load(NamedTuple):
-    """The routing of all layers: balance (their mean, differentiable), count_LE (int64), mean entropy (nats)."""
+    """The routing of all layers.
 
-    balance: Tensor
+    `balance_loss` is the mean of the load balancing losses (scalar, differentiable), `count_LE` the tokens of each
+    expert (int64), `entropy` the mean entropy of the routers' probabilities (scalar, nats, not differentiable).
+    """
+
+    balance_loss: Tensor
     count_LE: Tensor
     entropy: Tensor
 
@@ -50,7 +54,8 @@ class Experts(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         # In bfloat16 rounding would decide near ties between experts, hence full precision.
         logit_TE = F.linear(x_TD, self.router_ED)
-        y_TD, routing = moe(x_TD.to(dtype), logit_TE, self.up_EFD.to(dtype), self.down_EDF.to(dtype), self.top_k)
+        up_EFD, down_EDF = self.up_EFD.to(dtype), self.down_EDF.to(dtype)
+        y_TD, routing = mixture_of_experts(x_TD.to(dtype), logit_TE, up_EFD, down_EDF, self.top_k)
         return y_TD.view(x_BSD.shape), routing
 
 
@@ -127,9 +132,9 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x_BSD, routing = block(x_BSD, rotary, self.dtype, dropout)
             routings.append(routing)
-        balances, counts, entropies = (torch.stack(column) for column in zip(*routings, strict=True))
+        balance_loss_L, count_LE, entropy_L = (torch.stack(column) for column in zip(*routings, strict=True))
         x_TD = rms_norm(x_BSD, self.final_gain_D).flatten(0, 1).to(self.dtype)
-        return x_TD, Load(balances.mean(), counts, entropies.mean())
+        return x_TD, Load(balance_loss_L.mean(), count_LE, entropy_L.mean())
 
     @property
     def output_VD(self) -> Tensor:

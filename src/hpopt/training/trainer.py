@@ -136,7 +136,7 @@ class Training:
                 x_TD, load = self.forward(self.model, token_BS[:, :-1], self.config.dropout)
             loss = cross_entropy(x_TD, self.model.output_VD, token_BS[:, 1:].flatten())
             share = size / self.n_sequences
-            torch.autograd.backward((loss + self.config.load_balancing_weight * load.balance) * share)
+            torch.autograd.backward((loss + self.config.load_balancing_weight * load.balance_loss) * share)
             total += loss.detach() * share
         return total
 
