@@ -24,10 +24,9 @@ from hpopt.training.evaluate import evaluate
 from hpopt.training.hardware import fast_dtype, keep_freed_memory, peak_flops, peak_memory_gib
 from hpopt.training.loss import cross_entropy
 from hpopt.training.model import Transformer, run_compiled
-from hpopt.training.optim import all_groups, make_optimizers
+from hpopt.training.optim import lr_multiplier, make_optimizers, parameter_groups
 from hpopt.training.progress import Progress
 from hpopt.training.run import Evaluation, Run
-from hpopt.training.schedule import lr_multiplier
 
 _logger = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class Training:
             warmup_ratio=config.warmup_ratio,
             min_lr_ratio=config.min_lr_ratio,
         )
-        for group in all_groups(self.optimizers):
+        for group in parameter_groups(self.optimizers):
             group["lr"] = group["peak_lr"] * multiplier
         self.progress.learning_rate = config.learning_rate * multiplier
 
