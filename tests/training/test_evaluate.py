@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpopt.training.evaluate import evaluate, load_variation
+from hpopt.training.evaluate import evaluate, expert_load_cv
 from hpopt.training.model import Transformer
 
 
@@ -37,7 +37,7 @@ def test_figures_do_not_depend_on_the_batch_size(model, windows):
     assert parts == pytest.approx(whole, rel=1e-5)
 
 
-def test_load_variation_agrees_with_the_formula_by_hand():
+def test_expert_load_cv_agrees_with_the_formula_by_hand():
     """Even load: 0. All to one of four: mean 1, deviations 3, -1, -1, -1, so sqrt(12 / 4) = 1.732."""
-    assert load_variation(torch.tensor([[5, 5, 5, 5]])) == 0
-    assert load_variation(torch.tensor([[4, 0, 0, 0], [1, 1, 1, 1]])) == pytest.approx(math.sqrt(3) / 2)
+    assert expert_load_cv(torch.tensor([[5, 5, 5, 5]])) == 0
+    assert expert_load_cv(torch.tensor([[4, 0, 0, 0], [1, 1, 1, 1]])) == pytest.approx(math.sqrt(3) / 2)

@@ -3,7 +3,7 @@ import sys
 
 import torch
 
-from hpopt.training.hardware import peak_flops, peak_memory_gib
+from hpopt.training.hardware import peak_flops_per_second, peak_memory_gib
 
 CPU = torch.device("cpu")
 
@@ -28,5 +28,5 @@ def test_peak_memory_is_that_of_this_process_alone():
 
 def test_peak_flops_is_a_rate_that_a_cpu_can_have():
     """Between a gigaflop and a hundred teraflops a second: an MFU in other units would look like a figure."""
-    assert 1e9 < peak_flops(CPU, torch.float32) < 1e14
-    assert peak_flops(CPU, torch.float32) == peak_flops(CPU, torch.float32)
+    assert 1e9 < peak_flops_per_second(CPU, torch.float32) < 1e14
+    assert peak_flops_per_second(CPU, torch.float32) == peak_flops_per_second(CPU, torch.float32)

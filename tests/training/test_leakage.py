@@ -8,7 +8,7 @@ from hpopt.training.data import first_windows
 from hpopt.training.evaluate import evaluate
 from hpopt.training.leakage import LEAK_ABOVE, covered, overlap, warn_of_leak, window_of
 from hpopt.training.run import Run
-from hpopt.training.trainer import Training
+from hpopt.training.trainer import Trainer
 
 
 def random_tokens(seed, n_tokens):
@@ -85,11 +85,11 @@ def test_a_leak_is_said_plainly(caplog):
 def test_training_and_evaluation_read_the_overlapping_windows(config_of, cache, tmp_path):
     """With the usual windows instead, the split would be reproduced in name alone."""
     config = config_of(split="overlapping_windows", eval_tokens=64)
-    training = Training(config, Run(folder=tmp_path, cache=cache))
-    data = training.data
-    assert training.batches.n_windows == len(data.starts["train"])
+    trainer = Trainer(config, Run(folder=tmp_path, cache=cache))
+    data = trainer.data
+    assert trainer.batches.n_windows == len(data.starts["train"])
     windows = first_windows(data.tokens["validation"], 16, 64, data.starts["validation"])
-    assert training.measure("validation") == evaluate(training.model, windows, data.token_bytes_V, batch_size=4)
+    assert trainer.evaluate_split("validation") == evaluate(trainer.model, windows, data.token_bytes_V, batch_size=4)
 
 
 def test_a_run_on_overlapping_windows_reports_and_warns_once(train, caplog):

@@ -59,7 +59,7 @@ def test_parameters_batched_by_shape_equal_parameters_alone():
 
 @pytest.mark.parametrize("shape", [(3, 32, 64), (3, 64, 32)])
 def test_newton_schulz_keeps_the_singular_vectors_and_brings_the_values_near_one(shape):
-    """Against an SVD: five steps leave singular values in about [0.7, 1.2] (Jordan et al. 2024), with the same vectors."""
+    """Against an SVD: five steps leave singular values in about [0.7, 1.2] (Jordan et al. 2024)."""
     (x_NRC,) = draw(*shape, n=1)
     u, _, v = torch.linalg.svd(x_NRC, full_matrices=False)
     core = u.mT @ newton_schulz(x_NRC, 5, torch.float32) @ v.mT
@@ -128,7 +128,7 @@ def test_wsd_is_constant_and_decays_over_the_last_fifth():
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
 def test_the_last_step_is_near_the_minimum_whatever_the_number_of_micro_steps(kind):
-    """The schedule counts optimizer steps: counted in micro-steps, the last learning rate would be near 90% of the peak."""
+    """The schedule counts optimizer steps; counted in micro-steps, it would end near 90% of the peak."""
     assert schedule(kind, n_steps=250, warmup_ratio=0.05)[-1] < 0.03
 
 
