@@ -14,7 +14,7 @@ def model_of(config, seed=0, dtype=torch.float32):
     return Transformer(config, torch.Generator().manual_seed(seed), dtype)
 
 
-def tokens(config, n_sequences=8, seed=1):
+def draw_tokens(config, n_sequences=8, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (n_sequences, config.sequence_length + 1), generator=generator)
 
@@ -24,12 +24,12 @@ def loss_of(model, token_BS):
     return cross_entropy(x_TD, model.output_VD, token_BS[:, 1:].flatten())
 
 
-def test_parameter_counts_of_the_document_are_79_and_37_million(config_of):
-    """The document says 22.4M active, which leaves out the two experts that each token uses."""
-    document = config_of(
+def test_parameters_of_the_full_size_are_79_million_and_37_million_active(config_of):
+    """The model of benchmarks/gpu.py; its active parameters include the two experts that each token uses."""
+    full_size = config_of(
         d_model=384, n_layers=6, n_heads=8, d_ff=1536, n_experts=8, top_k=2, vocab_size=49152, sequence_length=512
     )
-    total, active = count_parameters(document)
+    total, active = count_parameters(full_size)
     assert round(total / 1e6, 1) == 79.1
     assert round(active / 1e6, 1) == 36.6
 
@@ -42,16 +42,16 @@ def test_counted_parameters_are_those_of_the_model(config_of):
 @pytest.mark.parametrize(
     "shape", [{"d_model": 32}, {"d_model": 256, "n_heads": 4}, {"vocab_size": 8192, "d_model": 64}]
 )
-def test_first_loss_is_that_of_guessing(config_of, shape):
-    """An untrained model that is worse than guessing wastes its first steps; one that is better has seen the answer."""
+def test_first_loss_is_that_of_a_uniform_guess(config_of, shape):
+    """An untrained model that is worse than a uniform guess wastes steps; a better one has seen the targets."""
     config = config_of(**shape)
-    assert loss_of(model_of(config), tokens(config)).item() == pytest.approx(math.log(config.vocab_size), rel=0.02)
+    assert loss_of(model_of(config), draw_tokens(config)).item() == pytest.approx(math.log(config.vocab_size), rel=0.02)
 
 
-def test_no_position_sees_the_ones_after_it(config_of):
-    """A leak from the future gives a wonderful loss and a useless model."""
+def test_no_position_depends_on_later_ones(config_of):
+    """Attention to later positions gives a low loss and a useless model."""
     config = config_of()
-    model, token_BS = model_of(config), tokens(config, n_sequences=1)
+    model, token_BS = model_of(config), draw_tokens(config, n_sequences=1)
     changed_BS = token_BS.clone()
     changed_BS[:, 9:] = (changed_BS[:, 9:] + 1) % config.vocab_size
     before, after = (model(t)[0] for t in (token_BS[:, :-1], changed_BS[:, :-1]))
@@ -59,8 +59,8 @@ def test_no_position_sees_the_ones_after_it(config_of):
     assert not torch.allclose(before[9:], after[9:])
 
 
-class Total(torch.nn.Module):
-    """Cross-entropy plus balance loss of a model, so that functional_call can vary its parameters."""
+class TotalLoss(torch.nn.Module):
+    """Cross-entropy plus load balancing loss of a model, for functional_call."""
 
     def __init__(self, model):
         super().__init__()
@@ -74,9 +74,9 @@ class Total(torch.nn.Module):
 def test_whole_model_passes_gradcheck(config_of):
     """In float64 every gradient agrees with finite differences, through routing, experts, attention and loss."""
     config = config_of(d_model=4, n_heads=2, d_ff=3, n_layers=1, n_experts=3, vocab_size=257, sequence_length=4)
-    total = Total(model_of(config, dtype=torch.float64).double())
-    token_BS = tokens(config, n_sequences=2)
-    # The embedding's 1028 numbers would take most of the time; what its gradient is made of is checked elsewhere.
+    total = TotalLoss(model_of(config, dtype=torch.float64).double())
+    token_BS = draw_tokens(config, n_sequences=2)
+    # The embedding's 1028 elements would take most of the time; test_loss.py checks the gradient of the output matrix.
     names = [name for name, _ in total.named_parameters() if not name.endswith("embedding_VD")]
 
     def function(*values):
@@ -87,7 +87,7 @@ def test_whole_model_passes_gradcheck(config_of):
 
 
 def test_weights_follow_from_the_seed_alone(config_of):
-    """Two workers that replicate a trial must start from the same weights, whatever ran before."""
+    """Two workers that run the same trial must start from the same weights, whatever ran before."""
     first = model_of(config_of()).state_dict()
     torch.rand(3)
     again, other = model_of(config_of()).state_dict(), model_of(config_of(), seed=1).state_dict()
@@ -115,24 +115,24 @@ def test_gradient_of_rms_norm_passes_gradcheck():
 
 
 @pytest.mark.parametrize("probability", [0.2, torch.tensor(0.2)], ids=["eager", "compiled"])
-def test_dropout_keeps_the_mean_and_drops_the_share(probability):
-    """Ones become 0 or 1 / (1 - p): a fifth of 100,000 is dropped within 5 standard deviations (630)."""
+def test_dropout_keeps_the_mean_and_zeros_the_given_share(probability):
+    """Ones become 0 or 1 / (1 - p): a fifth of 100,000 are zeros, within 5 standard deviations (630)."""
     dropped = apply_dropout(torch.ones(100_000), probability)
     assert abs((dropped == 0).sum().item() - 20_000) < 630
     torch.testing.assert_close(dropped[dropped > 0], torch.full((int((dropped > 0).sum()),), 1.25))
 
 
 def test_bfloat16_stays_close_to_float32(config_of):
-    """The precision must change the speed, not the answer."""
+    """The precision must change the speed, not the result."""
     config = config_of()
-    token_BS = tokens(config)
+    token_BS = draw_tokens(config)
     low, high = (loss_of(model_of(config, dtype=dtype), token_BS) for dtype in (torch.bfloat16, torch.float32))
     assert low.item() == pytest.approx(high.item(), rel=0.005)
 
 
 @pytest.fixture
-def _traced_only(monkeypatch):
-    """Trace as torch.compile does, and run the graphs as they are: no compiler is needed for that."""
+def _traced_without_a_compiler(monkeypatch):
+    """Trace as torch.compile does, and run the graphs without compiling them, so that no C++ compiler is needed."""
     torch._dynamo.reset()
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: compile_(function, backend="aot_eager", **kwargs))
@@ -149,27 +149,27 @@ def gradients(model, token_BS, forward):
     return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 
 
-@pytest.mark.usefixtures("_traced_only")
+@pytest.mark.usefixtures("_traced_without_a_compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_model_is_as_close_to_the_truth_as_the_eager_one(config_of, dtype):
-    """What is written for the CPU and the plain formulas that a GPU compiles are the same function."""
-    config = config_of()
-    token_BS = tokens(config)
-    truth = gradients(model_of(config, dtype=torch.float64).double(), token_BS, Transformer.__call__)
+def test_compiled_model_is_as_close_to_float64_as_the_eager_one(config_of, dtype):
+    """The code written for the CPU and the plain formulas that a GPU compiles are the same function."""
+    config = config_of(n_layers=1)
+    token_BS = draw_tokens(config)
+    exact = gradients(model_of(config, dtype=torch.float64).double(), token_BS, Transformer.__call__)
     eager = gradients(model_of(config, dtype=dtype), token_BS, Transformer.__call__)
     traced = gradients(model_of(config, dtype=dtype), token_BS, run_compiled)
-    for a, b, exact in zip(traced, eager, truth, strict=True):
-        assert (a - exact).norm() <= 2 * (b - exact).norm() + 1e-5 * exact.norm()
+    for a, b, c in zip(traced, eager, exact, strict=True):
+        assert (a - c).norm() <= 2 * (b - c).norm() + 1e-5 * c.norm()
 
 
-@pytest.mark.usefixtures("_traced_only")
-def test_compiled_model_is_used_by_all_trials_of_a_worker(config_of):
-    """Compiling takes longer than a small trial: another seed, learning rate or dropout must not begin again."""
+@pytest.mark.usefixtures("_traced_without_a_compiler")
+def test_compiled_code_is_shared_by_all_trials_of_a_worker(config_of):
+    """Compiling takes longer than a small trial, so another seed, learning rate or dropout must not repeat it."""
 
     def train(**changes):
-        config = config_of(**changes)
+        config = config_of(n_layers=1, **changes)
         model = model_of(config, seed=config.seed, dtype=torch.bfloat16)
-        x_TD, _ = run_compiled(model, tokens(config)[:, :-1], config.dropout)
+        x_TD, _ = run_compiled(model, draw_tokens(config)[:, :-1], config.dropout)
         x_TD.float().sum().backward()
         return counters["stats"]["unique_graphs"]
 

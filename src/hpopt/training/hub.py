@@ -99,4 +99,4 @@ def _reason(error: Exception) -> str:
         return "repository not found, or private (set HF_TOKEN)"
     if isinstance(error, errors.RevisionNotFoundError):
         return "revision not found"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
