@@ -253,7 +253,7 @@ def test_a_study_of_text_that_is_not_here_is_refused_before_a_database_is_made(v
     study_file.write_text(f'{STUDY}\n[fixed]\ndataset = "{tmp_path}/answer.txt"\n')
     line = refused(verb, study_file, HPOPT_HOME=str(tmp_path / "home"))
     assert line.startswith(
-        f"hpopt: {study_file}: fixed.dataset: '{tmp_path}/answer.txt' is no file or folder here;"
+        f"hpopt: {study_file}: fixed.dataset: '{tmp_path}/answer.txt' does not exist;"
         f" did you mean '{study_file}'?; known: 'python-stdlib'"
     )
     assert not (tmp_path / "home").exists()

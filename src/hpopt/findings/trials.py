@@ -9,7 +9,7 @@ from hpopt.analysis.noise import Noise
 from hpopt.analysis.surrogate import MIN_TRIALS
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.findings.finding import Finding, list_words
-from hpopt.training.leakage import LEAK_ABOVE
+from hpopt.training.leakage import LEAK_THRESHOLD
 
 # Loeppky, Sacks and Welch 2009 (Technometrics 51): a response surface takes about ten runs for each dimension.
 TRIALS_PER_PARAMETER = 10
@@ -23,13 +23,13 @@ def find_leak(table: StudyTable) -> Iterator[Finding]:
     """Find validation text that is trained on."""
     measured = (row.metrics.get("train_val_overlap") for row in table.trials)
     overlap = max((share for share in measured if share is not None and math.isfinite(share)), default=0.0)
-    if overlap > LEAK_ABOVE:
+    if overlap > LEAK_THRESHOLD:
         yield Finding(
             code="leak",
             severity="error",
             message=f"{overlap:.0%} of the validation text is trained on too, so {table.metric} rewards memorizing "
             "it: the order of the trials may be the reverse of the truth.",
-            evidence={"train_val_overlap": overlap, "allowed": LEAK_ABOVE},
+            evidence={"train_val_overlap": overlap, "allowed": LEAK_THRESHOLD},
             remedy='Split by documents (`split = "documents"` in [fixed]) and remove near-copies from the data; then '
             "run the study anew.",
         )
