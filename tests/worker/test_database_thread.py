@@ -1,4 +1,4 @@
-"""The courier runs errands in order, again and again while the database is away, and never without a word."""
+"""The database thread runs tasks in order, repeats them while the database is unreachable, and logs both."""
 
 import threading
 import time
@@ -9,133 +9,153 @@ from hpopt.errors import DatabaseError, DatabaseLostError, Fenced
 from hpopt.worker.database_thread import DatabaseThread, DatabaseThreadOptions
 
 
-class Post:
-    """A courier whose database is there or away as a test says."""
+class Worker:
+    """A database thread whose database is reachable or not, as a test decides."""
 
-    def __init__(self, **changed):
-        self.is_there = threading.Event()
-        self.is_there.set()
-        self.n_beats = 0
-        self.n_released = 0
-        self.done = []
-        self.said = []
+    def __init__(self, **options):
+        self.is_reachable = threading.Event()
+        self.is_reachable.set()
+        self.heartbeat_error = None
+        self.n_heartbeats = 0
+        self.n_disconnects = 0
+        self.finished_tasks = []
+        self.log = []
         self.stop = threading.Event()
-        patience = {"heartbeat_every_s": 0.1, "give_up_after_s": 20.0, **changed}
-        self.courier = DatabaseThread(
+        times = {"heartbeat_every_s": 0.1, "give_up_after_s": 20.0, "retry_every_s": 0.05, **options}
+        self.thread = DatabaseThread(
             DatabaseThreadOptions(
-                beat=self.beat, release=self.release, say=self.said.append, stop=self.stop, **patience
+                heartbeat=self.heartbeat, disconnect=self.disconnect, log=self.log.append, stop=self.stop, **times
             )
         )
 
     def heartbeat(self):
+        if self.heartbeat_error is not None:
+            raise self.heartbeat_error
         self.reach()
-        self.n_beats += 1
+        self.n_heartbeats += 1
 
-    def release(self):
-        self.n_released += 1
+    def disconnect(self):
+        self.n_disconnects += 1
 
     def reach(self):
-        if not self.is_there.is_set():
-            raise DatabaseError("nobody there")
+        if not self.is_reachable.is_set():
+            raise DatabaseError("connection refused")
 
-    def errand(self, name):
+    def task(self, name):
         def run():
             self.reach()
-            self.done.append(name)
+            self.finished_tasks.append(name)
             return name
 
         return run
 
 
 @pytest.fixture
-def post():
-    post = Post()
-    with post.courier:
-        yield post
+def worker():
+    worker = Worker()
+    with worker.thread:
+        yield worker
 
 
-def wait_for(condition, seconds=10):
-    deadline = time.monotonic() + seconds
+def wait_for(condition, timeout_s=10):
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
-def test_errands_wait_in_order_until_the_database_is_back(post):
-    post.is_there.clear()
-    futures = [post.courier.send(post.errand(k)) for k in range(5)]
-    wait_for(lambda: post.courier.is_away)
-    assert post.done == []
-    post.is_there.set()
+def test_tasks_wait_in_order_until_the_database_is_reachable_again(worker):
+    worker.is_reachable.clear()
+    futures = [worker.thread.submit(worker.task(k)) for k in range(5)]
+    wait_for(lambda: worker.thread.is_unreachable)
+    assert worker.finished_tasks == []
+    worker.is_reachable.set()
     assert [future.result(timeout=10) for future in futures] == list(range(5))
-    assert post.done == list(range(5))
-    assert not post.courier.is_away
-    assert [line.split(":")[0].split(" after")[0] for line in post.said] == [
-        "the database is away, going on without it",
-        "the database is back",
+    assert worker.finished_tasks == list(range(5))
+    assert not worker.thread.is_unreachable
+    assert worker.log == [
+        "the database is unreachable, training goes on: connection refused",
+        "the database is reachable again after 0 s",
     ]
 
 
-def test_what_an_errand_raises_reaches_whoever_waits_and_the_next_one_runs(post):
+def test_an_exception_of_a_task_is_raised_where_its_result_is_awaited_and_the_next_task_runs(worker):
     def fail():
-        raise Fenced("trial 3 was handed on to another worker")
+        raise Fenced("trial 3 was reassigned to another worker")
 
-    with pytest.raises(Fenced):
-        post.courier.call(fail)
-    assert post.courier.call(post.errand("next")) == "next"
-
-
-def test_heartbeats_go_on_between_errands_and_after_an_outage(post):
-    wait_for(lambda: post.n_beats >= 2)
-    post.is_there.clear()
-    wait_for(lambda: post.courier.is_away)
-    post.is_there.set()
-    before = post.n_beats
-    wait_for(lambda: post.n_beats > before + 1)
+    with pytest.raises(Fenced, match="trial 3 was reassigned to another worker"):
+        worker.thread.call(fail)
+    assert worker.thread.call(worker.task("next")) == "next"
 
 
-def test_an_errand_that_is_a_sign_of_life_spares_the_heartbeat():
-    post = Post(heartbeat_every_s=0.5)
-    with post.courier:
-        for k in range(10):
-            post.courier.send(post.errand(k), is_beat=True).result(timeout=5)
-            time.sleep(0.1)
-    assert post.n_beats == 0
+def test_heartbeats_continue_between_tasks_and_after_an_outage(worker):
+    wait_for(lambda: worker.n_heartbeats >= 2)
+    worker.is_reachable.clear()
+    wait_for(lambda: worker.thread.is_unreachable)
+    worker.is_reachable.set()
+    before = worker.n_heartbeats
+    wait_for(lambda: worker.n_heartbeats > before + 1)
 
 
-def test_the_connection_is_given_up_when_nobody_needs_it():
-    post = Post(heartbeat_every_s=60.0)
-    with post.courier:
-        post.courier.call(post.errand("one"))
-        wait_for(lambda: post.n_released == 1)
-        time.sleep(0.5)
-        assert post.n_released == 1
+def test_only_a_task_that_renews_the_heartbeat_postpones_the_next_one():
+    worker = Worker(heartbeat_every_s=3600.0)
+    due = worker.thread._heartbeat_at
+    with worker.thread:
+        worker.thread.call(worker.task("first"))
+        worker.thread.call(worker.task("second"))
+        assert worker.thread._heartbeat_at == due
+        worker.thread.submit(worker.task("evaluation"), is_heartbeat=True)
+        wait_for(lambda: worker.thread._heartbeat_at > due)
+    assert worker.n_heartbeats == 0
 
 
-def test_a_worker_that_gives_up_is_told(post):
-    post = Post(give_up_after_s=0.5)
-    with post.courier:
-        post.is_there.clear()
+def test_an_idle_connection_is_closed_once():
+    worker = Worker(heartbeat_every_s=60.0, disconnect_after_s=0.1)
+    with worker.thread:
+        worker.thread.call(worker.task("first"))
+        wait_for(lambda: worker.n_disconnects == 1)
+        worker.thread.call(worker.task("second"))
+        wait_for(lambda: worker.n_disconnects == 2)
+    assert worker.n_disconnects == 2
+
+
+def test_a_connection_stays_open_between_tasks_in_short_succession():
+    worker = Worker(heartbeat_every_s=60.0, disconnect_after_s=5.0)
+    with worker.thread:
+        for k in range(20):
+            worker.thread.call(worker.task(k))
+    assert worker.n_disconnects == 0
+
+
+def test_a_call_fails_when_the_database_stays_unreachable():
+    worker = Worker(give_up_after_s=0.2)
+    with worker.thread:
+        worker.is_reachable.clear()
+        with pytest.raises(DatabaseLostError, match="lost the database"):
+            worker.thread.call(worker.task("lost"))
+        assert worker.thread.has_given_up
+    assert worker.finished_tasks == []
+
+
+def test_a_worker_that_was_asked_to_stop_does_not_wait_until_it_gives_up():
+    worker = Worker(stop_timeout_s=0.1, give_up_after_s=3600.0)
+    with worker.thread:
+        worker.is_reachable.clear()
+        worker.stop.set()
         with pytest.raises(DatabaseLostError):
-            post.courier.call(post.errand("lost"))
-        assert post.courier.has_given_up
+            worker.thread.call(worker.task("lost"))
+        assert not worker.thread.has_given_up
+    assert worker.finished_tasks == []
 
 
-def test_a_worker_that_is_asked_to_stop_waits_a_few_seconds_only(post):
-    post.is_there.clear()
-    post.stop.set()
-    began = time.monotonic()
-    with pytest.raises(DatabaseLostError):
-        post.courier.call(post.errand("lost"))
-    assert time.monotonic() - began < 6
-    assert post.done == []
+def test_a_worker_that_was_asked_to_stop_still_waits_for_a_database_that_responds(worker):
+    worker.stop.set()
+    assert worker.thread.call(worker.task("last")) == "last"
 
 
-def test_a_fault_of_the_courier_itself_is_not_silent():
-    """A worker whose heartbeats had ended without a word would train on for nobody."""
-    post = Post()
-    post.courier._manners.__dict__["beat"] = lambda: 1 / 0
-    with post.courier:
-        time.sleep(0.5)
-        with pytest.raises(ZeroDivisionError):
-            post.courier.call(post.errand("one"))
+def test_a_failure_of_the_thread_itself_is_raised_by_the_next_call(worker):
+    """A worker without heartbeats would train a trial that other workers run again."""
+    worker.heartbeat_error = ZeroDivisionError("in the heartbeat")
+    wait_for(lambda: worker.thread.has_given_up)
+    with pytest.raises(ZeroDivisionError, match="in the heartbeat"):
+        worker.thread.call(worker.task("first"))

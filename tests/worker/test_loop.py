@@ -1,12 +1,15 @@
-"""A worker gets every kind of trial to its right end, and the next one after it."""
+"""A worker ends each trial with the right outcome, whatever the training function does, and runs the next one."""
 
 import importlib
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -17,9 +20,10 @@ from proxy import Network
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
 from hpopt.storage import budget, migrate, queries, studies
 from hpopt.storage.database import Database
-from hpopt.worker import attempt, outbox
+from hpopt.study.reading import parse_study_file
+from hpopt.worker import outbox
 from hpopt.worker.attempt import WorkerOptions
-from hpopt.worker.loop import work
+from hpopt.worker.loop import find_device, work
 
 OBJECTIVE = """
 import math, pathlib
@@ -27,8 +31,6 @@ import numpy as np
 from dataclasses import dataclass
 from hpopt.errors import Diverged, Interrupted
 from hpopt.training.run import Evaluation
-from hpopt.study.reading import parse_study_file
-from hpopt.study.reading import parse_study_file
 
 STEPS = 9
 HOOK = None
@@ -50,7 +52,7 @@ def train(config: Config, run):
             if HOOK: HOOK(config, step)
             if run.should_stop(): raise Interrupted(f"stopped after step {step - 1}")
             if config.kind == "broken": raise RuntimeError("no such [/file]")
-            if config.kind == "odd": yield 5
+            if config.kind == "number": yield 5
             if config.kind == "empty": return
             if config.kind == "diverged": raise Diverged("loss is nan at step 1")
             loss = math.nan if config.kind == "nan" else config.x + 1 / step
@@ -58,11 +60,10 @@ def train(config: Config, run):
             if config.kind == "numpy": loss, step = np.float32(loss), np.int64(step)
             yield Evaluation(step=step, n_steps=STEPS, tokens=step * 100, seconds=step, metrics={"loss": loss})
     finally:
-        (run.folder / "closed").touch()
         pathlib.Path(run.cache).mkdir(parents=True, exist_ok=True)
         (pathlib.Path(run.cache) / f"closed-{config.x:g}-{config.kind}").touch()
 """
-ONLY_GOOD = re.compile('"good".*"numpy"')
+ALL_KINDS = re.compile('"good".*"numpy"')
 STUDY = """
 name = "cheap"
 objective = "cheap_objective:train"
@@ -75,85 +76,120 @@ name = "random"
 name = "none"
 [search_space]
 x = { low = 0.0, high = 1.0 }
-kind = { choices = ["good", "broken", "empty", "diverged", "nan", "odd", "word", "numpy"] }
+kind = { choices = ["good", "broken", "empty", "diverged", "nan", "number", "word", "numpy"] }
 """
+ALL_TRIALS = "trials budget exhausted (3)"
+# Long enough for any event on a busy machine.
+TIMEOUT_S = 40
 
 
-class Workshop:
-    """A database, a cheap objective, and a worker that runs in this process."""
+class Sandbox:
+    """A database, a cheap objective in a folder, and workers that run in this process."""
 
     def __init__(self, database: Database, folder: Path, objective) -> None:
         self.database = database
         self.folder = folder
         self.objective = objective
-        self.said: list[str] = []
-        self.settings = self.settle()
+        self.log: list[str] = []
+        self.options = self.make_options()
 
-    def settle(self, **changed):
-        patience = {"heartbeat_every_s": 0.1, "stale_after_s": 5, "give_up_after_s": 30, **changed}
-        return WorkerOptions(home=self.folder, say=self.said.append, **patience)
+    def make_options(self, **changes):
+        times = {"heartbeat_every_s": 0.1, "stale_after_s": 5, "give_up_after_s": 30, "poll_every_s": 0.1}
+        return WorkerOptions(home=self.folder, log=self.log.append, **{**times, **changes})
 
     def execute(self, statement):
         with self.database.begin() as connection:
             connection.execute(sa.text(statement))
 
-    def steps(self):
-        """The steps of each trial's learning curve."""
-        rows = queries.read_rows(
-            self.database,
-            "select trial, array_agg(step order by step) from hpopt.learning_curves group by 1 order by 1",
-        )[1]
-        return [steps for _, steps in rows]
+    def rows(self, query):
+        return queries.read_rows(self.database, query)[1]
 
-    def create(self, text=STUDY, *points):
+    def steps(self):
+        """Return the steps of each trial's learning curve."""
+        query = "select trial, array_agg(step order by step) from hpopt.learning_curves group by 1 order by 1"
+        return [steps for _, steps in self.rows(query)]
+
+    def create(self, text=STUDY, *enqueued):
         study = studies.create_study(self.database, parse_study_file(text, "cheap.toml"))
-        enqueue = optuna.load_study(study_name=study.name, storage=self.database.optuna)
-        for point in points:
-            enqueue.enqueue_trial(point)
+        for params in enqueued:
+            self.optuna(study).enqueue_trial(params)
         return study
 
+    def optuna(self, study):
+        return optuna.load_study(study_name=study.name, storage=self.database.optuna)
+
     def outcomes(self):
-        with self.database.begin() as connection:
-            query = sa.text("select trial, outcome, value, reason from hpopt.trials order by trial")
-            return [tuple(row) for row in connection.execute(query)]
+        return [tuple(row) for row in self.rows("select trial, outcome, value, reason from hpopt.trials order by 1")]
+
+    def attempts(self):
+        """Return the number and the outcome of each attempt, in the order in which they were started."""
+        return self.rows("select attempt_number, outcome from hpopt.attempts order by attempt_id")
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_url):
+    """A migrated database, which each test empties: creating one takes much longer."""
+    url = sa.make_url(postgres_url)
+    name = f"test_{uuid.uuid4().hex}"
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"create database {name}"))
+        with closing(Database(url.set(database=name).render_as_string(hide_password=False))) as database:
+            migrate.upgrade(database)
+            yield database
+        connection.execute(sa.text(f"drop database {name} with (force)"))
+    admin.dispose()
 
 
 @pytest.fixture
-def workshop(database_url, tmp_path, monkeypatch):
+def sandbox(module_database, tmp_path, monkeypatch):
     (tmp_path / "cheap_objective.py").write_text(OBJECTIVE)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("cheap_objective", None)
-    objective = importlib.import_module("cheap_objective")
-    database = Database(database_url)
-    migrate.upgrade(database)
-    yield Workshop(database, tmp_path, objective)
-    database.close()
+    sandbox = Sandbox(module_database, tmp_path, importlib.import_module("cheap_objective"))
+    sandbox.execute("truncate public.studies cascade")
+    with closing(module_database):
+        yield sandbox
     sys.modules.pop("cheap_objective", None)
 
 
 @pytest.fixture
-def link(workshop):
-    """A way to the database that can be cut, and a worker's view of the database over it."""
-    url = sa.make_url(workshop.database.url)
+def link(sandbox):
+    """A connection to the database that can be cut, with a Database over it."""
+    url = sa.make_url(sandbox.database.url)
     with Network(url.port, 1) as network:
         (link,) = network.links
-        link.database = Database(url.set(port=link.port).render_as_string(hide_password=False))
-        yield link
-        link.database.close()
+        with closing(Database(url.set(port=link.port).render_as_string(hide_password=False))) as link.database:
+            yield link
 
 
-def in_thread(call):
-    """Run a worker beside the test; gives a function that waits for what it returned or raised."""
-    with_result = Future()
+def in_thread(function):
+    """Run a function in a thread, and return a future of its result."""
+    future = Future()
 
     def run():
         try:
-            with_result.set_result(call())
+            future.set_result(function())
         except Exception as error:  # noqa: BLE001 - the test raises it again.
-            with_result.set_exception(error)
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return with_result
+    return future
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def raise_at(step_of_error, error):
+    def raise_error(_config, step):
+        if step == step_of_error:
+            raise error
+
+    return raise_error
 
 
 @pytest.mark.parametrize(
@@ -161,7 +197,7 @@ def in_thread(call):
     [
         ("good", "complete", None),
         ("broken", "failed", "RuntimeError: no such [/file]"),
-        ("odd", "failed", "the objective yielded 5, which is no Evaluation"),
+        ("number", "failed", "the objective yielded 5, which is not an Evaluation"),
         ("word", "failed", "ValueError: could not convert string to float: 'low'"),
         ("numpy", "complete", None),
         ("empty", "failed", "the objective yielded no evaluation"),
@@ -169,49 +205,45 @@ def in_thread(call):
         ("nan", "diverged", "loss is nan at step 1"),
     ],
 )
-def test_a_trial_ends_as_what_it_was_and_the_study_goes_on(workshop, kind, outcome, reason):
-    """A configuration that fails is a result; it must not take the worker or the study with it."""
-    point = {"x": 0.25, "kind": kind}
-    study = workshop.create(STUDY, point, {"x": 0.75, "kind": "good"})
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    default, enqueued, after = workshop.outcomes()
+def test_a_trial_ends_with_its_outcome_and_the_next_one_runs(sandbox, kind, outcome, reason):
+    """A configuration that fails is a result; it must not end the worker or the study."""
+    study = sandbox.create(STUDY, {"x": 0.25, "kind": kind}, {"x": 0.75, "kind": "good"})
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    default, enqueued, after = sandbox.outcomes()
     assert default[1] == after[1] == "complete"
     assert (enqueued[1], enqueued[3]) == (outcome, reason)
 
 
-def test_a_training_function_that_is_no_generator_fails_with_what_it_gave(workshop):
-    (workshop.folder / "plain_objective.py").write_text(
+def test_a_training_function_that_returns_a_number_fails_and_its_reason_has_the_number(sandbox):
+    (sandbox.folder / "plain_objective.py").write_text(
         "from cheap_objective import Config\ndef train(config: Config, run): return 5\n"
     )
-    study = workshop.create(STUDY.replace("cheap_objective:train", "plain_objective:train"))
-    work(workshop.database, study, workshop.settings)
-    assert workshop.outcomes()[0][3] == "plain_objective:train is no generator function: it returned 5"
+    study = sandbox.create(STUDY.replace("cheap_objective:train", "plain_objective:train"))
+    work(sandbox.database, study, sandbox.options)
+    assert sandbox.outcomes()[0][3] == "plain_objective:train is not a generator function: it returned 5"
 
 
-def test_a_configuration_that_was_enqueued_past_the_study_file_fails_with_its_reason(workshop):
-    study = workshop.create(STUDY, {"x": 99.0, "kind": "good"})
-    work(workshop.database, study, workshop.settings)
-    assert workshop.outcomes()[1][1:] == ("failed", None, "x is above 10")
+def test_a_value_that_the_config_refuses_fails_its_trial_with_the_reason(sandbox):
+    """Stock Optuna enqueues values outside of the search space of the study file."""
+    study = sandbox.create(STUDY, {"x": 99.0, "kind": "good"})
+    work(sandbox.database, study, sandbox.options)
+    assert sandbox.outcomes()[1][1:] == ("failed", None, "x is above 10")
 
 
-def test_a_choice_that_was_enqueued_past_the_study_file_fails_with_its_reason(workshop):
-    study = workshop.create(STUDY, {"x": 0.5, "kind": "strange"})
-    work(workshop.database, study, workshop.settings)
-    assert workshop.outcomes()[1][1] == "failed"
-    assert "'strange'" in workshop.outcomes()[1][3]
+def test_a_choice_outside_of_the_search_space_fails_its_trial_with_the_reason(sandbox):
+    study = sandbox.create(STUDY, {"x": 0.5, "kind": "strange"})
+    work(sandbox.database, study, sandbox.options)
+    assert sandbox.outcomes()[1][1] == "failed"
+    assert "'strange'" in sandbox.outcomes()[1][3]
 
 
-def test_a_trial_that_somebody_ended_meanwhile_is_left_alone_and_the_next_one_taken(workshop):
-    """The dashboard lets everybody tell a running trial."""
-    study = workshop.create()
-
-    def end_it(config, step):
-        if config.x == 0.5 and step == 5:
-            optuna.load_study(study_name=study.name, storage=workshop.database.optuna).tell(0, 0.25)
-
-    workshop.objective.HOOK = end_it
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    assert workshop.outcomes()[0][1:] == ("complete", 0.25, "ended outside of hpopt")
+def test_a_running_trial_that_is_ended_in_the_dashboard_keeps_that_result_and_the_next_one_runs(sandbox):
+    study = sandbox.create()
+    sandbox.objective.HOOK = lambda config, step: (
+        sandbox.optuna(study).tell(0, 0.25) if (config.x, step) == (0.5, 5) else None
+    )
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert sandbox.outcomes()[0][1:] == ("complete", 0.25, "ended outside of hpopt")
 
 
 @pytest.mark.parametrize(
@@ -224,8 +256,8 @@ def test_a_trial_that_somebody_ended_meanwhile_is_left_alone_and_the_next_one_ta
         ("n: int = 0", "self.__dict__['m']", "failed"),
     ],
 )
-def test_a_config_of_the_users_own_may_hold_and_raise_anything(workshop, field, check, outcome):
-    (workshop.folder / "odd_config.py").write_text(
+def test_a_config_class_can_have_any_field_and_raise_anything(sandbox, field, check, outcome):
+    (sandbox.folder / "odd_config.py").write_text(
         "import math, pathlib\nfrom dataclasses import dataclass\nimport cheap_objective\n"
         f"@dataclass(frozen=True)\nclass Config:\n    x: float = 0.5\n    seed: int = 0\n    {field}\n"
         f"    def __post_init__(self):\n        if self.x == 0.25: {check}\n"
@@ -234,304 +266,286 @@ def test_a_config_of_the_users_own_may_hold_and_raise_anything(workshop, field, 
     )
     sys.modules.pop("odd_config", None)
     text = STUDY.replace("cheap_objective:train", "odd_config:train").split("kind =")[0]
-    study = workshop.create(text, {"x": 0.25})
-    work(workshop.database, study, workshop.settings)
-    assert [row[1] for row in workshop.outcomes()] == ["complete", outcome, "complete"]
+    study = sandbox.create(text, {"x": 0.25})
+    work(sandbox.database, study, sandbox.options)
+    assert [row[1] for row in sandbox.outcomes()] == ["complete", outcome, "complete"]
 
 
-def test_an_objective_that_exits_fails_its_trial_and_not_the_worker(workshop):
-    study = workshop.create()
-    workshop.objective.HOOK = _raise_at(2, SystemExit(0))
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    assert workshop.outcomes()[0][1:] == ("failed", None, "SystemExit: 0")
+def test_an_objective_that_calls_exit_fails_its_trial_and_the_worker_continues(sandbox):
+    study = sandbox.create()
+    sandbox.objective.HOOK = raise_at(2, SystemExit(0))
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert sandbox.outcomes()[0][1:] == ("failed", None, "SystemExit: 0")
 
 
-def test_a_study_that_is_deleted_ends_its_workers_with_one_line(workshop):
-    study = workshop.create()
-    delete = lambda: optuna.delete_study(study_name=study.name, storage=workshop.database.optuna)  # noqa: E731
-    workshop.objective.HOOK = lambda _config, step: delete() if step == 4 else None
-    with pytest.raises(InputError, match="no study 'cheap'"):
-        work(workshop.database, study, workshop.settings)
-
-
-def test_a_limit_that_is_set_meanwhile_ends_the_running_trial(workshop):
-    study = workshop.create()
-
-    text = STUDY.replace("[sampler]", "wall_hours = 1.0\n[sampler]")
-    workshop.objective.HOOK = lambda _config, step: (
-        (
-            workshop.execute("update hpopt.attempt set started_at = now() - interval '2 hours'"),
-            studies.create_study(workshop.database, parse_study_file(text, "cheap.toml")),
-        )
-        if step == 4
-        else None
+def test_a_worker_of_a_deleted_study_raises_an_input_error(sandbox):
+    study = sandbox.create()
+    sandbox.objective.HOOK = lambda _config, step: (
+        optuna.delete_study(study_name=study.name, storage=sandbox.database.optuna) if step == 4 else None
     )
-    assert work(workshop.database, study, workshop.settings) == "1 hours passed"
-    assert workshop.outcomes()[0][3] == "the budget ended at step 4: 1 hours passed"
+    with pytest.raises(InputError, match="no study 'cheap'"):
+        work(sandbox.database, study, sandbox.options)
 
 
-def test_a_metric_that_is_not_reported_is_named_with_those_that_are(workshop):
-    study = workshop.create(STUDY.replace('metric = "loss"', 'metric = "accuracy"'))
-    work(workshop.database, study, workshop.settings)
-    assert "the objective reports no 'accuracy'; it reports loss" in workshop.outcomes()[0][3]
+def test_a_metric_that_is_not_reported_is_named_with_those_that_are(sandbox):
+    study = sandbox.create(STUDY.replace('metric = "loss"', 'metric = "accuracy"'))
+    work(sandbox.database, study, sandbox.options)
+    assert "the objective reports no 'accuracy'; it reports loss" in sandbox.outcomes()[0][3]
 
 
-def test_pruning_closes_the_training_function_and_spares_the_defaults(workshop):
-    """A generator that is only dropped leaves its files, processes and GPU memory behind."""
+def test_pruning_closes_the_training_function_and_the_defaults_are_not_pruned(sandbox):
+    """A generator that is not closed keeps its files, processes and GPU memory."""
     text = STUDY.replace('name = "none"', 'name = "asha"').replace("trials = 3", "trials = 2")
-    study = workshop.create(ONLY_GOOD.sub('"good"', text), {"x": 0.9})
-    work(workshop.database, study, workshop.settings)
-    default, worse = workshop.outcomes()
+    study = sandbox.create(ALL_KINDS.sub('"good"', text), {"x": 0.9})
+    work(sandbox.database, study, sandbox.options)
+    default, worse = sandbox.outcomes()
     assert default[1] == "complete"
     assert (worse[1], worse[3]) == ("pruned", "not among the best at step 1")
-    assert (workshop.folder / "cache" / "closed-0.9-good").exists()
+    assert (sandbox.folder / "cache" / "closed-0.9-good").exists()
 
 
-def test_the_defaults_are_not_pruned_by_a_better_trial_before_them(workshop):
-    """Everything is measured against them, so they need a value at the end of the schedule."""
+def test_the_defaults_are_not_pruned_after_a_better_trial(sandbox):
+    """All trials are compared with the defaults, which need a value at the end of the schedule."""
     text = STUDY.replace('name = "none"', 'name = "asha"').replace("trials = 3", "trials = 2")
-    study = workshop.create(text, {"x": 0.1, "kind": "good"})
+    study = sandbox.create(text, {"x": 0.1, "kind": "good"})
 
-    def set_the_defaults_to(state):
-        with workshop.database.begin() as connection:
-            query = "update public.trials set state = :state, datetime_start = now() where number = 0"
-            connection.execute(sa.text(query.replace(":state", f"'{state}'")))
+    def set_state_of_defaults(state):
+        sandbox.execute(f"update public.trials set state = '{state}', datetime_start = now() where number = 0")
 
-    set_the_defaults_to("RUNNING")
-    workshop.objective.HOOK = lambda config, step: (
-        set_the_defaults_to("WAITING") if (config.x, step) == (0.1, 9) else None
+    set_state_of_defaults("RUNNING")
+    sandbox.objective.HOOK = lambda config, step: (
+        set_state_of_defaults("WAITING") if (config.x, step) == (0.1, 9) else None
     )
-    work(workshop.database, study, workshop.settings)
-    default, better = workshop.outcomes()
+    work(sandbox.database, study, sandbox.options)
+    default, better = sandbox.outcomes()
     assert (default[1], better[1]) == ("complete", "complete")
     assert default[2] > better[2]
 
 
-def test_the_hours_are_checked_at_every_evaluation(workshop):
-    study = workshop.create(STUDY.replace("trials = 3", "wall_hours = 1.0"))
+TWO_HOURS_PASS = "update hpopt.attempt set started_at = now() - interval '2 hours'"
 
-    def let_an_hour_pass(_config, step):
+
+def test_a_limit_in_hours_ends_the_running_trial_at_its_next_evaluation(sandbox):
+    study = sandbox.create(STUDY.replace("trials = 3", "wall_hours = 1.0"))
+    sandbox.objective.HOOK = lambda _config, step: sandbox.execute(TWO_HOURS_PASS) if step == 4 else None
+    assert work(sandbox.database, study, sandbox.options) == "wall_hours budget exhausted (1)"
+    (trial,) = [row for row in sandbox.outcomes() if row[1]]
+    assert (trial[1], trial[3]) == ("pruned", "wall_hours budget exhausted (1) at step 4")
+
+
+def test_a_limit_that_is_added_to_a_running_study_ends_the_running_trial(sandbox):
+    study = sandbox.create()
+    text = STUDY.replace("[sampler]", "wall_hours = 1.0\n[sampler]")
+
+    def add_limit(_config, step):
         if step == 4:
-            with workshop.database.begin() as connection:
-                connection.execute(sa.text("update hpopt.attempt set started_at = now() - interval '2 hours'"))
+            sandbox.execute(TWO_HOURS_PASS)
+            studies.create_study(sandbox.database, parse_study_file(text, "cheap.toml"))
 
-    workshop.objective.HOOK = let_an_hour_pass
-    assert work(workshop.database, study, workshop.settings) == "1 hours passed"
-    (trial,) = [row for row in workshop.outcomes() if row[1]]
-    assert (trial[1], trial[3]) == ("pruned", "the budget ended at step 4: 1 hours passed")
-
-
-def test_a_worker_whose_trial_was_handed_on_says_so_and_takes_the_next(workshop):
-    study = workshop.create()
-    fenced = []
-
-    def hand_it_on(_config, step):
-        if step == 5 and not fenced:
-            fenced.append(step)
-            with workshop.database.begin() as connection:
-                ended = "update hpopt.attempt set ended_at = now(), outcome = 'lost' where ended_at is null"
-                connection.execute(sa.text(ended))
-                connection.execute(sa.text("update public.trials set state = 'FAIL' where state = 'RUNNING'"))
-
-    workshop.objective.HOOK = hand_it_on
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    assert "trial 0 was handed on to another worker" in workshop.said
-    goes = queries.read_rows(workshop.database, "select go, outcome from hpopt.attempt order by attempt_id")[1]
-    assert goes[:2] == [[1, "lost"], [2, "complete"]]
+    sandbox.objective.HOOK = add_limit
+    assert work(sandbox.database, study, sandbox.options) == "wall_hours budget exhausted (1)"
+    assert sandbox.outcomes()[0][3] == "wall_hours budget exhausted (1) at step 4"
 
 
-def test_a_stopped_worker_hands_its_trial_back(workshop):
-    study = workshop.create()
-    stop = threading.Event()
-    workshop.objective.HOOK = lambda _config, step: stop.set() if step == 5 else None
-    settings = WorkerOptions(home=workshop.folder, say=workshop.said.append, stop=stop)
+def test_a_worker_whose_trial_was_reassigned_logs_it_and_runs_the_next_attempt(sandbox):
+    study = sandbox.create()
+    fenced_at = []
+
+    def reassign(_config, step):
+        if step == 5 and not fenced_at:
+            fenced_at.append(step)
+            sandbox.execute("update hpopt.attempt set ended_at = now(), outcome = 'lost' where ended_at is null")
+            sandbox.execute("update public.trials set state = 'FAIL' where state = 'RUNNING'")
+
+    sandbox.objective.HOOK = reassign
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert "trial 0 was reassigned to another worker" in sandbox.log
+    assert sandbox.attempts()[:2] == [[1, "lost"], [2, "complete"]]
+
+
+def test_a_worker_that_is_asked_to_stop_returns_its_trial_to_the_queue(sandbox):
+    study = sandbox.create()
+    options = sandbox.make_options(stop=threading.Event())
+    sandbox.objective.HOOK = lambda _config, step: options.stop.set() if step == 5 else None
     with pytest.raises(Interrupted):
-        work(workshop.database, study, settings)
-    counted = budget.read_usage(workshop.database, study)
-    assert (counted.n_finished, counted.n_running, counted.n_waiting) == (0, 0, 1)
-    workshop.objective.HOOK = None
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    curve = queries.read_table(workshop.database, study).trials[0].curve
-    assert [point.step for point in curve] == list(range(1, 10))
+        work(sandbox.database, study, options)
+    usage = budget.read_usage(sandbox.database, study)
+    assert (usage.n_finished, usage.n_running, usage.n_pending_retry) == (0, 0, 1)
+    sandbox.objective.HOOK = None
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert sandbox.steps()[0] == list(range(1, 10))
 
 
-def test_sixteen_workers_make_as_many_trials_as_the_budget_has(workshop):
-    """Optuna's own MaxTrialsCallback made 27 of 20 with 8 workers, and 35 when it was started again."""
-    study = workshop.create(ONLY_GOOD.sub('"good"', STUDY.replace("trials = 3", "trials = 20")))
+def test_sixteen_workers_run_exactly_the_trials_of_the_budget(sandbox):
+    """With Optuna's MaxTrialsCallback, 8 workers ran 27 of 20 trials, and 35 after a restart."""
+    study = sandbox.create(ALL_KINDS.sub('"good"', STUDY.replace("trials = 3", "trials = 20")))
 
-    def run_one(_place):
-        database = Database(workshop.database.url)
-        try:
-            return work(database, study, workshop.settings)
-        finally:
-            database.close()
+    def run_worker(_number):
+        with closing(Database(sandbox.database.url)) as database:
+            return work(database, study, sandbox.options)
 
     for _ in range(2):
         with ThreadPoolExecutor(16) as pool:
-            assert set(pool.map(run_one, range(16))) == {"20 trials done"}
-        assert len(workshop.outcomes()) == 20
-        assert {outcome for _, outcome, _, _ in workshop.outcomes()} == {"complete"}
+            assert set(pool.map(run_worker, range(16))) == {"trials budget exhausted (20)"}
+        assert len(sandbox.outcomes()) == 20
+        assert {outcome for _, outcome, _, _ in sandbox.outcomes()} == {"complete"}
 
 
-def test_training_goes_on_while_the_database_is_away_and_nothing_is_missing_afterwards(workshop, link):
-    study = workshop.create(STUDY, {"x": 0.3, "kind": "good"})
-    steps_meanwhile = []
+def test_training_continues_while_the_database_is_unreachable_and_no_evaluation_is_missing(sandbox, link):
+    study = sandbox.create(STUDY, {"x": 0.3, "kind": "good"})
+    steps_during_outage = []
 
-    def cut_and_mend(config, step):
-        if config.x == 0.3 and step == 3:
+    def cut_and_restore(config, step):
+        if config.x != 0.3:
+            return
+        if step == 3:
             link.refuse()
-        if config.x == 0.3 and 3 <= step <= 8:
-            steps_meanwhile.append(step)
-        if config.x == 0.3 and step == 9:
+        if 3 <= step <= 8:
+            steps_during_outage.append(step)
+        if step == 9:
             link.accept()
 
-    workshop.objective.HOOK = cut_and_mend
-    assert work(link.database, study, workshop.settings) == "3 trials done"
-    assert steps_meanwhile == [3, 4, 5, 6, 7, 8]
-    assert workshop.steps()[1] == list(range(1, 10))
-    assert any("the database is away, going on without it" in line for line in workshop.said)
-    assert any("the database is back after" in line for line in workshop.said)
-    assert not list(workshop.folder.glob(f"runs/*/*/*/{outbox.NAME}"))
+    sandbox.objective.HOOK = cut_and_restore
+    assert work(link.database, study, sandbox.options) == ALL_TRIALS
+    assert steps_during_outage == [3, 4, 5, 6, 7, 8]
+    assert sandbox.steps()[1] == list(range(1, 10))
+    assert any("the database is unreachable, training goes on" in line for line in sandbox.log)
+    assert any("the database is reachable again after" in line for line in sandbox.log)
+    assert not list(sandbox.folder.glob(f"runs/*/*/*/{outbox.NAME}"))
 
 
-def give_up_on(workshop, link, study, *, at_step):
-    """Let a worker lose the database at a step of its first trial for good; gives the journal it leaves."""
-    workshop.objective.HOOK = lambda _config, step: link.refuse() if step == at_step else None
+def lose_database(sandbox, link, study, *, at_step):
+    """Run a worker that loses the database at a step of its first trial and gives up; return the outbox it leaves."""
+    sandbox.objective.HOOK = lambda _config, step: link.refuse() if step == at_step else None
     with pytest.raises(DatabaseLostError):
-        work(link.database, study, workshop.settle(give_up_after_s=1.5))
-    workshop.objective.HOOK = None
-    (left,) = workshop.folder.glob(f"runs/*/*/1/{outbox.NAME}")
-    return left
+        work(link.database, study, sandbox.make_options(give_up_after_s=0.5))
+    sandbox.objective.HOOK = None
+    (path,) = sandbox.folder.glob(f"runs/*/*/1/{outbox.NAME}")
+    return path
 
 
-def test_what_a_worker_could_not_deliver_is_taken_in_once(workshop, link):
-    study = workshop.create()
-    left = give_up_on(workshop, link, study, at_step=4)
-    # Nobody was there to reap it, and whoever replays it comes the next morning.
-    workshop.execute("update hpopt.attempt set started_at = now() - interval '10 hours'")
-    assert outbox.replay(workshop.database, left) == "trial 0: 6 of 6 evaluations were new; it ended as complete"
-    assert outbox.replay(workshop.database, left) == "trial 0 was ended or handed on before: nothing was taken in"
-    assert workshop.outcomes()[0][1:3] == ("complete", 0.5 + 1 / 9)
-    assert workshop.steps() == [list(range(1, 10))]
-    assert budget.read_usage(workshop.database, study).device_hours < 0.1
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
+def test_an_outbox_is_recorded_once_however_often_it_is_replayed(sandbox, link):
+    study = sandbox.create()
+    path = lose_database(sandbox, link, study, at_step=4)
+    # No other worker marked the attempt as lost, and the outbox is replayed the next morning.
+    sandbox.execute("update hpopt.attempt set started_at = now() - interval '10 hours'")
+    assert outbox.replay(sandbox.database, path) == "trial 0: 6 of 6 evaluations were new; it ended as complete"
+    assert outbox.replay(sandbox.database, path) == "trial 0 had ended or was reassigned: nothing was recorded"
+    assert sandbox.outcomes()[0][1:3] == ("complete", 0.5 + 1 / 9)
+    assert sandbox.steps() == [list(range(1, 10))]
+    assert budget.read_usage(sandbox.database, study).device_hours < 0.1
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
 
 
-def test_the_next_go_tells_what_the_last_could_not_and_trains_nothing_again(workshop, link):
-    """A training of hours that ended while the database was away is not repeated for want of a message."""
-    study = workshop.create()
-    give_up_on(workshop, link, study, at_step=4)
-    workshop.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
+def test_the_next_attempt_sends_the_outbox_of_the_last_one_and_trains_nothing_again(sandbox, link):
+    """A training of hours that ended during an outage is not repeated because its result was not sent."""
+    study = sandbox.create()
+    lose_database(sandbox, link, study, at_step=4)
+    sandbox.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
     trained = []
-    workshop.objective.HOOK = lambda config, step: trained.append(step) if config.x == 0.5 else None
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
+    sandbox.objective.HOOK = lambda config, step: trained.append(step) if config.x == 0.5 else None
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
     assert trained == []
-    goes = queries.read_rows(workshop.database, "select go, outcome from hpopt.attempts order by attempt_id")[1]
-    assert goes[:2] == [[1, "lost"], [2, "complete"]]
-    assert workshop.steps()[0] == list(range(1, 10))
+    assert sandbox.attempts()[:2] == [[1, "lost"], [2, "complete"]]
+    assert sandbox.steps()[0] == list(range(1, 10))
 
 
-def test_a_journal_of_a_trial_that_was_handed_on_changes_nothing(workshop, link):
-    study = workshop.create()
-    left = give_up_on(workshop, link, study, at_step=4)
-    kept = workshop.folder / "kept.jsonl"
-    kept.write_bytes(left.read_bytes())
-    workshop.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
-    work(workshop.database, study, workshop.settings)
-    before = queries.read_rows(workshop.database, "select * from hpopt.evaluation order by trial_id, step")
-    said = outbox.replay(workshop.database, kept)
-    assert said == "trial 0 was ended or handed on before: nothing was taken in"
-    assert queries.read_rows(workshop.database, "select * from hpopt.evaluation order by trial_id, step") == before
+def test_an_outbox_of_a_reassigned_trial_changes_nothing(sandbox, link):
+    study = sandbox.create()
+    path = lose_database(sandbox, link, study, at_step=4)
+    copy = sandbox.folder / "copy.jsonl"
+    copy.write_bytes(path.read_bytes())
+    sandbox.execute("update hpopt.attempt set heartbeat_at = now() - interval '1 hour'")
+    work(sandbox.database, study, sandbox.options)
+    all_evaluations = "select * from hpopt.evaluation order by optuna_trial_id, step"
+    before = sandbox.rows(all_evaluations)
+    line = outbox.replay(sandbox.database, copy)
+    assert line == "trial 0 had ended or was reassigned: nothing was recorded"
+    assert sandbox.rows(all_evaluations) == before
 
 
-@pytest.mark.parametrize("text", ["", "{}", "no json", '{"study": "cheap"}\n'])
-def test_a_file_that_is_no_journal_is_refused(workshop, text):
-    path = workshop.folder / "odd.jsonl"
+@pytest.mark.parametrize("text", ["", "{}", "text", '{"study": "cheap"}\n'])
+def test_a_file_that_is_not_an_outbox_is_refused(sandbox, text):
+    path = sandbox.folder / "other.jsonl"
     path.write_text(text)
-    with pytest.raises(InputError, match="not a journal of hpopt"):
-        outbox.replay(workshop.database, path)
+    with pytest.raises(InputError, match="not an outbox of hpopt"):
+        outbox.replay(sandbox.database, path)
 
 
-def test_a_worker_is_stopped_within_ten_seconds_while_the_database_hangs(workshop, link):
-    """A server that keeps its connection and says nothing must not hold up a preemption."""
-    study = workshop.create()
-    stop = threading.Event()
+def test_a_worker_stops_while_the_database_does_not_respond(sandbox, link):
+    """A server that keeps its connections open and does not respond must not delay a preemption."""
+    study = sandbox.create()
     stalled = threading.Event()
+    options = sandbox.make_options(stop=threading.Event(), stop_timeout_s=0.3, give_up_after_s=900)
 
     def stall(_config, step):
         if step == 4:
             link.stall(replies_only=False)
             stalled.set()
-        time.sleep(0.05)
+            options.stop.wait(TIMEOUT_S)
 
-    workshop.objective.HOOK = stall
-    settings = WorkerOptions(home=workshop.folder, say=workshop.said.append, stop=stop)
-    running = in_thread(lambda: work(link.database, study, settings))
-    assert stalled.wait(20)
-    began = time.monotonic()
-    stop.set()
+    sandbox.objective.HOOK = stall
+    running = in_thread(lambda: work(link.database, study, options))
+    assert stalled.wait(TIMEOUT_S)
+    options.stop.set()
     with pytest.raises(DatabaseLostError):
-        running.result(timeout=15)
-    assert time.monotonic() - began < 10
-    assert list(workshop.folder.glob(f"runs/*/*/1/{outbox.NAME}"))
+        running.result(TIMEOUT_S)
+    assert list(sandbox.folder.glob(f"runs/*/*/1/{outbox.NAME}"))
 
 
-def test_an_outage_that_cut_off_all_workers_hands_no_trial_on(workshop, link):
-    """Each would take the others for dead when it is the first to come back."""
-    study = workshop.create(STUDY.replace("trials = 3", "trials = 2"))
-    started = threading.Barrier(3)
-    go_on = threading.Event()
+def test_an_outage_of_all_workers_marks_no_attempt_as_lost(sandbox, link):
+    """The first worker to be reachable again cannot tell which heartbeats stopped because of the outage."""
+    study = sandbox.create(STUDY.replace("trials = 3", "trials = 2"))
+    started, resume = threading.Barrier(3), threading.Event()
 
-    def wait_at_the_start(_config, step):
+    def wait_at_start(_config, step):
         if step == 1:
-            started.wait(20)
-            go_on.wait(20)
+            started.wait(TIMEOUT_S)
+            resume.wait(TIMEOUT_S)
 
-    workshop.objective.HOOK = wait_at_the_start
-    patience = {"heartbeat_every_s": 0.2, "stale_after_s": 3.0}
-    other = Database(link.database.url)
-    running = [in_thread(lambda d=d: work(d, study, workshop.settle(**patience))) for d in (link.database, other)]
-    started.wait(20)
-    link.refuse()
-    time.sleep(4.0)
-    link.accept()
-    go_on.set()
-    assert [worker.result(timeout=40) for worker in running] == ["2 trials done"] * 2
-    goes = queries.read_rows(workshop.database, "select go from hpopt.attempts")[1]
-    assert goes == [[1], [1]]
-    other.close()
-
-
-def test_a_device_that_is_of_no_use_any_more_ends_the_worker_and_not_the_trial(workshop):
-    """After a sticky CUDA error every further call of the process fails; a new process goes on."""
-    study = workshop.create()
-    workshop.objective.HOOK = _raise_at(4, RuntimeError("CUDA error: an illegal memory access was encountered"))
-    with pytest.raises(DeviceError) as ended:
-        work(workshop.database, study, workshop.settings)
-    assert ended.value.exit_code == 75
-    assert workshop.outcomes()[0][1] == "lost"
-    workshop.objective.HOOK = None
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    assert workshop.outcomes()[-1][1] == "complete"
+    sandbox.objective.HOOK = wait_at_start
+    options = sandbox.make_options(stale_after_s=1.5)
+    n_expired = "select count(*) from hpopt.attempt where ended_at is null and heartbeat_at < now() - interval '1.6 s'"
+    with closing(Database(link.database.url)) as other:
+        running = [in_thread(lambda d=d: work(d, study, options)) for d in (link.database, other)]
+        started.wait(TIMEOUT_S)
+        link.refuse()
+        wait_for(lambda: sandbox.rows(n_expired) == [[2]])
+        link.accept()
+        resume.set()
+        assert [worker.result(TIMEOUT_S) for worker in running] == ["trials budget exhausted (2)"] * 2
+    assert [number for number, _ in sandbox.attempts()] == [1, 1]
 
 
-def test_running_out_of_memory_is_a_failure_of_the_configuration(workshop):
+def test_a_device_error_ends_the_worker_and_its_trial_is_retried(sandbox):
+    """After a sticky CUDA error every further call of the process fails; a new process can continue."""
+    study = sandbox.create()
+    sandbox.objective.HOOK = raise_at(4, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(DeviceError) as raised:
+        work(sandbox.database, study, sandbox.options)
+    assert raised.value.exit_code == 75
+    assert sandbox.outcomes()[0][1] == "lost"
+    sandbox.objective.HOOK = None
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert sandbox.outcomes()[-1][1] == "complete"
+
+
+def test_running_out_of_memory_is_a_failure_of_the_configuration(sandbox):
     class OutOfMemoryError(RuntimeError):
         pass
 
-    study = workshop.create()
-    workshop.objective.HOOK = _raise_at(4, OutOfMemoryError("CUDA error: out of memory"))
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    assert workshop.outcomes()[0][1] == "failed"
+    study = sandbox.create()
+    sandbox.objective.HOOK = raise_at(4, OutOfMemoryError("CUDA error: out of memory"))
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert sandbox.outcomes()[0][1] == "failed"
 
 
-def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop, monkeypatch):
-    """Other trials go first meanwhile: one whose files cannot be read must not hold up the study."""
-    monkeypatch.setattr(attempt, "_DISK_RETRY_S", 2.0)
-    study = workshop.create()
+def test_a_full_disk_delays_its_trial_and_fails_none(sandbox):
+    """Other trials run meanwhile: a trial whose files cannot be read must not hold up the study."""
+    study = sandbox.create()
     n_left = [2]
 
-    def fill_the_disk(_config, step):
+    def fill_disk(_config, step):
         if step == 4 and n_left[0]:
             n_left[0] -= 1
             descriptor = os.open("/dev/full", os.O_WRONLY)
@@ -540,51 +554,52 @@ def test_a_full_disk_is_waited_for_and_fails_no_trial(workshop, monkeypatch):
             finally:
                 os.close(descriptor)
 
-    workshop.objective.HOOK = fill_the_disk
-    assert work(workshop.database, study, workshop.settings) == "3 trials done"
-    goes = queries.read_rows(workshop.database, "select go, outcome, reason from hpopt.attempts order by attempt_id")[1]
-    sent_back = [reason for _, outcome, reason in goes if outcome == "preempted"]
-    assert len(sent_back) == 2
-    assert all("No space left on device" in reason for reason in sent_back)
-    # The second go is one at another trial.
-    assert goes[1][0] == 1
-    assert "preempted" not in {outcome for _, outcome, _, _ in workshop.outcomes()}
+    sandbox.objective.HOOK = fill_disk
+    assert work(sandbox.database, study, sandbox.make_options(disk_retry_s=2.0)) == ALL_TRIALS
+    rows = sandbox.rows("select attempt_number, outcome, reason from hpopt.attempts order by attempt_id")
+    preempted = [reason for _, outcome, reason in rows if outcome == "preempted"]
+    assert len(preempted) == 2
+    assert all("No space left on device" in reason for reason in preempted)
+    # The second attempt is the first one at another trial.
+    assert rows[1][0] == 1
+    assert "preempted" not in {outcome for _, outcome, _, _ in sandbox.outcomes()}
 
 
-def test_a_paused_study_gets_its_trial_back_and_goes_on_when_it_is_resumed(workshop):
-    study = workshop.create()
+def test_a_trial_of_a_paused_study_returns_to_the_queue_and_continues_after_resume(sandbox):
+    study = sandbox.create()
     paused = threading.Event()
 
     def pause(_config, step):
         if step == 4 and not paused.is_set():
-            workshop.execute("update hpopt.study set state = 'paused', state_reason = 'lunch'")
+            sandbox.execute("update hpopt.study set state = 'paused', state_reason = 'lunch'")
             paused.set()
 
-    workshop.objective.HOOK = pause
-    running = in_thread(lambda: work(workshop.database, study, workshop.settings))
-    assert paused.wait(20)
-    deadline = time.monotonic() + 20
-    while "paused: lunch" not in workshop.said and time.monotonic() < deadline:
-        time.sleep(0.05)
-    counted = budget.read_usage(workshop.database, study)
-    assert (counted.n_running, counted.n_waiting) == (0, 1)
-    workshop.execute("update hpopt.study set state = 'open'")
-    assert running.result(timeout=30) == "3 trials done"
-    assert "trial 0 preempted: the study is paused" in workshop.said
-    assert workshop.steps()[0] == list(range(1, 10))
+    sandbox.objective.HOOK = pause
+    running = in_thread(lambda: work(sandbox.database, study, sandbox.options))
+    wait_for(lambda: "paused: lunch" in sandbox.log)
+    usage = budget.read_usage(sandbox.database, study)
+    assert (usage.n_running, usage.n_pending_retry) == (0, 1)
+    sandbox.execute("update hpopt.study set state = 'open'")
+    assert running.result(TIMEOUT_S) == ALL_TRIALS
+    assert "trial 0 preempted: the study is paused" in sandbox.log
+    assert sandbox.steps()[0] == list(range(1, 10))
 
 
-def test_a_stopped_study_ends_its_trials_at_their_next_evaluation(workshop):
-    study = workshop.create()
-    stopped = "update hpopt.study set state = 'stopped', state_reason = 'enough'"
-    workshop.objective.HOOK = lambda _config, step: workshop.execute(stopped) if step == 4 else None
-    assert work(workshop.database, study, workshop.settings) == "stopped: enough"
-    assert workshop.outcomes()[0][1:] == ("pruned", 0.75, "the budget ended at step 4: it was stopped")
+def test_a_stopped_study_ends_its_trials_at_their_next_evaluation(sandbox):
+    study = sandbox.create()
+    stop = "update hpopt.study set state = 'stopped', state_reason = 'enough'"
+    sandbox.objective.HOOK = lambda _config, step: sandbox.execute(stop) if step == 4 else None
+    assert work(sandbox.database, study, sandbox.options) == "stopped: enough"
+    assert sandbox.outcomes()[0][1:] == ("pruned", 0.75, "the study was stopped at step 4")
 
 
-def _raise_at(step_of_fault, error):
-    def raise_there(_config, step):
-        if step == step_of_fault:
-            raise error
+def test_an_unknown_device_is_refused_with_the_valid_ones():
+    with pytest.raises(InputError, match=r"--device: 'gpu' is not one of auto, cpu"):
+        find_device("gpu")
 
-    return raise_there
+
+def test_a_worker_on_the_cpu_does_not_import_torch():
+    """The import takes seconds in each process, and an objective of the user's may not need it."""
+    code = "import sys; from hpopt.worker.loop import find_device; print(find_device('cpu'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "cpu False\n"

@@ -32,7 +32,9 @@ class WorkerOptions:
 
     `engine` started it as `job`; `home` has the cache and the folders of trials; `log` takes a line; `stop` is set to
     ask the worker to stop. Other workers end its attempt `stale_after_s` after its last heartbeat; it exits after
-    `give_up_after_s` without the database; a trial is retried `disk_retry_s` after a disk failed.
+    `give_up_after_s` without the database, or `stop_timeout_s` if it was asked to stop; a trial is retried
+    `disk_retry_s` after a disk failed. `poll_every_s` is the interval in which it tries to reach an unreachable
+    database and, growing to five times as much, in which it looks for work.
     """
 
     home: Path
@@ -43,7 +45,9 @@ class WorkerOptions:
     heartbeat_every_s: float = 15.0
     stale_after_s: float = 60.0
     give_up_after_s: float = 900.0
+    stop_timeout_s: float = 3.0
     disk_retry_s: float = 10.0
+    poll_every_s: float = 1.0
     log: Callable[[str], None] = print
     stop: threading.Event = field(default_factory=threading.Event)
 

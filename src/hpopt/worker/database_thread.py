@@ -3,6 +3,7 @@
 While the database is unreachable training goes on, and the tasks wait here.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -18,11 +19,6 @@ T = TypeVar("T")
 # A call to the database that can be repeated without harm.
 Task: TypeAlias = Callable[[], T]
 
-_RETRY_S = 1.0
-# A worker that was asked to stop has ten seconds for everything.
-_STOPPED_TIMEOUT_S = 3.0
-# Between two evaluations of a training run no connection is needed.
-_DISCONNECT_AFTER_S = 2.0
 # Signals are handled between two looks at a future.
 _POLL_S = 0.2
 
@@ -32,7 +28,9 @@ class DatabaseThreadOptions:
     """The tasks and times of a DatabaseThread.
 
     `heartbeat` runs every `heartbeat_every_s`; `disconnect` closes idle connections; `log` takes a line; `stop` is set
-    when the worker is asked to stop. After `give_up_after_s` without the database, waiting calls fail.
+    when the worker is asked to stop. After `give_up_after_s` without the database, waiting calls fail; once `stop` is
+    set, after `stop_timeout_s`: a worker that was asked to stop has ten seconds for everything. Connections are closed
+    `disconnect_after_s` after the last task, because training needs none between two evaluations.
     """
 
     heartbeat: Task[None]
@@ -41,6 +39,9 @@ class DatabaseThreadOptions:
     stop: threading.Event
     heartbeat_every_s: float
     give_up_after_s: float
+    retry_every_s: float = 1.0
+    stop_timeout_s: float = 3.0
+    disconnect_after_s: float = 2.0
 
 
 class DatabaseThread:
@@ -65,7 +66,7 @@ class DatabaseThread:
             self._is_closed = True
             self._wake.notify()
         # It can hang on a connection that was cut; what it had to send is in the outbox.
-        self._thread.join(timeout=_RETRY_S)
+        self._thread.join(timeout=self._options.retry_every_s)
 
     @property
     def is_unreachable(self) -> bool:
@@ -106,7 +107,7 @@ class DatabaseThread:
             now = time.monotonic()
             if self._options.stop.is_set() and stopped is None:
                 stopped = now
-            is_late = stopped is not None and now - stopped > _STOPPED_TIMEOUT_S
+            is_late = stopped is not None and now - stopped > self._options.stop_timeout_s
             if is_late or self.has_given_up or now - began > 2 * self._options.give_up_after_s:
                 future.cancel()
                 raise DatabaseLostError("lost the database: no response; what was not sent is in the outbox")
@@ -123,9 +124,9 @@ class DatabaseThread:
 
     def _serve(self) -> None:
         options = self._options
-        last_used: float | None = None
+        disconnect_at = math.inf
         while True:
-            task = self._wait_until(min(self._heartbeat_at, (last_used or self._heartbeat_at) + _DISCONNECT_AFTER_S))
+            task = self._wait_until(min(self._heartbeat_at, disconnect_at))
             if self._is_closed and (task is None or self.is_unreachable):
                 return
             now = time.monotonic()
@@ -133,17 +134,17 @@ class DatabaseThread:
                 self._run_first(task)
             elif now >= self._heartbeat_at:
                 self._try(options.heartbeat, is_heartbeat=True)
-            elif last_used is not None and now >= last_used + _DISCONNECT_AFTER_S:
+            elif now >= disconnect_at:
                 options.disconnect()
-                last_used = None
+                disconnect_at = math.inf
                 continue
-            last_used = time.monotonic()
+            disconnect_at = time.monotonic() + options.disconnect_after_s
 
     def _wait_until(self, due: float) -> "_QueuedTask | None":
         """Return the first task, or None at time `due`; while the database is unreachable, wait before a retry."""
         with self._wake:
             if self.is_unreachable:
-                self._wake.wait_for(lambda: self._is_closed, _RETRY_S)
+                self._wake.wait_for(lambda: self._is_closed, self._options.retry_every_s)
             elif not self._tasks and not self._is_closed:
                 self._wake.wait(max(0.0, due - time.monotonic()))
             return self._tasks[0] if self._tasks else None

@@ -4,6 +4,7 @@ import os
 from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
 from hpopt.storage import attempts, budget, reaper, studies
@@ -16,10 +17,11 @@ from hpopt.worker import objective
 from hpopt.worker.attempt import Lease, WorkerContext, WorkerOptions, run_attempt
 from hpopt.worker.database_thread import DatabaseThread, DatabaseThreadOptions
 
-# How long a worker waits for work while others hold the rest of the budget or the study is paused.
-_MIN_WAIT_S, _MAX_WAIT_S = 1.0, 5.0
-# How long it waits after its disk failed, doubled each time.
-_DISK_WAIT_S = 1.0
+# While others hold the rest of the budget or the study is paused, a worker looks for work every `poll_every_s`, later
+# in intervals up to this many times as long.
+_MAX_POLL_FACTOR = 5
+# After its disk failed, a worker waits for this part of `disk_retry_s`, doubled each time, before it runs another trial.
+_DISK_WAIT = 0.1
 _MAX_DISK_FAULTS = 6
 _END_TIMEOUT_S = 2.0
 
@@ -41,6 +43,8 @@ def work(database: Database, study: Study, options: WorkerOptions) -> str:
         stop=options.stop,
         heartbeat_every_s=options.heartbeat_every_s,
         give_up_after_s=options.give_up_after_s,
+        retry_every_s=options.poll_every_s,
+        stop_timeout_s=options.stop_timeout_s,
     )
     with DatabaseThread(thread_options) as thread:
         lease.worker_id = thread.call(lambda: _register(database, study, options))
@@ -62,10 +66,13 @@ def work(database: Database, study: Study, options: WorkerOptions) -> str:
 
 def find_device(device: str) -> str:
     """Return the device of a name: `auto` is the GPU if there is one. Raises InputError for an unknown one."""
-    try:
-        import torch  # noqa: PLC0415 - only `hpopt worker` needs it.
-    except ImportError:
-        raise InputError("a worker needs torch; pip install 'hpopt[train]'") from None
+    if find_spec("torch") is None:
+        raise InputError("a worker needs torch; pip install 'hpopt[train]'")
+    # The import of torch takes seconds, and an objective of the user's can do without.
+    if device == "cpu":
+        return device
+    import torch  # noqa: PLC0415 - as above.
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     n_gpus = torch.cuda.device_count()
@@ -110,7 +117,7 @@ def _heartbeat(database: Database, study: Study, lease: Lease) -> None:
 
 def _pull(context: WorkerContext, study: Study) -> str:
     """Run attempts until the study has finished, and return why it has."""
-    options, wait_s, logged, n_disk_faults = context.options, _MIN_WAIT_S, None, 0
+    options, wait_s, logged, n_disk_faults = context.options, context.options.poll_every_s, None, 0
     while not options.stop.is_set():
         work = context.thread.call(partial(_find_work, context, study))
         study = work.study
@@ -118,14 +125,14 @@ def _pull(context: WorkerContext, study: Study) -> str:
             n_disk_faults = 0 if run_attempt(context, study, work.attempt) else n_disk_faults + 1
             if n_disk_faults > _MAX_DISK_FAULTS:
                 raise DeviceError("the disk of this machine has failed; see above")
-            wait_s = _DISK_WAIT_S * 2 ** (n_disk_faults - 1) if n_disk_faults else 0.0
+            wait_s = _DISK_WAIT * options.disk_retry_s * 2 ** (n_disk_faults - 1) if n_disk_faults else 0.0
         elif work.finished_reason is not None:
             return work.finished_reason
         elif work.waiting_reason and work.waiting_reason != logged:
             options.log(work.waiting_reason)
         logged = work.waiting_reason
         options.stop.wait(wait_s)
-        wait_s = min(_MAX_WAIT_S, max(_MIN_WAIT_S, 2 * wait_s))
+        wait_s = min(_MAX_POLL_FACTOR * options.poll_every_s, max(options.poll_every_s, 2 * wait_s))
     raise Interrupted("asked to stop")
 
 
