@@ -33,7 +33,7 @@ class Float(BaseModel):
     def _check(self) -> Self:
         _check_bounds(self.low, self.high, self.step, above=0 if self.log else None)
         if self.log and self.step is not None:
-            raise ValueError("log and step do not go together; drop one")
+            raise ValueError("log and step exclude each other; remove one")
         return self
 
     def contains(self, value: object) -> bool:
@@ -73,7 +73,7 @@ class Int(BaseModel):
     def _check(self) -> Self:
         _check_bounds(self.low, self.high, self.step if self.step > 1 else None, above=0 if self.log else None)
         if self.log and self.step > 1:
-            raise ValueError("log and step do not go together; drop one")
+            raise ValueError("log and step exclude each other; remove one")
         return self
 
     def values(self) -> range:
@@ -110,7 +110,7 @@ class Categorical(BaseModel):
                 raise ValueError(f"{choice!r} is not a string, a finite number, true or false")
             # Optuna looks choices up by equality, so that 1, 1.0 and true are the same choice.
             if choice in seen:
-                raise ValueError(f"{choice!r} is there twice")
+                raise ValueError(f"{choice!r} is listed twice")
             seen.append(choice)
         return choices
 
