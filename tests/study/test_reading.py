@@ -61,11 +61,11 @@ def test_every_study_of_the_repository_is_valid_and_names_the_schema(path):
         ("name = 3", "name: 3 is not a string"),
         (
             'name = "two words"',
-            "name: 'two words' is not a valid name; use letters, digits, '.', '_' and '-', a letter or digit first",
+            "name: 'two words' is not a name of letters, digits, '.', '_' and '-', a letter or digit first",
         ),
         (
             'name = "../s"',
-            "name: '../s' is not a valid name; use letters, digits, '.', '_' and '-', a letter or digit first",
+            "name: '../s' is not a name of letters, digits, '.', '_' and '-', a letter or digit first",
         ),
         (f'name = "{"s" * 101}"', f"name: '{'s' * 101}' is longer than 100 characters"),
         (
