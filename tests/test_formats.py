@@ -86,6 +86,8 @@ def test_numbers_that_are_not_finite_are_found_at_any_depth():
 
 @dataclass(frozen=True)
 class Point:
+    """A record with a field that JSON has no type for."""
+
     x: float
     path: Path | None = None
 
