@@ -1,4 +1,4 @@
-"""Owns what several test files need."""
+"""A PostgreSQL server for all processes of one pytest run, and databases on it."""
 
 import os
 import shutil
@@ -12,17 +12,19 @@ import psycopg2
 import pytest
 
 from hpopt.postgres import server
+from hpopt.storage import migrate
+from hpopt.storage.database import Database
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A real server, shared by all processes of one pytest run; the last one to leave stops it."""
-    # Not below pytest's own temporary folder, which is closed to the user that a server started by root runs as.
+    """The URL of a real server, shared by all processes of one pytest run; the last one to finish stops it."""
+    # Not below pytest's own temporary folder, which the user that runs a server started by root cannot enter.
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
     home = Path(tempfile.gettempdir(), f"hpopt-tests-{run}")
     with server.use(home):
         url = server.start(home)
-        # Nobody wants this data after a power cut, and a database is made and dropped for every test.
+        # No test needs its data after a crash of the machine, and each creates and drops a database.
         for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
             _execute(url, statement)
         yield url
@@ -32,11 +34,46 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture
 def database_url(postgres_url: str) -> Iterator[str]:
-    """An empty database of the test's own."""
+    """The URL of an empty database of the test's own."""
     name = f"test_{uuid.uuid4().hex}"
     _execute(postgres_url, f"CREATE DATABASE {name}")
-    yield f"{postgres_url.removesuffix('/hpopt')}/{name}"
+    yield _url_of(postgres_url, name)
     _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> str:
+    """The name of a migrated database to copy, which accepts no connections: each would make a copy fail."""
+    with closing(psycopg2.connect(postgres_url.replace("+psycopg2", ""))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            # The first process of the run migrates, the others wait here.
+            cursor.execute("SELECT pg_advisory_lock(1)")
+            cursor.execute("SELECT FROM pg_database WHERE datname = 'migrated'")
+            if cursor.fetchone() is None:
+                cursor.execute("DROP DATABASE IF EXISTS migrating WITH (FORCE)")
+                cursor.execute("CREATE DATABASE migrating")
+                with closing(Database(_url_of(postgres_url, "migrating"))) as database:
+                    migrate.upgrade(database)
+                cursor.execute("ALTER DATABASE migrating ALLOW_CONNECTIONS false")
+                # The new name says that it is complete.
+                cursor.execute("ALTER DATABASE migrating RENAME TO migrated")
+    return "migrated"
+
+
+@pytest.fixture
+def migrated_url(postgres_url: str, template: str) -> Iterator[str]:
+    """The URL of a migrated database of the test's own."""
+    name = f"test_{uuid.uuid4().hex}"
+    _execute(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    # A copy has no settings of roles, and the search path of a user called hpopt begins with our schema.
+    _execute(postgres_url, f"ALTER ROLE current_user IN DATABASE {name} SET search_path = public")
+    yield _url_of(postgres_url, name)
+    _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _url_of(postgres_url: str, name: str) -> str:
+    return f"{postgres_url.removesuffix('/hpopt')}/{name}"
 
 
 def _execute(url: str, statement: str) -> None:

@@ -101,7 +101,7 @@ def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None
     n_trials = budget.planned_trials(study)
     if limit is not None or n_trials is None or usage.n_started + n_enqueued < n_trials:
         return limit
-    return f"trials budget {'exhausted' if usage.n_started >= n_trials else 'reserved'} ({n_trials})"
+    return f"trials budget {'exhausted' if usage.n_started >= n_trials else 'reserved by earlier trials'} ({n_trials})"
 
 
 def _set_state(database: Database, study: Study, state: str, reason: str | None) -> StudyState:

@@ -93,7 +93,7 @@ def describe_pause(name: str, reason: str | None) -> str:
 def describe_enqueued(name: str, state: str, sampled: Sequence[str], *, n_ahead: int, blocked_by: str | None) -> str:
     """Return a line on when an enqueued configuration is tried, and which of its parameters are sampled."""
     if blocked_by is not None:
-        return f"enqueued; {blocked_by}: raise it in the file and `hpopt create` it again"
+        return f"enqueued; {blocked_by}: change the budget in the file and `hpopt create` it again"
     when = f"it is tried after {format_count(n_ahead, 'waiting trial')}" if n_ahead else "it is tried next"
     rest = f"; sampled: {', '.join(sampled)}" if sampled else ""
     return f"enqueued; {when}{rest}" + ("" if state == "open" else f"; {name} is {state}: `hpopt resume {name}`")
@@ -105,7 +105,7 @@ def _state(progress: Progress) -> str:
     if progress.usage.state != "open":
         return f"{progress.usage.state}: {progress.usage.state_reason}"
     n_stale = sum(worker.is_stale for worker in progress.workers)
-    stale = f", heartbeat of {n_stale} of {len(progress.workers)} workers expired" if n_stale else ""
+    stale = f", {n_stale} of {len(progress.workers)} heartbeats expired" if n_stale else ""
     return ("running" if progress.workers else "waiting for workers") + stale
 
 
