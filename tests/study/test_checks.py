@@ -246,16 +246,16 @@ SOURCES = "; known: 'python-stdlib', a folder of text files"
     [
         (
             '[fixed]\ndataset = "book"',
-            f"fixed.dataset: 'book' is no file or folder here; did you mean 'books'?{SOURCES}",
+            f"fixed.dataset: 'book' does not exist; did you mean 'books'?{SOURCES}",
         ),
         (
             'dataset = { choices = ["python-stdlib", "books", "text"] }',
-            f"search_space.dataset: 'text' is no file or folder here{SOURCES}",
+            f"search_space.dataset: 'text' does not exist{SOURCES}",
         ),
-        ('[fixed]\ntokenizer = "byte"', "fixed.tokenizer: 'byte' is no file or folder here; did you mean 'bytes'?"),
+        ('[fixed]\ntokenizer = "byte"', "fixed.tokenizer: 'byte' does not exist; did you mean 'bytes'?"),
         (
             '[fixed]\ndataset = "owner/name"',
-            "fixed.dataset: 'owner/name' is no path here, and of a Hugging Face dataset only a part is read:",
+            "fixed.dataset: 'owner/name' is not a local path, and a Hugging Face dataset needs a limit:",
         ),
     ],
 )
