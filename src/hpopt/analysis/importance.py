@@ -18,9 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpopt.analysis.anova import Decomposition
 from hpopt.analysis.axes import FloatArray
-from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.dependence import SIGNIFICANT
-from hpopt.analysis.model import Model, build_model
+from hpopt.analysis.model import Model, build_model, limit_blas_threads
 from hpopt.analysis.sample import settled
 from hpopt.analysis.surrogate import why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
@@ -76,7 +75,7 @@ class Importance:
         return tuple(name for name in self.matters if (self.intervals or {})[name][0] > equal)
 
 
-@on_one_core
+@limit_blas_threads
 def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[Importance, ...]:
     """Measure by PED-ANOVA and fANOVA, in this order; a model that is there already need not be built.
 

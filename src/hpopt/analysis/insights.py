@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from hpopt.analysis.budget import BudgetDependence, measure_budget
 from hpopt.analysis.cliff import Divergence, find_divergence
-from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.correlation import Correlation, correlate
 from hpopt.analysis.cost import Cost, sum_cost
 from hpopt.analysis.duplicates import Twins, find_twins
 from hpopt.analysis.extrapolation import Extrapolation, extrapolate_finals
 from hpopt.analysis.importance import Importance, measure_importance
 from hpopt.analysis.interactions import Interactions, measure_interactions
-from hpopt.analysis.model import build_model
+from hpopt.analysis.model import build_model, limit_blas_threads
 from hpopt.analysis.noise import Noise, measure_noise
 from hpopt.analysis.pruning import PruningCheck, check_pruning
 from hpopt.analysis.sensitivity import Sensitivity, measure_sensitivity
@@ -36,7 +35,7 @@ class Insights:
     twins: tuple[Twins, ...]
 
 
-@on_one_core
+@limit_blas_threads
 def gather(table: StudyTable) -> Insights:
     """Analyse a study; of many trials some analyses look at a random part, and say so."""
     model = build_model(table)

@@ -1,14 +1,20 @@
 """Owns the model of a study that several analyses share, so that it is computed once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from threadpoolctl import threadpool_limits
 
 from hpopt.analysis.anova import Decomposition, decompose
-from hpopt.analysis.cores import on_one_core
 from hpopt.analysis.posterior import draw_variants
 from hpopt.analysis.sample import Expected, LeftOut, assess_table, expect, find_left_out, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, fit, why_not
 from hpopt.analysis.trials import StudyTable
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,22 @@ class Model:
     p_values: Mapping[str, float]
 
 
-@on_one_core
+def limit_blas_threads(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run the linear algebra of a function on one thread.
+
+    The matrices of an analysis are small, and its threads would wait for each other beside trainings: on two busy cores
+    an analysis of half a second took twenty.
+    """
+
+    @wraps(function)
+    def limited(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with threadpool_limits(limits=1, user_api="blas"):
+            return function(*args, **kwargs)
+
+    return limited
+
+
+@limit_blas_threads
 def build_model(table: StudyTable) -> Model | None:
     """Model the final values of the complete trials and the extrapolated ones of pruned; None where there are few."""
     if why_not(table, settled(table)) is not None:
