@@ -15,10 +15,9 @@ import numpy.typing as npt
 from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
 from hpopt.analysis.sample import expect, sign_of
-from hpopt.analysis.schedule import fractions_of, points_at
 from hpopt.analysis.sensitivity import profile_points
 from hpopt.analysis.surrogate import MIN_TRIALS, Surrogate, fit
-from hpopt.analysis.trials import CurvePoint, StudyTable
+from hpopt.analysis.trials import CurvePoint, StudyTable, comparison_fractions, evaluations_at
 from hpopt.hyperparameters import Scalar
 
 N_RESAMPLES = 100
@@ -83,7 +82,7 @@ class _Budget:
 
 def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDependence:
     """Compare the optima at the fractions of the schedule with those at its end."""
-    at_fractions = {fraction: points_at(table, fraction) for fraction in (*fractions_of(table), 1.0)}
+    at_fractions = {fraction: evaluations_at(table, fraction) for fraction in (*comparison_fractions(table), 1.0)}
     enough = {fraction: points for fraction, points in at_fractions.items() if len(points) >= MIN_TRIALS}
     if surrogate is None or 1.0 not in enough or len(enough) == 1:
         counts = ", ".join(f"{len(points)} at {fraction:.0%}" for fraction, points in at_fractions.items())

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import spearmanr
 
-from hpopt.analysis.schedule import fractions_of, points_at
 from hpopt.analysis.surrogate import MIN_TRIALS
-from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.analysis.trials import StudyTable, TrialRow, comparison_fractions, evaluations_at
 from hpopt.search.pruner import Rungs
 
 REDUCTION_FACTOR = 3
@@ -57,7 +56,7 @@ def check_pruning(table: StudyTable) -> PruningCheck:
     """Replay a pruner that keeps one trial in three at each of the study's rungs."""
     rows = table.ranked()
     nothing = PruningCheck(rungs=(), n_complete=len(rows), n_pruned=len(table.pruned()))
-    at_rungs = {fraction: _badness(table, points_at(table, fraction)) for fraction in fractions_of(table)}
+    at_rungs = {fraction: _badness(table, evaluations_at(table, fraction)) for fraction in comparison_fractions(table)}
     usable = {fraction: values for fraction, values in at_rungs.items() if all(row.trial in values for row in rows)}
     if len(rows) < MIN_TRIALS:
         reason = f"not enough data: {MIN_TRIALS} complete trials are needed, there are {len(rows)}"

@@ -17,6 +17,13 @@ State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
 NO_RUNGS = Rungs()
 Params = tuple[tuple[str, Scalar], ...]
 
+# Fractions of the schedule at which trials are compared if the study's pruner has no rungs.
+DEFAULT_FRACTIONS = (1 / 9, 1 / 3)
+# Steps are whole: a third of 100 steps is reached at step 33, as in search/pruner.py.
+_ROUNDING = 0.5
+# An evaluation at more than this multiple of the wanted step belongs to another budget.
+_LATEST = 1.5
+
 
 class Outcome(StrEnum):
     """How an attempt at a trial ended."""
@@ -129,3 +136,32 @@ class StudyTable:
 def is_finite(value: float | None) -> bool:
     """Say whether there is a value that can be drawn and compared."""
     return value is not None and math.isfinite(value)
+
+
+def comparison_fractions(table: StudyTable) -> tuple[float, ...]:
+    """Return the fractions of the schedule at which trials are compared before its end."""
+    return table.rungs.fractions or DEFAULT_FRACTIONS
+
+
+def evaluations_at(table: StudyTable, fraction: float) -> Mapping[int, CurvePoint]:
+    """Return, by trial, the first evaluation at a fraction of the schedule, of the trials that reached it.
+
+    The value at half of a schedule is not that of a run half as long, whose learning rate would have decayed by then.
+    """
+    lengths = {row.curve[-1].step for row in table.complete() if row.curve}
+    # The length of a pruned trial's schedule is known only where all complete trials have the same.
+    common = lengths.pop() if len(lengths) == 1 else None
+    rows = (*table.complete(), *table.pruned())
+    points = {row.trial: _evaluation_at(row, fraction, common) for row in rows}
+    return {trial: point for trial, point in points.items() if point is not None}
+
+
+def _evaluation_at(row: TrialRow, fraction: float, common: int | None) -> CurvePoint | None:
+    n_steps = row.curve[-1].step if row.state == "COMPLETE" and row.curve else common
+    if n_steps is None:
+        return None
+    reached = (point for point in row.curve if point.step + _ROUNDING >= fraction * n_steps)
+    point = next(reached, None)
+    if point is None or not is_finite(point.value) or point.step > _LATEST * fraction * n_steps + 1:
+        return None
+    return point
