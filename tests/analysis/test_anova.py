@@ -5,9 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from hpopt.analysis.anova import average, decompose
+from hpopt.analysis.anova import average, decompose, draw_functions, draw_variants, expand_mean
 from hpopt.analysis.model import build_model
-from hpopt.analysis.posterior import draw_functions, draw_variants, expand_mean
 
 
 def bent(params):

@@ -7,8 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from hpopt.analysis.anova import Decomposition, decompose
-from hpopt.analysis.posterior import draw_variants
+from hpopt.analysis.anova import Decomposition, decompose, draw_variants
 from hpopt.analysis.sample import Expected, LeftOut, assess_table, expect, find_left_out, settled, sign_of
 from hpopt.analysis.surrogate import Surrogate, fit, why_not
 from hpopt.analysis.trials import StudyTable
