@@ -14,7 +14,7 @@ _FEWEST_VALUES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twins:
+class DuplicateTrials:
     """Trials with identical learning curves; `differ_in` are the params that they differ in, `seeds` theirs."""
 
     trials: tuple[int, ...]
@@ -22,7 +22,7 @@ class Twins:
     seeds: tuple[int, ...]
 
 
-def find_twins(table: StudyTable) -> tuple[Twins, ...]:
+def find_duplicates(table: StudyTable) -> tuple[DuplicateTrials, ...]:
     """Find the groups of trials with identical curves that differ in their params or in their seeds."""
     groups: dict[tuple[tuple[int, float | None], ...], list[TrialRow]] = defaultdict(list)
     for row in table.trials:
@@ -30,17 +30,17 @@ def find_twins(table: StudyTable) -> tuple[Twins, ...]:
         if len({value for _, value in curve if value == value}) >= _FEWEST_VALUES:  # noqa: PLR0124 - NaN is not.
             groups[curve].append(row)
     found = [_compare(rows) for rows in groups.values() if len(rows) > 1]
-    return tuple(twins for twins in found if twins.differ_in or len(twins.seeds) > 1)
+    return tuple(duplicates for duplicates in found if duplicates.differ_in or len(duplicates.seeds) > 1)
 
 
-def _compare(rows: list[TrialRow]) -> Twins:
+def _compare(rows: list[TrialRow]) -> DuplicateTrials:
     names = dict.fromkeys(name for row in rows for name in row.params)
     differ_in = tuple(
         name
         for name in names
         if len({row.params.get(name) for row in rows}) > 1 and not all(_is_unused(name, row) for row in rows)
     )
-    return Twins(
+    return DuplicateTrials(
         trials=tuple(row.trial for row in rows),
         differ_in=differ_in,
         seeds=tuple(sorted({row.seed for row in rows if row.seed is not None})),

@@ -7,7 +7,7 @@ from hpopt.analysis.budget import BudgetDependence, measure_budget
 from hpopt.analysis.cliff import Divergence, find_divergence
 from hpopt.analysis.correlation import Correlation, correlate
 from hpopt.analysis.cost import Cost, sum_cost
-from hpopt.analysis.duplicates import Twins, find_twins
+from hpopt.analysis.duplicates import DuplicateTrials, find_duplicates
 from hpopt.analysis.extrapolation import Extrapolation, extrapolate_finals
 from hpopt.analysis.importance import Importance, measure_importance
 from hpopt.analysis.interactions import Interactions, measure_interactions
@@ -32,7 +32,7 @@ class Insights:
     correlations: tuple[Correlation, ...]
     budget: BudgetDependence
     pruning: PruningCheck
-    twins: tuple[Twins, ...]
+    duplicates: tuple[DuplicateTrials, ...]
 
 
 @limit_blas_threads
@@ -51,5 +51,5 @@ def gather(table: StudyTable) -> Insights:
         correlations=correlate(table),
         budget=measure_budget(table, surrogate),
         pruning=check_pruning(table),
-        twins=find_twins(table),
+        duplicates=find_duplicates(table),
     )

@@ -14,8 +14,8 @@ def find(table: StudyTable, insights: Insights) -> tuple[Finding, ...]:
     """Give all findings about a study, the gravest first."""
     found = [
         *trials.find_leak(table),
-        *trials.find_untreated(insights),
-        *trials.find_unseeded(insights),
+        *trials.find_ignored_parameters(insights),
+        *trials.find_ignored_seeds(insights),
         *parameters.find_edges(table, insights),
         *parameters.find_drift(insights),
         *trials.find_lost_winners(insights),

@@ -35,25 +35,25 @@ def find_leak(table: StudyTable) -> Iterator[Finding]:
         )
 
 
-def find_untreated(insights: Insights) -> Iterator[Finding]:
+def find_ignored_parameters(insights: Insights) -> Iterator[Finding]:
     """Find params that made no difference to the last digit."""
-    groups = [twins for twins in insights.twins if twins.differ_in]
+    groups = [group for group in insights.duplicates if group.differ_in]
     if groups:
-        names = tuple(dict.fromkeys(name for twins in groups for name in twins.differ_in))
+        names = tuple(dict.fromkeys(name for group in groups for name in group.differ_in))
         told, trials = list_words(names), list_words(groups[0].trials)
         yield Finding(
             code="treatment-not-applied",
             severity="error",
             message=f"Trials {trials} differ in {told} and have the same learning curve to the last digit: {told} "
             "never arrived in the training, or does nothing at these values.",
-            evidence={"parameters": list(names), "trials": [list(twins.trials) for twins in groups]},
+            evidence={"parameters": list(names), "trials": [list(group.trials) for group in groups]},
             remedy=f"Look at how the objective uses {told}; until then do not call this `no effect`.",
         )
 
 
-def find_unseeded(insights: Insights) -> Iterator[Finding]:
+def find_ignored_seeds(insights: Insights) -> Iterator[Finding]:
     """Find seeds that made no difference to the last digit."""
-    groups = [twins for twins in insights.twins if len(twins.seeds) > 1]
+    groups = [group for group in insights.duplicates if len(group.seeds) > 1]
     if groups:
         trials, seeds = list_words(groups[0].trials), list_words(groups[0].seeds)
         yield Finding(
@@ -61,7 +61,7 @@ def find_unseeded(insights: Insights) -> Iterator[Finding]:
             severity="error",
             message=f"Trials {trials} ran with the seeds {seeds} and have the same learning curve to the last digit: "
             "the seed never arrived, so repeats say nothing about noise.",
-            evidence={"trials": [list(twins.trials) for twins in groups], "seeds": [list(t.seeds) for t in groups]},
+            evidence={"trials": [list(group.trials) for group in groups], "seeds": [list(t.seeds) for t in groups]},
             remedy="Let the objective seed its data order and its initial weights from `seed`.",
         )
 
