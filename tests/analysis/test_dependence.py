@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from hpopt.analysis.dependence import SIGNIFICANT, _shuffled_share, assess_pairs, assess_parameters, to_scores
-from hpopt.analysis.sample import settled
+from hpopt.analysis.sample import completed
 
 
 def sum_of_squares(columns, targets):
@@ -25,7 +25,7 @@ def test_the_statistic_is_the_share_that_least_squares_explains():
 def test_the_chance_of_one_parameter_is_that_of_an_f_test(sample_table):
     """With one parameter and normal noise there is a formula: 2 and n - 3 degrees of freedom."""
     table = sample_table(lambda p: 0.5 * np.log10(p["learning_rate"]), n_trials=40, noise=1.0)
-    design = settled(table)
+    design = completed(table)
     only = design.__class__(axes=design.axes[:1], rows=design.rows, places=design.places[:, :1])
     x, y = only.places[:, 0], only.values()
     without, along = sum_of_squares(np.ones((40, 1)), y), sum_of_squares(np.column_stack([np.ones(40), x, x**2]), y)
@@ -39,7 +39,7 @@ def test_scores_are_normal_quantiles_and_equals_share_one():
 
 def test_what_depends_on_a_parameter_is_seen_beside_a_stronger_one(sample_table):
     table = sample_table(lambda p: p["ns_steps"] + (p["optimizer"] == "sgd"), n_trials=40, noise=0.3)
-    design = settled(table)
+    design = completed(table)
     p_values = assess_parameters(design, design.values())
     assert p_values["ns_steps"] <= SIGNIFICANT
     assert p_values["optimizer"] <= SIGNIFICANT
@@ -65,6 +65,6 @@ def companions(rng):
 
 def test_a_joint_effect_is_found_and_not_ascribed_to_other_pairs(sample_table):
     table = sample_table(lambda p: (np.log10(p["learning_rate"]) + 2) * (p["ns_steps"] - 5), n_trials=60, noise=0.5)
-    design = settled(table)
+    design = completed(table)
     p_values = assess_pairs(design, design.values())
     assert [pair for pair, p_value in p_values.items() if p_value <= SIGNIFICANT] == [("learning_rate", "ns_steps")]

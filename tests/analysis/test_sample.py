@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hpopt.analysis.importance import measure_importance
-from hpopt.analysis.sample import _places, assess_table, expect, find_left_out
+from hpopt.analysis.sample import _places, assess_table, find_left_out, with_extrapolated
 from hpopt.analysis.trials import CurvePoint, TrialRow
 
 
@@ -36,7 +36,7 @@ def test_trials_pruned_at_random_leave_a_fair_sample(table):
 def test_what_kills_trials_matters_even_if_the_survivors_do_not_show_it(sample_table):
     """All complete trials are alike; only who was pruned depends on the learning rate."""
     table = prune(sample_table(lambda _: 1.0, n_trials=60), lambda row: row.params["learning_rate"] < 0.004)
-    assert assess_table(table, expect(table))["learning_rate"] == pytest.approx(0.001)
+    assert assess_table(table, with_extrapolated(table))["learning_rate"] == pytest.approx(0.001)
     ped_anova, fanova = measure_importance(table)
     assert (ped_anova.n_left_out, fanova.n_left_out) == (0, len(table.pruned()))
     assert fanova.is_biased

@@ -6,7 +6,7 @@ from scipy.optimize import approx_fprime
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-from hpopt.analysis.sample import settled
+from hpopt.analysis.sample import completed
 from hpopt.analysis.surrogate import clip_bad, distances_of, fit, log_likelihood, negative_log_posterior
 from hpopt.analysis.validation import cross_validate
 from hpopt.search.space import Float
@@ -30,7 +30,7 @@ def design(make_table):
         TrialRow(trial=i, state="COMPLETE", value=float(v), params={"a": float(p[0]), "b": float(p[1])})
         for i, (p, v) in enumerate(zip(places, values, strict=True))
     ]
-    return settled(make_table(rows, SPACE))
+    return completed(make_table(rows, SPACE))
 
 
 # Every third value was predicted, with a variance of its own.
@@ -74,7 +74,7 @@ def test_predictions_are_those_of_scikit_learn(design):
 def test_the_noise_that_was_planted_is_found(sample_table):
     """60 runs with a standard deviation of 0.2 around a bowl."""
     table = sample_table(lambda p: (np.log10(p["learning_rate"]) + 2) ** 2, n_trials=60, noise=0.2)
-    design = settled(table)
+    design = completed(table)
     assert fit(design, design.values(), sign=1).noise_std == pytest.approx(0.2, rel=0.3)
 
 
@@ -88,7 +88,7 @@ def test_only_bad_values_beyond_the_outer_fence_are_clipped(sign):
 def test_the_error_is_that_on_trials_it_has_not_seen(sample_table):
     """Pure noise cannot be predicted, whatever the fit looks like; a smooth function can."""
     for value, low, high in ((lambda _: 0.0, -1.0, 0.2), (lambda p: np.log10(p["learning_rate"]), 0.9, 1.0)):
-        design = settled(sample_table(value, n_trials=60, noise=0.1))
+        design = completed(sample_table(value, n_trials=60, noise=0.1))
         error = cross_validate(fit(design, design.values(), sign=1))
         assert low < error.r2 < high
         assert 0.07 < error.rmse < 0.15
@@ -97,12 +97,12 @@ def test_the_error_is_that_on_trials_it_has_not_seen(sample_table):
 def test_replicates_are_not_predicted_from_each_other(sample_table, make_table):
     """Otherwise noise that a seed repeats would look like something that the params explain."""
     rows = [row for row in sample_table(lambda _: 0.0, n_trials=20, noise=1.0).trials for _ in range(2)]
-    design = settled(make_table(list(rows)))
+    design = completed(make_table(list(rows)))
     assert cross_validate(fit(design, design.values(), sign=1)).r2 < 0.2
 
 
 def test_many_trials_are_thinned_and_that_is_told(sample_table):
     table = sample_table(lambda p: p["ns_steps"], n_trials=700)
-    design = settled(table)
+    design = completed(table)
     surrogate = fit(design, design.values(), sign=1)
     assert (surrogate.n_trials, len(surrogate.targets)) == (700, 500)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.sample import expect, sign_of
+from hpopt.analysis.sample import sign_of, with_extrapolated
 from hpopt.analysis.sensitivity import profile_points
 from hpopt.analysis.surrogate import MIN_TRIALS, Surrogate, fit
 from hpopt.analysis.trials import CurvePoint, StudyTable, comparison_fractions, evaluations_at
@@ -97,9 +97,9 @@ def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDepe
 
 def _profile(table: StudyTable, fraction: float, points: Mapping[int, CurvePoint], center: FloatArray) -> _Budget:
     known = {trial: point.value for trial, point in points.items() if point.value is not None}
-    expected = expect(table, known)
-    design = expected.design
-    surrogate = fit(design, expected.values, sign=sign_of(table), stds=expected.stds)
+    sample = with_extrapolated(table, known)
+    design = sample.design
+    surrogate = fit(design, sample.values, sign=sign_of(table), stds=sample.stds)
     crosses = [
         surrogate.kernel(profile_points(axis, i, center), surrogate.design.places) for i, axis in enumerate(design.axes)
     ]

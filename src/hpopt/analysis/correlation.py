@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from hpopt.analysis.axes import FloatArray
-from hpopt.analysis.sample import settled
+from hpopt.analysis.sample import completed
 from hpopt.analysis.surrogate import MIN_TRIALS
 from hpopt.analysis.trials import StudyTable
 
@@ -36,7 +36,7 @@ class Correlation:
 
 def correlate(table: StudyTable) -> tuple[Correlation, ...]:
     """Correlate every ordered parameter with every metric, the study's own first, of the complete trials."""
-    design = settled(table)
+    design = completed(table)
     names = sorted({name for row in design.rows for name in row.metrics} - {table.metric})
     columns = {table.metric: design.values()}
     columns |= {name: np.array([row.metrics.get(name, np.nan) for row in design.rows], dtype=float) for name in names}

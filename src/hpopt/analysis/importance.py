@@ -20,7 +20,7 @@ from hpopt.analysis.anova import Decomposition
 from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model, build_model, limit_blas_threads
-from hpopt.analysis.sample import settled
+from hpopt.analysis.sample import completed
 from hpopt.analysis.surrogate import why_not
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.search.space import Categorical, Int, Range
@@ -83,7 +83,7 @@ def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[I
     """
     model = model or build_model(table)
     if model is None:
-        reason = why_not(table, settled(table))
+        reason = why_not(table, completed(table))
         n_trials = len(table.complete())
         return tuple(
             Importance(measure=measure, meaning=meaning, n_trials=n_trials, shares=None, reason=reason)
@@ -139,7 +139,7 @@ def _measure_fanova(model: Model) -> Importance:
 
 
 def _tell_pruned(model: Model) -> str | None:
-    n, parts = model.expected.n_extrapolated, [model.left_out.bias_sentence or ""]
+    n, parts = model.sample.n_extrapolated, [model.left_out.bias_sentence or ""]
     if n:
         who = f"{n} pruned trials count at the final values" if n > 1 else "1 pruned trial counts at the final value"
         whose = "their learning curves" if n > 1 else "its learning curve"

@@ -11,7 +11,7 @@ from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
 from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
 from hpopt.analysis.model import Model
-from hpopt.analysis.sample import LeftOut, expect, settled, sign_of
+from hpopt.analysis.sample import LeftOut, completed, sign_of, with_extrapolated
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
@@ -50,9 +50,9 @@ class Interactions:
 
 def measure_interactions(table: StudyTable, model: Model | None) -> Interactions:
     """Measure all pairs on the complete trials, and on the extrapolated values of pruned ones."""
-    expected = model.expected if model else expect(table)
-    design, n_trials = expected.design, len(expected.values)
-    reason = why_not(table, settled(table))
+    sample = model.sample if model else with_extrapolated(table)
+    design, n_trials = sample.design, len(sample.values)
+    reason = why_not(table, completed(table))
     if reason is None and len(design.axes) < 2:  # noqa: PLR2004 - a pair is two.
         reason = "the study searches one parameter"
     if reason is None and n_trials < n_for_pairs(design):
@@ -62,7 +62,7 @@ def measure_interactions(table: StudyTable, model: Model | None) -> Interactions
     decomposition = model.decomposition
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
-    p_values = assess_pairs(design, clip_bad(expected.values, sign_of(table)))
+    p_values = assess_pairs(design, clip_bad(sample.values, sign_of(table)))
     found = [
         _interaction(pair, part / decomposition.total, p_values[pair]) for pair, part in decomposition.pairs.items()
     ]

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from threadpoolctl import threadpool_limits
 
 from hpopt.analysis.anova import Decomposition, decompose, draw_variants
-from hpopt.analysis.sample import Expected, LeftOut, assess_table, expect, find_left_out, settled, sign_of
+from hpopt.analysis.sample import LeftOut, Sample, assess_table, completed, find_left_out, sign_of, with_extrapolated
 from hpopt.analysis.surrogate import Surrogate, fit, why_not
 from hpopt.analysis.trials import StudyTable
 
@@ -23,7 +23,7 @@ class Model:
     `p_values` are those of the parameters.
     """
 
-    expected: Expected
+    sample: Sample
     surrogate: Surrogate
     variants: tuple[Surrogate, ...]
     decomposition: Decomposition | None
@@ -49,16 +49,16 @@ def limit_blas_threads(function: Callable[Arguments, Result]) -> Callable[Argume
 @limit_blas_threads
 def build_model(table: StudyTable) -> Model | None:
     """Model the final values of the complete trials and the extrapolated ones of pruned; None where there are few."""
-    if why_not(table, settled(table)) is not None:
+    if why_not(table, completed(table)) is not None:
         return None
-    expected = expect(table)
-    surrogate = fit(expected.design, expected.values, sign=sign_of(table), stds=expected.stds)
+    sample = with_extrapolated(table)
+    surrogate = fit(sample.design, sample.values, sign=sign_of(table), stds=sample.stds)
     variants = draw_variants(surrogate)
     return Model(
-        expected=expected,
+        sample=sample,
         surrogate=surrogate,
         variants=variants,
         decomposition=decompose(surrogate, variants),
-        left_out=find_left_out(table, {row.trial for row in expected.design.rows}),
-        p_values=assess_table(table, expected),
+        left_out=find_left_out(table, {row.trial for row in sample.design.rows}),
+        p_values=assess_table(table, sample),
     )

@@ -45,7 +45,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
+class Sample:
     """The trials whose value is known or extrapolated, with these values; `stds` are 0 where it is known."""
 
     design: Design
@@ -58,7 +58,7 @@ class Expected:
         return int((self.stds > 0).sum())
 
 
-def expect(table: StudyTable, known: Mapping[int, float] | None = None) -> Expected:
+def with_extrapolated(table: StudyTable, known: Mapping[int, float] | None = None) -> Sample:
     """Place the trials whose value is known, and those that were pruned before at extrapolated ones.
 
     `known` values are by trial; the final values of the complete trials if they are not given.
@@ -70,10 +70,10 @@ def expect(table: StudyTable, known: Mapping[int, float] | None = None) -> Expec
     rows = sorted((row for row in table.trials if row.trial in found), key=lambda row: row.trial not in known)
     design = build_design(table, rows)
     values, stds = ([getattr(found[row.trial], name) for row in design.rows] for name in ("value", "std"))
-    return Expected(design=design, values=np.array(values, dtype=float), stds=np.array(stds, dtype=float))
+    return Sample(design=design, values=np.array(values, dtype=float), stds=np.array(stds, dtype=float))
 
 
-def settled(table: StudyTable) -> Design:
+def completed(table: StudyTable) -> Design:
     """Place the trials that completed."""
     return build_design(table, table.complete())
 
@@ -90,15 +90,15 @@ def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
     return LeftOut(n=n, n_diverged=sum(row.outcome == "diverged" for row in design.rows), unlike=unlike)
 
 
-def assess_table(table: StudyTable, expected: Expected) -> dict[str, float]:
+def assess_table(table: StudyTable, sample: Sample) -> dict[str, float]:
     """Give for each parameter the p-value: the chance that it only seems to matter, over all parameters together.
 
     Pruned trials count at extrapolated values. Where one has none, they count as worse than all complete ones, those
     that came further before the others; diverged ones are worst.
     """
     design = build_design(table, (*table.complete(), *table.pruned()))
-    if len(expected.values) == len(design.rows):
-        return dict(assess_parameters(expected.design, clip_bad(expected.values, sign_of(table))))
+    if len(sample.values) == len(design.rows):
+        return dict(assess_parameters(sample.design, clip_bad(sample.values, sign_of(table))))
     return dict(assess_parameters(design, to_scores(_places(table, design.rows))))
 
 

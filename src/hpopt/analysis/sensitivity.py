@@ -15,7 +15,7 @@ from hpopt.analysis.axes import Axis, FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model
 from hpopt.analysis.noise import Noise, measure_noise
-from hpopt.analysis.sample import LeftOut, settled, sign_of
+from hpopt.analysis.sample import LeftOut, completed, sign_of
 from hpopt.analysis.surrogate import Surrogate, why_not
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
@@ -103,7 +103,7 @@ class Sensitivity:
 def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
     """Move each parameter of the surrogate and look."""
     if model is None:
-        design = settled(table)
+        design = completed(table)
         return Sensitivity(parameters=(), n_trials=len(design.rows), reason=why_not(table, design))
     surrogate = model.surrogate
     noise = measure_noise(table, surrogate)
@@ -121,7 +121,7 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
         noise=noise,
         n_used=len(surrogate.targets),
         n_clipped=surrogate.n_clipped,
-        n_extrapolated=model.expected.n_extrapolated,
+        n_extrapolated=model.sample.n_extrapolated,
         left_out=model.left_out,
     )
 
