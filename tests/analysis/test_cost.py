@@ -5,6 +5,7 @@ import pytest
 
 from hpopt.analysis.cost import sum_cost
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.search.direction import Direction
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -21,7 +22,7 @@ def row(state: str, last_step: int, *, pace: float = 1.0, loading: float = 0.0, 
 
 
 def table(*rows: TrialRow) -> StudyTable:
-    words: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
+    words: dict[str, Any] = {"name": "s", "metric": "loss", "direction": Direction.MINIMIZE, "objective": "pretrain"}
     return StudyTable(**words, file_text="", search_space={}, trials=rows)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hpopt.analysis.importance import measure_importance
 from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int
 
 SPACE = {
@@ -27,7 +28,7 @@ def make_table(n_trials: int, value: Callable[[dict[str, Any]], float], **change
             "schedule": rng.choice(["cosine", "linear"]),
         }
         rows.append(TrialRow(trial=trial, state="COMPLETE", value=value(params), params=params))
-    table: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
+    table: dict[str, Any] = {"name": "s", "metric": "loss", "direction": Direction.MINIMIZE, "objective": "pretrain"}
     return StudyTable(**{**table, "file_text": "", "search_space": SPACE, "trials": tuple(rows), **changes})
 
 
@@ -57,7 +58,7 @@ def test_fanova_splits_an_additive_function_by_its_variances():
 def test_the_direction_decides_which_trials_are_the_best():
     """PED-ANOVA looks at the best tenth: with the sign turned around it is the same question."""
     lowest = measure_importance(make_table(60, bowl))[0]
-    highest = measure_importance(make_table(60, lambda params: -bowl(params), direction="maximize"))[0]
+    highest = measure_importance(make_table(60, lambda params: -bowl(params), direction=Direction.MAXIMIZE))[0]
     assert highest.shares == lowest.shares
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
 from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.sample import sign_of, with_extrapolated
+from hpopt.analysis.sample import with_extrapolated
 from hpopt.analysis.sensitivity import profile_points
 from hpopt.analysis.surrogate import MIN_TRIALS, Surrogate, fit
 from hpopt.analysis.trials import CurvePoint, StudyTable, comparison_fractions, evaluations_at
@@ -91,7 +91,9 @@ def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDepe
     center = surrogate.incumbent()
     budgets = [_profile(table, fraction, points, center) for fraction, points in enough.items()]
     p_values = _assess(table, budgets[0].points, budgets[-1].points)
-    found = [_follow(axis, i, budgets, sign_of(table), p_values[axis.name]) for i, axis in enumerate(surrogate.axes)]
+    found = [
+        _follow(axis, i, budgets, table.direction.sign, p_values[axis.name]) for i, axis in enumerate(surrogate.axes)
+    ]
     return BudgetDependence(parameters=tuple(found))
 
 
@@ -99,7 +101,7 @@ def _profile(table: StudyTable, fraction: float, points: Mapping[int, CurvePoint
     known = {trial: point.value for trial, point in points.items() if point.value is not None}
     sample = with_extrapolated(table, known)
     design = sample.design
-    surrogate = fit(design, sample.values, sign=sign_of(table), stds=sample.stds)
+    surrogate = fit(design, sample.values, sign=table.direction.sign, stds=sample.stds)
     crosses = [
         surrogate.kernel(profile_points(axis, i, center), surrogate.design.places) for i, axis in enumerate(design.axes)
     ]
@@ -132,7 +134,7 @@ def _assess(table: StudyTable, early: Mapping[int, CurvePoint], late: Mapping[in
     return assess_parameters(design, to_scores(after) - to_scores(before))
 
 
-def _follow(axis: Axis, index: int, budgets: Sequence[_Budget], sign: int, p_value: float) -> ParameterBudget:
+def _follow(axis: Axis, index: int, budgets: Sequence[_Budget], sign: float, p_value: float) -> ParameterBudget:
     optima = [np.argmin(sign * budget.profiles[index], axis=1) for budget in budgets]
     shift = axis.nodes[optima[-1][1:]] - axis.nodes[optima[0][1:]]
     moved = max((shift > 0).mean(), (shift < 0).mean()) if axis.is_ordered else (shift != 0).mean()

@@ -216,15 +216,14 @@ def _intervals(
 
 def _as_trials(table: StudyTable, rows: Sequence[TrialRow]) -> list[FrozenTrial]:
     ranges = {name: _distribution(name, range_, rows) for name, range_ in table.search_space.items()}
-    known = [row.value for row in rows if row.state == "COMPLETE" and row.value is not None]
-    # A pruned trial is worse than every complete one, by whatever distance: only the order counts.
-    worst = max(known) + 1 if table.direction == "minimize" else min(known) - 1
+    # A pruned trial ranks behind every complete one; the distance does not matter, since only the order counts.
+    worst = max(table.loss(row.value) for row in rows if row.state == "COMPLETE") + 1
     return [
         FrozenTrial(
             number=number,
             trial_id=number,
             state=TrialState.COMPLETE,
-            value=row.value if row.state == "COMPLETE" else worst,
+            value=row.value if row.state == "COMPLETE" else table.direction.sign * worst,
             params={name: row.params[name] for name in ranges if name in row.params},
             distributions={name: ranges[name] for name in ranges if name in row.params},
             datetime_start=None,

@@ -11,7 +11,7 @@ from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
 from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
 from hpopt.analysis.model import Model
-from hpopt.analysis.sample import LeftOut, completed, sign_of, with_extrapolated
+from hpopt.analysis.sample import LeftOut, completed, with_extrapolated
 from hpopt.analysis.surrogate import clip_bad, why_not
 from hpopt.analysis.trials import StudyTable
 
@@ -62,7 +62,7 @@ def measure_interactions(table: StudyTable, model: Model | None) -> Interactions
     decomposition = model.decomposition
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
-    p_values = assess_pairs(design, clip_bad(sample.values, sign_of(table)))
+    p_values = assess_pairs(design, clip_bad(sample.values, table.direction.sign))
     found = [
         _interaction(pair, part / decomposition.total, p_values[pair]) for pair, part in decomposition.pairs.items()
     ]

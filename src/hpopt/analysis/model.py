@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from threadpoolctl import threadpool_limits
 
 from hpopt.analysis.anova import Decomposition, decompose, draw_variants
-from hpopt.analysis.sample import LeftOut, Sample, assess_table, completed, find_left_out, sign_of, with_extrapolated
+from hpopt.analysis.sample import LeftOut, Sample, assess_table, completed, find_left_out, with_extrapolated
 from hpopt.analysis.surrogate import Surrogate, fit, why_not
 from hpopt.analysis.trials import StudyTable
 
@@ -52,7 +52,7 @@ def build_model(table: StudyTable) -> Model | None:
     if why_not(table, completed(table)) is not None:
         return None
     sample = with_extrapolated(table)
-    surrogate = fit(sample.design, sample.values, sign=sign_of(table), stds=sample.stds)
+    surrogate = fit(sample.design, sample.values, sign=table.direction.sign, stds=sample.stds)
     variants = draw_variants(surrogate)
     return Model(
         sample=sample,

@@ -98,13 +98,8 @@ def assess_table(table: StudyTable, sample: Sample) -> dict[str, float]:
     """
     design = build_design(table, (*table.complete(), *table.pruned()))
     if len(sample.values) == len(design.rows):
-        return dict(assess_parameters(sample.design, clip_bad(sample.values, sign_of(table))))
+        return dict(assess_parameters(sample.design, clip_bad(sample.values, table.direction.sign)))
     return dict(assess_parameters(design, to_scores(_places(table, design.rows))))
-
-
-def sign_of(table: StudyTable) -> int:
-    """Give 1 where low values are good, and -1 where high ones are."""
-    return 1 if table.direction == "minimize" else -1
 
 
 def _places(table: StudyTable, rows: tuple[TrialRow, ...]) -> FloatArray:

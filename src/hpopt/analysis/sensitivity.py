@@ -15,7 +15,7 @@ from hpopt.analysis.axes import Axis, FloatArray
 from hpopt.analysis.dependence import SIGNIFICANT
 from hpopt.analysis.model import Model
 from hpopt.analysis.noise import Noise, measure_noise
-from hpopt.analysis.sample import LeftOut, completed, sign_of
+from hpopt.analysis.sample import LeftOut, completed
 from hpopt.analysis.surrogate import Surrogate, why_not
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
@@ -154,7 +154,7 @@ def _measure(
     noise_std: float,
     p_value: float,
 ) -> ParameterSensitivity:
-    surrogate, axis, sign = variants[0], variants[0].axes[index], sign_of(table)
+    surrogate, axis, sign = variants[0], variants[0].axes[index], table.direction.sign
     points = profile_points(axis, index, center)
     mean, _ = surrogate.predict(points)
     draws = _draw_profiles(variants, points)

@@ -45,7 +45,7 @@ class Surrogate:
     doubts: FloatArray
     center: float
     scale: float
-    sign: int
+    sign: float
     weights: FloatArray
     signal: float
     noise: float
@@ -140,7 +140,7 @@ def why_not(table: StudyTable, design: Design) -> str | None:
 
 
 def fit(
-    design: Design, values: FloatArray, *, sign: int, stds: FloatArray | None = None, n_starts: int = 2
+    design: Design, values: FloatArray, *, sign: float, stds: FloatArray | None = None, n_starts: int = 2
 ) -> Surrogate:
     """Fit the model to the values of a design's trials; `sign` is 1 where low values are good and -1 otherwise.
 
@@ -178,7 +178,7 @@ def _choose(is_measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate(kept))
 
 
-def clip_bad(values: FloatArray, sign: int) -> FloatArray:
+def clip_bad(values: FloatArray, sign: float) -> FloatArray:
     """Put the values beyond Tukey's outer fence on the bad side onto it; squares of larger ones would be infinite."""
     values = np.clip(values, -LARGEST, LARGEST)
     low, high = np.quantile(sign * values, (0.25, 0.75))
