@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hpopt.analysis.dependence import SIGNIFICANT, _shuffled_share, assess_pairs, assess_parameters, to_scores
+from hpopt.analysis.dependence import (
+    SIGNIFICANCE_LEVEL,
+    _shuffled_share,
+    assess_pairs,
+    assess_parameters,
+    normal_scores,
+)
 from hpopt.analysis.sample import completed
 
 
@@ -34,16 +40,16 @@ def test_the_chance_of_one_parameter_is_that_of_an_f_test(sample_table):
 
 
 def test_scores_are_normal_quantiles_and_equals_share_one():
-    assert to_scores(np.array([5.0, 1.0, 1.0])) == pytest.approx(stats.norm.ppf([2.5 / 3, 1 / 3, 1 / 3]))
+    assert normal_scores(np.array([5.0, 1.0, 1.0])) == pytest.approx(stats.norm.ppf([2.5 / 3, 1 / 3, 1 / 3]))
 
 
 def test_what_depends_on_a_parameter_is_seen_beside_a_stronger_one(sample_table):
     table = sample_table(lambda p: p["ns_steps"] + (p["optimizer"] == "sgd"), n_trials=40, noise=0.3)
     design = completed(table)
     p_values = assess_parameters(design, design.values())
-    assert p_values["ns_steps"] <= SIGNIFICANT
-    assert p_values["optimizer"] <= SIGNIFICANT
-    assert p_values["learning_rate"] > SIGNIFICANT
+    assert p_values["ns_steps"] <= SIGNIFICANCE_LEVEL
+    assert p_values["optimizer"] <= SIGNIFICANCE_LEVEL
+    assert p_values["learning_rate"] > SIGNIFICANCE_LEVEL
 
 
 def test_a_parameter_does_not_inherit_the_effect_of_its_companion():
@@ -51,7 +57,7 @@ def test_a_parameter_does_not_inherit_the_effect_of_its_companion():
     rng = np.random.default_rng(0)
     design = companions(rng)
     p_values = assess_parameters(design, design.places[:, 0] + 0.1 * rng.normal(size=60))
-    assert p_values["a"] <= SIGNIFICANT < p_values["b"]
+    assert p_values["a"] <= SIGNIFICANCE_LEVEL < p_values["b"]
 
 
 def companions(rng):
@@ -67,4 +73,6 @@ def test_a_joint_effect_is_found_and_not_ascribed_to_other_pairs(sample_table):
     table = sample_table(lambda p: (np.log10(p["learning_rate"]) + 2) * (p["ns_steps"] - 5), n_trials=60, noise=0.5)
     design = completed(table)
     p_values = assess_pairs(design, design.values())
-    assert [pair for pair, p_value in p_values.items() if p_value <= SIGNIFICANT] == [("learning_rate", "ns_steps")]
+    assert [pair for pair, p_value in p_values.items() if p_value <= SIGNIFICANCE_LEVEL] == [
+        ("learning_rate", "ns_steps")
+    ]

@@ -7,7 +7,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from hpopt.analysis.sample import completed
-from hpopt.analysis.surrogate import clip_bad, distances_of, fit, log_likelihood, negative_log_posterior
+from hpopt.analysis.surrogate import clip_outliers, fit, log_likelihood, negative_log_posterior, pairwise_distances
 from hpopt.analysis.validation import cross_validate
 from hpopt.search.space import Float
 
@@ -34,36 +34,38 @@ def design(make_table):
 
 
 # Every third value was predicted, with a variance of its own.
-DOUBTS = np.where(np.arange(30) % 3 == 0, np.linspace(0.01, 2, 30), 0.0)
+NOISE_VARIANCES = np.where(np.arange(30) % 3 == 0, np.linspace(0.01, 2, 30), 0.0)
 
 
-def reference(doubts=0.0):
+def reference(noise_variances=0.0):
     lengths = (2 * np.exp(THETA[2:])) ** -0.5
     kernel = ConstantKernel(0.7) * RBF(lengths) + WhiteKernel(0.05)
-    return GaussianProcessRegressor(kernel, alpha=1e-8 + doubts, optimizer=None)
+    return GaussianProcessRegressor(kernel, alpha=1e-8 + noise_variances, optimizer=None)
 
 
 def test_the_likelihood_is_that_of_scikit_learn(design):
     places, values = sample()
-    expected = reference(DOUBTS).fit(places, values).log_marginal_likelihood_value_
-    assert log_likelihood(THETA, distances_of(design), values, DOUBTS)[0] == pytest.approx(expected, rel=1e-9)
+    expected = reference(NOISE_VARIANCES).fit(places, values).log_marginal_likelihood_value_
+    assert log_likelihood(THETA, pairwise_distances(design), values, NOISE_VARIANCES)[0] == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_the_gradient_is_that_of_finite_differences(design):
     _, values = sample()
     for function in (log_likelihood, negative_log_posterior):
-        _, gradient = function(THETA, distances_of(design), values, DOUBTS)
+        _, gradient = function(THETA, pairwise_distances(design), values, NOISE_VARIANCES)
         by_hand = approx_fprime(
-            THETA, lambda theta, f=function: f(theta, distances_of(design), values, DOUBTS)[0], 1e-6
+            THETA, lambda theta, f=function: f(theta, pairwise_distances(design), values, NOISE_VARIANCES)[0], 1e-6
         )
         assert gradient == pytest.approx(by_hand, rel=1e-3, abs=1e-4)
 
 
 def test_predictions_are_those_of_scikit_learn(design):
     """Mean and covariance of the function, without the noise of a run, which scikit-learn adds."""
-    stds = np.sqrt(DOUBTS) * design.values().std()
+    stds = np.sqrt(NOISE_VARIANCES) * design.values().std()
     surrogate = fit(design, design.values(), sign=1, stds=stds).with_theta(THETA)
-    model = reference(DOUBTS).fit(design.places, surrogate.targets)
+    model = reference(NOISE_VARIANCES).fit(design.places, surrogate.targets)
     points = np.random.default_rng(1).random((7, 2))
     mean, covariance = surrogate.predict(points)
     expected_mean, expected = model.predict(points, return_cov=True)
@@ -82,7 +84,7 @@ def test_the_noise_that_was_planted_is_found(sample_table):
 def test_only_bad_values_beyond_the_outer_fence_are_clipped(sign):
     """By hand: quartiles 1 and 3, so the fence is at 3 + 3 * 2; a value that is too good is never touched."""
     values = sign * np.array([-50.0, 1.0, 1.0, 2.0, 3.0, 3.0, 1e9])
-    assert clip_bad(values, sign) * sign == pytest.approx([-50, 1, 1, 2, 3, 3, 9])
+    assert clip_outliers(values, sign) * sign == pytest.approx([-50, 1, 1, 2, 3, 3, 9])
 
 
 def test_the_error_is_that_on_trials_it_has_not_seen(sample_table):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import qmc
 
 from hpopt.analysis.axes import Axis, FloatArray
-from hpopt.analysis.surrogate import Surrogate, bounds_of, distances_of, negative_log_posterior
+from hpopt.analysis.surrogate import Surrogate, negative_log_posterior, pairwise_distances, theta_bounds
 
 ComplexArray = npt.NDArray[np.complex128]
 Pair = tuple[str, str]
@@ -73,11 +73,13 @@ def average(surrogate: Surrogate, axis: int) -> tuple[FloatArray, FloatArray]:
     """Give mean and standard deviation of the function along an axis, averaged over all others, at its nodes."""
     places = surrogate.design.places
     nodes = surrogate.axes[axis].nodes
-    factors = [surrogate.similarity(i, each.grid, places[:, i]) for i, each in enumerate(surrogate.axes)]
+    factors = [surrogate.kernel_factor(i, each.grid, places[:, i]) for i, each in enumerate(surrogate.axes)]
     rest = np.prod([factor.mean(axis=0) for i, factor in enumerate(factors) if i != axis], axis=0)
-    cross = surrogate.signal * surrogate.similarity(axis, nodes, places[:, axis]) * rest
+    cross = surrogate.signal * surrogate.kernel_factor(axis, nodes, places[:, axis]) * rest
     # The prior variance of an average is the mean of the kernel over both of its ends.
-    own = [surrogate.similarity(i, each.grid, each.grid).mean() for i, each in enumerate(surrogate.axes) if i != axis]
+    own = [
+        surrogate.kernel_factor(i, each.grid, each.grid).mean() for i, each in enumerate(surrogate.axes) if i != axis
+    ]
     variance = surrogate.signal * np.prod(own) - np.einsum("gn,ng->g", cross, surrogate.solve(cross.T))
     mean = surrogate.center + surrogate.scale * (cross @ surrogate.solve(surrogate.targets))
     return mean, surrogate.scale * np.sqrt(np.clip(variance, 0, None))
@@ -92,18 +94,18 @@ def expand_mean(surrogate: Surrogate) -> Expansion:
 def draw_variants(surrogate: Surrogate) -> tuple[Surrogate, ...]:
     """Draw surrogates with other length scales, signal and noise, as probable as the trials make them."""
     best = surrogate.theta
-    distances = distances_of(surrogate.design)
+    distances = pairwise_distances(surrogate.design)
     steps = _STEP * np.eye(len(best))
     slopes = [
-        negative_log_posterior(best + step, distances, surrogate.targets, surrogate.doubts)[1]
-        - negative_log_posterior(best - step, distances, surrogate.targets, surrogate.doubts)[1]
+        negative_log_posterior(best + step, distances, surrogate.targets, surrogate.noise_variances)[1]
+        - negative_log_posterior(best - step, distances, surrogate.targets, surrogate.noise_variances)[1]
         for step in steps
     ]
     curvature = np.array(slopes) / (2 * _STEP)
     values, vectors = np.linalg.eigh((curvature + curvature.T) / 2)
     root = vectors / np.sqrt(np.maximum(values, _LEAST_CURVATURE))
     drawn = best + np.random.default_rng(0).normal(size=(N_VARIANTS, len(best))) @ root.T
-    return tuple(surrogate.with_theta(theta) for theta in np.clip(drawn, *np.array(bounds_of(len(best) - 2)).T))
+    return tuple(surrogate.with_theta(theta) for theta in np.clip(drawn, *np.array(theta_bounds(len(best) - 2)).T))
 
 
 def draw_functions(surrogate: Surrogate, rng: np.random.Generator) -> Expansion:
@@ -114,8 +116,8 @@ def draw_functions(surrogate: Surrogate, rng: np.random.Generator) -> Expansion:
     # The real part of a product of phases has half of its variance, which two normal parts make up for.
     weights = (rng.normal(size=shape) + 1j * rng.normal(size=shape)) * np.sqrt(surrogate.signal / _N_FEATURES)
     prior = np.real(np.prod(at_trials, axis=0) @ weights)
-    luck = np.sqrt(surrogate.noise + surrogate.doubts)[:, None] * rng.normal(size=prior.shape)
-    alphas = surrogate.solve(surrogate.targets[:, None] - prior - luck)
+    noise = np.sqrt(surrogate.noise + surrogate.noise_variances)[:, None] * rng.normal(size=prior.shape)
+    alphas = surrogate.solve(surrogate.targets[:, None] - prior - noise)
     factors = zip(_kernel_factors(surrogate), on_grid, strict=True)
     coefficients = np.vstack([(surrogate.signal * alphas).astype(complex), weights])
     return Expansion(tuple(np.hstack(pair) for pair in factors), coefficients)
@@ -155,7 +157,7 @@ def _product(means: list[ComplexArray], *but: int) -> ComplexArray:
 def _kernel_factors(surrogate: Surrogate) -> tuple[ComplexArray, ...]:
     places = surrogate.design.places
     return tuple(
-        surrogate.similarity(i, axis.grid, places[:, i]).astype(complex) for i, axis in enumerate(surrogate.axes)
+        surrogate.kernel_factor(i, axis.grid, places[:, i]).astype(complex) for i, axis in enumerate(surrogate.axes)
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
-from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL, assess_parameters, normal_scores
 from hpopt.analysis.sample import with_extrapolated
 from hpopt.analysis.sensitivity import profile_points
 from hpopt.analysis.surrogate import MIN_TRIALS, Surrogate, fit
@@ -59,7 +59,7 @@ class ParameterBudget:
     @property
     def is_drifting(self) -> bool:
         """Say whether the optimum moves with the budget by more than chance."""
-        return self.p_value <= SIGNIFICANT and self.moved >= _SURE
+        return self.p_value <= SIGNIFICANCE_LEVEL and self.moved >= _SURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _profile(table: StudyTable, fraction: float, points: Mapping[int, CurvePoint
 
 
 def _weights(table: StudyTable, design: Design) -> FloatArray:
-    """Draw weights of the Bayesian bootstrap: a trial has the same at all budgets, since its luck is the same."""
+    """Draw weights of the Bayesian bootstrap: a trial has the same at all budgets, since its noise is the same."""
     numbers = np.array([row.trial for row in design.rows])
     drawn = np.random.default_rng(0).exponential(size=(N_RESAMPLES, max(row.trial for row in table.trials) + 1))
     weights: FloatArray = drawn[:, numbers] / drawn[:, numbers].mean(axis=1, keepdims=True)
@@ -131,7 +131,7 @@ def _assess(table: StudyTable, early: Mapping[int, CurvePoint], late: Mapping[in
         return dict.fromkeys(table.search_space, 1.0)
     design, before = _values_at(table, common)
     after = np.array([late[row.trial].value for row in design.rows], dtype=float)
-    return assess_parameters(design, to_scores(after) - to_scores(before))
+    return assess_parameters(design, normal_scores(after) - normal_scores(before))
 
 
 def _follow(axis: Axis, index: int, budgets: Sequence[_Budget], sign: float, p_value: float) -> ParameterBudget:

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
-from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL, assess_parameters
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.widen import Side
 from hpopt.hyperparameters import Scalar
@@ -63,7 +63,7 @@ def find_divergence(table: StudyTable) -> Divergence:
     cliffs = [
         _find_cliff(design, i, diverged, p_values[axis.name])
         for i, axis in enumerate(design.axes)
-        if p_values[axis.name] <= SIGNIFICANT
+        if p_values[axis.name] <= SIGNIFICANCE_LEVEL
     ]
     return Divergence(n_trials=n_trials, n_diverged=n_diverged, cliffs=tuple(cliffs))
 

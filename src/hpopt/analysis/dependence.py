@@ -16,7 +16,7 @@ from hpopt.analysis.axes import Axis, Design, FloatArray
 
 # Tests that shuffle what is left are a little liberal, and a study is asked about parameters, pairs, budgets and what
 # diverges: at this level at most one study of pure noise in twenty gets any claim at all (benchmarks/planted.py).
-SIGNIFICANT = 0.025
+SIGNIFICANCE_LEVEL = 0.025
 N_PERMUTATIONS = 999
 # What more trials would show is too small to act on.
 N_MOST = 1000
@@ -28,7 +28,7 @@ _TRIALS_PER_EFFECT = 3
 _NOTHING = 1e-10
 
 
-def to_scores(values: FloatArray) -> FloatArray:
+def normal_scores(values: FloatArray) -> FloatArray:
     """Give normal scores of the ranks, so that how bad the worst are has no say; equals share a rank."""
     scores: FloatArray = norm.ppf((rankdata(values) - 0.5) / len(values))
     return scores
@@ -64,7 +64,7 @@ def assess_pairs(design: Design, targets: FloatArray) -> Mapping[tuple[str, str]
     while left:
         p_values = _family_wise([_drawn_share(product, taken_out, targets) for product in left.values()])
         first = int(np.argmin(p_values))
-        if p_values[first] > SIGNIFICANT:
+        if p_values[first] > SIGNIFICANCE_LEVEL:
             return found | dict(zip(left, p_values, strict=True))
         pair = list(left)[first]
         found[pair] = max([p_values[first], *found.values()])
@@ -72,7 +72,7 @@ def assess_pairs(design: Design, targets: FloatArray) -> Mapping[tuple[str, str]
     return found
 
 
-def n_for_pairs(design: Design) -> int:
+def min_trials_for_pairs(design: Design) -> int:
     """Give the number of trials that pairs need: three for each effect that is taken out of them first."""
     return _TRIALS_PER_EFFECT * int(_all_effects(design, _DEGREE).shape[1])
 
@@ -99,7 +99,7 @@ def _drawn_share(own: FloatArray, others: FloatArray, targets: FloatArray) -> Fl
 
     Many effects are taken out here, and shuffling what they leave finds too much.
     """
-    scores = to_scores(_without(others, targets[:, None])[:, 0])
+    scores = normal_scores(_without(others, targets[:, None])[:, 0])
     drawn = np.random.default_rng(0).normal(size=(len(targets), N_PERMUTATIONS))
     return _share(own, others, np.column_stack([scores, drawn]))
 

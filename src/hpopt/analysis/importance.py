@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpopt.analysis.anova import Decomposition
 from hpopt.analysis.axes import FloatArray
-from hpopt.analysis.dependence import SIGNIFICANT
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL
 from hpopt.analysis.model import Model, build_model, limit_blas_threads
 from hpopt.analysis.sample import completed
-from hpopt.analysis.surrogate import why_not
+from hpopt.analysis.surrogate import reason_not_fitted
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.search.space import Categorical, Int, Range
 
@@ -66,7 +66,7 @@ class Importance:
     @property
     def matters(self) -> tuple[str, ...]:
         """Name the parameters that matter by more than chance, the largest share first."""
-        return tuple(name for name in self.shares or () if (self.p_values or {}).get(name, 1.0) <= SIGNIFICANT)
+        return tuple(name for name in self.shares or () if (self.p_values or {}).get(name, 1.0) <= SIGNIFICANCE_LEVEL)
 
     @property
     def stands_out(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ def measure_importance(table: StudyTable, model: Model | None = None) -> tuple[I
     """
     model = model or build_model(table)
     if model is None:
-        reason = why_not(table, completed(table))
+        reason = reason_not_fitted(table, completed(table))
         n_trials = len(table.complete())
         return tuple(
             Importance(measure=measure, meaning=meaning, n_trials=n_trials, shares=None, reason=reason)
@@ -209,7 +209,7 @@ def _intervals(
     for name, share in shares.items():
         drawn: FloatArray = np.array([draw.get(name, 0.0) for draw in draws])
         low, high = np.quantile(drawn, INTERVAL)
-        is_chance = p_values.get(name, 0.0) > SIGNIFICANT
+        is_chance = p_values.get(name, 0.0) > SIGNIFICANCE_LEVEL
         ends[name] = (0.0 if is_chance else min(float(low), share), max(float(high), share))
     return ends
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpopt.analysis.axes import FloatArray
-from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL, assess_pairs, min_trials_for_pairs
 from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
 from hpopt.analysis.model import Model
 from hpopt.analysis.sample import LeftOut, completed, with_extrapolated
-from hpopt.analysis.surrogate import clip_bad, why_not
+from hpopt.analysis.surrogate import clip_outliers, reason_not_fitted
 from hpopt.analysis.trials import StudyTable
 
 # Nobody would choose two values together for less.
@@ -35,7 +35,7 @@ class Interaction:
     @property
     def is_significant(self) -> bool:
         """Say whether the pair is more than chance, and more than nothing."""
-        return self.p_value <= SIGNIFICANT and self.share >= _NEGLIGIBLE
+        return self.p_value <= SIGNIFICANCE_LEVEL and self.share >= _NEGLIGIBLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +52,17 @@ def measure_interactions(table: StudyTable, model: Model | None) -> Interactions
     """Measure all pairs on the complete trials, and on the extrapolated values of pruned ones."""
     sample = model.sample if model else with_extrapolated(table)
     design, n_trials = sample.design, len(sample.values)
-    reason = why_not(table, completed(table))
+    reason = reason_not_fitted(table, completed(table))
     if reason is None and len(design.axes) < 2:  # noqa: PLR2004 - a pair is two.
         reason = "the study searches one parameter"
-    if reason is None and n_trials < n_for_pairs(design):
-        reason = f"not enough data: {n_for_pairs(design)} trials are needed, there are {n_trials}"
+    if reason is None and n_trials < min_trials_for_pairs(design):
+        reason = f"not enough data: {min_trials_for_pairs(design)} trials are needed, there are {n_trials}"
     if reason is not None or model is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=reason)
     decomposition = model.decomposition
     if decomposition is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
-    p_values = assess_pairs(design, clip_bad(sample.values, table.direction.sign))
+    p_values = assess_pairs(design, clip_outliers(sample.values, table.direction.sign))
     found = [
         _interaction(pair, part / decomposition.total, p_values[pair]) for pair, part in decomposition.pairs.items()
     ]
@@ -73,5 +73,5 @@ def measure_interactions(table: StudyTable, model: Model | None) -> Interactions
 def _interaction(pair: tuple[str, str], shares: FloatArray, p_value: float) -> Interaction:
     share, low, high = float(shares[0]), *(float(end) for end in np.quantile(shares[1:], INTERVAL))
     # The interval holds the share itself, and 0 where there may be no interaction at all.
-    low = 0.0 if p_value > SIGNIFICANT else min(low, share)
+    low = 0.0 if p_value > SIGNIFICANCE_LEVEL else min(low, share)
     return Interaction(pair=pair, share=share, low=low, high=max(high, share), p_value=p_value)

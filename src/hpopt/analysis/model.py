@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from hpopt.analysis.anova import Decomposition, decompose, draw_variants
 from hpopt.analysis.sample import LeftOut, Sample, assess_table, completed, find_left_out, with_extrapolated
-from hpopt.analysis.surrogate import Surrogate, fit, why_not
+from hpopt.analysis.surrogate import Surrogate, fit, reason_not_fitted
 from hpopt.analysis.trials import StudyTable
 
 Arguments = ParamSpec("Arguments")
@@ -49,7 +49,7 @@ def limit_blas_threads(function: Callable[Arguments, Result]) -> Callable[Argume
 @limit_blas_threads
 def build_model(table: StudyTable) -> Model | None:
     """Model the final values of the complete trials and the extrapolated ones of pruned; None where there are few."""
-    if why_not(table, completed(table)) is not None:
+    if reason_not_fitted(table, completed(table)) is not None:
         return None
     sample = with_extrapolated(table)
     surrogate = fit(sample.design, sample.values, sign=table.direction.sign, stds=sample.stds)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hpopt.analysis.surrogate import LARGEST, Surrogate
+from hpopt.analysis.surrogate import LARGEST_VALUE, Surrogate
 from hpopt.analysis.trials import StudyTable, TrialRow
 
 # With fewer degrees of freedom a standard deviation is off by half as often as not.
@@ -52,4 +52,4 @@ def _distinct_seeds(rows: tuple[TrialRow, ...]) -> list[float]:
     """Give one value for each seed; trials without one cannot be told apart from repeats of the same run."""
     by_seed = {row.seed: row.value for row in rows if row.seed is not None and row.value is not None}
     # Squares of larger ones would be infinite.
-    return [max(-LARGEST, min(LARGEST, value)) for value in by_seed.values()]
+    return [max(-LARGEST_VALUE, min(LARGEST_VALUE, value)) for value in by_seed.values()]

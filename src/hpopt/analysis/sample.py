@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
-from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL, assess_parameters, normal_scores
 from hpopt.analysis.extrapolation import Extrapolation, extrapolate
-from hpopt.analysis.surrogate import clip_bad
+from hpopt.analysis.surrogate import clip_outliers
 from hpopt.analysis.trials import StudyTable, TrialRow
 
 # Fewer than this many cannot show that they are unlike the others.
@@ -86,7 +86,7 @@ def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
     unlike: tuple[str, ...] = ()
     if design.axes and min(n, len(is_out) - n) >= _MIN_LEFT_OUT:
         p_values = assess_parameters(design, is_out)
-        unlike = tuple(name for name, p_value in p_values.items() if p_value <= SIGNIFICANT)
+        unlike = tuple(name for name, p_value in p_values.items() if p_value <= SIGNIFICANCE_LEVEL)
     return LeftOut(n=n, n_diverged=sum(row.outcome == "diverged" for row in design.rows), unlike=unlike)
 
 
@@ -98,8 +98,8 @@ def assess_table(table: StudyTable, sample: Sample) -> dict[str, float]:
     """
     design = build_design(table, (*table.complete(), *table.pruned()))
     if len(sample.values) == len(design.rows):
-        return dict(assess_parameters(sample.design, clip_bad(sample.values, table.direction.sign)))
-    return dict(assess_parameters(design, to_scores(_places(table, design.rows))))
+        return dict(assess_parameters(sample.design, clip_outliers(sample.values, table.direction.sign)))
+    return dict(assess_parameters(design, normal_scores(_places(table, design.rows))))
 
 
 def _places(table: StudyTable, rows: tuple[TrialRow, ...]) -> FloatArray:

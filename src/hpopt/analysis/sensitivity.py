@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from hpopt.analysis.anova import average
 from hpopt.analysis.axes import Axis, FloatArray
-from hpopt.analysis.dependence import SIGNIFICANT
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL
 from hpopt.analysis.model import Model
 from hpopt.analysis.noise import Noise, measure_noise
 from hpopt.analysis.sample import LeftOut, completed
-from hpopt.analysis.surrogate import Surrogate, why_not
+from hpopt.analysis.surrogate import Surrogate, reason_not_fitted
 from hpopt.analysis.trials import StudyTable
 from hpopt.analysis.validation import Error, cross_validate
 from hpopt.analysis.widen import Side, widen
@@ -76,7 +76,7 @@ class ParameterSensitivity:
     @property
     def matters(self) -> bool:
         """Say whether the parameter makes a difference that is more than chance."""
-        return self.p_value <= SIGNIFICANT
+        return self.p_value <= SIGNIFICANCE_LEVEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def measure_sensitivity(table: StudyTable, model: Model | None) -> Sensitivity:
     """Move each parameter of the surrogate and look."""
     if model is None:
         design = completed(table)
-        return Sensitivity(parameters=(), n_trials=len(design.rows), reason=why_not(table, design))
+        return Sensitivity(parameters=(), n_trials=len(design.rows), reason=reason_not_fitted(table, design))
     surrogate = model.surrogate
     noise = measure_noise(table, surrogate)
     center = surrogate.incumbent()
@@ -159,7 +159,7 @@ def _measure(
     mean, _ = surrogate.predict(points)
     draws = _draw_profiles(variants, points)
     optima = np.argmin(sign * draws, axis=1)
-    edge = _edge(axis, optima) if p_value <= SIGNIFICANT else None
+    edge = _edge(axis, optima) if p_value <= SIGNIFICANCE_LEVEL else None
     best = int(np.argmin(sign * mean))
     low, high = (axis.value_at(place) for place in np.quantile(axis.nodes[optima], (_LOW, _HIGH)))
     ratio_low, ratio_high = _ratio_interval(draws)
@@ -209,8 +209,8 @@ def _likely_levels(axis: Axis, optima: npt.NDArray[np.int64]) -> tuple[Scalar, .
     return tuple(axis.value_at(node) for i, node in enumerate(axis.nodes) if (optima == i).mean() > _LOW)
 
 
-def _good(axis: Axis, badness: FloatArray, best: int, noise_std: float) -> tuple[Scalar, ...]:
-    is_good = badness <= badness[best] + noise_std
+def _good(axis: Axis, loss: FloatArray, best: int, noise_std: float) -> tuple[Scalar, ...]:
+    is_good = loss <= loss[best] + noise_std
     if not axis.is_ordered:
         return tuple(axis.value_at(node) for node in axis.nodes[is_good])
     bad = np.flatnonzero(~is_good)

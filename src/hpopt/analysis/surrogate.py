@@ -29,20 +29,20 @@ _SIGNAL, _NOISE = (0.0, 1.0), (-2.0, 2.0)
 _LENGTH_SPREAD = 0.8
 _SHORTEST, _LONGEST = 0.05, 30.0
 _JITTER = 1e-8
-LARGEST = 1e100
+LARGEST_VALUE = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
     """A fitted model. Values are standardized by `center` and `scale`; `weights` are 1 / (2 length scale ^ 2).
 
-    `doubts` are the variances of the targets besides the noise: 0 for a value that was measured. `n_clipped` trials
+    `noise_variances` are further variances of the targets: 0 for a measured value. `n_clipped` trials
     were so bad that they count as merely bad.
     """
 
     design: Design
     targets: FloatArray
-    doubts: FloatArray
+    noise_variances: FloatArray
     center: float
     scale: float
     sign: float
@@ -71,7 +71,7 @@ class Surrogate:
     @property
     def is_measured(self) -> npt.NDArray[np.bool_]:
         """Say of each trial whether its value was measured, and not predicted from its learning curve."""
-        is_measured: npt.NDArray[np.bool_] = self.doubts == 0
+        is_measured: npt.NDArray[np.bool_] = self.noise_variances == 0
         return is_measured
 
     @property
@@ -79,14 +79,14 @@ class Surrogate:
         """How much two runs of one configuration differ by this model, in units of the metric."""
         return float(np.sqrt(self.noise) * self.scale)
 
-    def similarity(self, axis: int, one: FloatArray, other: FloatArray) -> FloatArray:
+    def kernel_factor(self, axis: int, one: FloatArray, other: FloatArray) -> FloatArray:
         """Give the kernel's factor of one axis between two lists of places."""
-        similarity: FloatArray = np.exp(-self.weights[axis] * _distance(self.axes[axis], one, other))
-        return similarity
+        kernel_factor: FloatArray = np.exp(-self.weights[axis] * _distance(self.axes[axis], one, other))
+        return kernel_factor
 
     def kernel(self, one: FloatArray, other: FloatArray) -> FloatArray:
         """Give the covariance of the function between two lists of points."""
-        factors = [self.similarity(axis, one[:, axis], other[:, axis]) for axis in range(len(self.axes))]
+        factors = [self.kernel_factor(axis, one[:, axis], other[:, axis]) for axis in range(len(self.axes))]
         covariance: FloatArray = self.signal * np.prod(factors, axis=0)
         return covariance
 
@@ -97,7 +97,7 @@ class Surrogate:
 
     def _factorize(self, trial_weights: FloatArray) -> tuple[FloatArray, bool]:
         noise = self.noise / np.maximum(trial_weights, 1e-3)
-        diagonal = np.diag(noise + self.doubts + _JITTER)
+        diagonal = np.diag(noise + self.noise_variances + _JITTER)
         factor: tuple[FloatArray, bool] = cho_factor(self._covariance + diagonal, lower=True)
         return factor
 
@@ -117,14 +117,14 @@ class Surrogate:
         return self.center + self.scale * mean, self.scale**2 * covariance
 
     def incumbent(self) -> FloatArray:
-        """Give the point of the measured trial that is the best by the model: less luck than the best value."""
+        """Give the point of the measured trial that is the best by the model: less noise than the best value."""
         places = self.design.places[self.is_measured]
         mean, _ = self.predict(places)
         best: FloatArray = places[np.argmin(self.sign * mean)]
         return best
 
 
-def why_not(table: StudyTable, design: Design) -> str | None:
+def reason_not_fitted(table: StudyTable, design: Design) -> str | None:
     """Say why the trials of a design are not enough to model, or nothing."""
     if not table.search_space:
         return "the study searches no parameter"
@@ -148,15 +148,15 @@ def fit(
     not given. Of many trials a random part is used.
     """
     stds = np.zeros(len(values)) if stds is None else stds
-    clipped = clip_bad(values, sign)
+    clipped = clip_outliers(values, sign)
     kept = _choose(stds == 0)
     center, scale = float(clipped[kept].mean()), float(clipped[kept].std()) or 1.0
-    targets, doubts = (clipped[kept] - center) / scale, np.minimum((stds[kept] / scale) ** 2, LARGEST)
-    theta = _tune(design.take(kept), targets, doubts, n_starts)
+    targets, noise_variances = (clipped[kept] - center) / scale, np.minimum((stds[kept] / scale) ** 2, LARGEST_VALUE)
+    theta = _tune(design.take(kept), targets, noise_variances, n_starts)
     return Surrogate(
         design=design.take(kept),
         targets=targets,
-        doubts=doubts,
+        noise_variances=noise_variances,
         center=center,
         scale=scale,
         sign=sign,
@@ -178,9 +178,9 @@ def _choose(is_measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate(kept))
 
 
-def clip_bad(values: FloatArray, sign: float) -> FloatArray:
+def clip_outliers(values: FloatArray, sign: float) -> FloatArray:
     """Put the values beyond Tukey's outer fence on the bad side onto it; squares of larger ones would be infinite."""
-    values = np.clip(values, -LARGEST, LARGEST)
+    values = np.clip(values, -LARGEST_VALUE, LARGEST_VALUE)
     low, high = np.quantile(sign * values, (0.25, 0.75))
     clipped: FloatArray = sign * np.minimum(sign * values, high + _FENCE * (high - low) if high > low else np.inf)
     return clipped
@@ -192,30 +192,30 @@ def _distance(axis: Axis, one: FloatArray, other: FloatArray) -> FloatArray:
     return distance
 
 
-def distances_of(design: Design) -> FloatArray:
+def pairwise_distances(design: Design) -> FloatArray:
     """Give the distances of all trials from each other, axis by axis."""
     return np.array([_distance(axis, design.places[:, i], design.places[:, i]) for i, axis in enumerate(design.axes)])
 
 
-def bounds_of(n_axes: int) -> list[tuple[float, float]]:
+def theta_bounds(n_axes: int) -> list[tuple[float, float]]:
     """Give the bounds of theta."""
     return [(-7.0, 4.0), (-9.0, 1.0), *[(_weight(_LONGEST), _weight(_SHORTEST))] * n_axes]
 
 
-def _tune(design: Design, targets: FloatArray, doubts: FloatArray, n_starts: int) -> FloatArray:
+def _tune(design: Design, targets: FloatArray, noise_variances: FloatArray, n_starts: int) -> FloatArray:
     """Choose the logarithms of signal, noise and weights that are most probable a posteriori."""
     if len(targets) > N_TO_TUNE:
         some = np.sort(np.random.default_rng(1).choice(len(targets), N_TO_TUNE, replace=False))
-        design, targets, doubts = design.take(some), targets[some], doubts[some]
-    distances = distances_of(design)
+        design, targets, noise_variances = design.take(some), targets[some], noise_variances[some]
+    distances = pairwise_distances(design)
     length = 0.5 * np.sqrt(len(design.axes))
     found = [
         minimize(
             negative_log_posterior,
             np.array([0.0, noise, *[_weight(length * stretch)] * len(design.axes)]),
-            args=(distances, targets, doubts),
+            args=(distances, targets, noise_variances),
             jac=True,
-            bounds=bounds_of(len(design.axes)),
+            bounds=theta_bounds(len(design.axes)),
             method="L-BFGS-B",
             options={"maxiter": 60},
         )
@@ -226,10 +226,10 @@ def _tune(design: Design, targets: FloatArray, doubts: FloatArray, n_starts: int
 
 
 def negative_log_posterior(
-    theta: FloatArray, distances: FloatArray, targets: FloatArray, doubts: FloatArray
+    theta: FloatArray, distances: FloatArray, targets: FloatArray, noise_variances: FloatArray
 ) -> tuple[float, FloatArray]:
     """Give the function that tuning makes small, and its gradient."""
-    value, gradient = log_likelihood(theta, distances, targets, doubts)
+    value, gradient = log_likelihood(theta, distances, targets, noise_variances)
     centers = np.array([_SIGNAL[0], _NOISE[0], *[_weight(0.5 * np.sqrt(len(distances)))] * len(distances)])
     # A weight is an inverse square, so its logarithm spreads twice as far as that of the length.
     spreads = np.array([_SIGNAL[1], _NOISE[1], *[2 * _LENGTH_SPREAD] * len(distances)])
@@ -238,13 +238,13 @@ def negative_log_posterior(
 
 
 def log_likelihood(
-    theta: FloatArray, distances: FloatArray, targets: FloatArray, doubts: FloatArray
+    theta: FloatArray, distances: FloatArray, targets: FloatArray, noise_variances: FloatArray
 ) -> tuple[float, FloatArray]:
     """Give the logarithm of the probability of the values, and its gradient by the logarithms in theta."""
     signal, noise, weights = np.exp(theta[0]), np.exp(theta[1]), np.exp(theta[2:])
     n = len(targets)
     kernel = signal * np.exp(-np.tensordot(weights, distances, axes=1))
-    factor = cho_factor(kernel + np.diag(noise + doubts + _JITTER), lower=True)
+    factor = cho_factor(kernel + np.diag(noise + noise_variances + _JITTER), lower=True)
     alpha, inverse = cho_solve(factor, targets), cho_solve(factor, np.eye(n))
     value = -0.5 * targets @ alpha - np.log(np.diag(factor[0])).sum() - 0.5 * n * np.log(2 * np.pi)
     inner = np.outer(alpha, alpha) - inverse

@@ -38,7 +38,7 @@ def cross_validate(surrogate: Surrogate) -> Error | None:
         known = held_out[surrogate.is_measured[held_out]]
         if not len(known) or not is_known.any():
             continue
-        stds = np.sqrt(surrogate.doubts[rest])
+        stds = np.sqrt(surrogate.noise_variances[rest])
         model = fit(surrogate.design.take(rest), values[rest], sign=surrogate.sign, stds=stds, n_starts=1)
         mean, _ = model.predict(surrogate.design.places[known])
         residuals.append(values[known] - mean)
