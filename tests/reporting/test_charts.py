@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Truth, plant
 
-from hpopt.analysis.insights import gather
+from hpopt.analysis.insights import compute_insights
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.reporting import interactive, pictures, selection
 from hpopt.reporting.chart import Axis, Band, Bars, Cells, Chart, Line, Panel, Points, Stretch, Style, Words
@@ -20,7 +20,7 @@ MakeTrial = Callable[..., TrialRow]
 
 
 def charts_of(table: StudyTable) -> dict[str, Chart]:
-    return draw_charts(table, gather(table))
+    return draw_charts(table, compute_insights(table))
 
 
 def panel_of(table: StudyTable, name: str) -> Panel:
@@ -94,7 +94,7 @@ def test_without_tokens_the_curves_are_drawn_over_steps(make_table: MakeTable, m
 
 def test_pruned_trials_stand_at_extrapolated_values_beside_the_curve(table: StudyTable):
     """At the values where they stopped they would all lie high above the curve, and say nothing of where it ends."""
-    extrapolated = gather(table).extrapolated
+    extrapolated = compute_insights(table).extrapolated
     (pruned,) = (
         mark
         for mark in panel_of(table, "momentum").marks
@@ -110,7 +110,9 @@ def test_the_sensitivity_has_a_band_a_curve_and_the_range_within_noise(table: St
     assert all(low < mean < high for low, mean, high in zip(band.low, curve.y, band.high, strict=True))
     (good,) = (mark for mark in marks if isinstance(mark, Stretch))
     (best,) = (
-        parameter.best for parameter in gather(table).sensitivity.parameters if parameter.name == "learning_rate"
+        parameter.best
+        for parameter in compute_insights(table).sensitivity.parameters
+        if parameter.name == "learning_rate"
     )
     assert good.low <= best <= good.high
 
@@ -128,7 +130,7 @@ def test_a_cliff_is_marked_on_its_side():
     table = plant(TRUTHS["cliff"], 60, seed=1)
     (panel,) = (panel for panel in charts_of(table)["sensitivity"].panels if panel.x.title == LEARNING_RATE)
     (cliff,) = (mark for mark in panel.marks if isinstance(mark, Stretch) and mark.style.label == "diverges")
-    assert (cliff.low, cliff.high) == pytest.approx((gather(table).divergence.cliffs[0].at, 0.3))
+    assert (cliff.low, cliff.high) == pytest.approx((compute_insights(table).divergence.cliffs[0].threshold, 0.3))
 
 
 def test_only_interactions_beyond_chance_are_set_apart():

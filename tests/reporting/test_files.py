@@ -79,14 +79,14 @@ def keys_of(found: object) -> Iterator[str]:
             # Below these, keys are names of the study and its own numbers.
             if name not in {
                 "params",
-                "at",
+                "center",
                 "shares",
                 "intervals",
                 "p_values",
                 "evidence",
                 "extrapolated",
                 "n_trials",
-                "wider",
+                "widened_range",
             }:
                 yield from keys_of(inner)
 
@@ -109,7 +109,7 @@ def test_counts_and_confirmation_are_told(table: StudyTable, tmp_path: Path):
 
 def test_a_wider_range_is_told_as_the_study_file_takes_it(tmp_path: Path):
     found = insights_of(plant(TRUTHS["edge"], 60, seed=1), tmp_path / "insights.json")
-    (wider,) = (each["wider"] for each in found["sensitivity"]["parameters"] if each["edge"])
+    (wider,) = (each["widened_range"] for each in found["sensitivity"]["parameters"] if each["edge"])
     assert Float(**wider) == Float(low=0.001, high=3.0, log=True)
 
 

@@ -56,7 +56,7 @@ def write_summary_table(summary: Summary, path: Path) -> None:
 def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
     """Write everything that was computed, for programs."""
     insights = asdict(summary.insights)
-    measures = {measure.pop("measure"): measure for measure in insights.pop("importance")}
+    measures = {measure.pop("method"): measure for measure in insights.pop("importance")}
     told = {
         "study": table.name,
         "metric": table.metric,

@@ -64,7 +64,7 @@ def draw_importance(measures: Sequence[Importance]) -> Chart | None:
         Bars(
             lengths={name: (measure.shares or {}).get(name, 0.0) for name in names},
             spans=measure.intervals or {},
-            style=Style(color=color, label=measure.measure),
+            style=Style(color=color, label=measure.method),
             has_pattern=i > 0,
         )
         for i, (measure, color) in enumerate(zip(drawn, (COMPLETE, BEST), strict=False))
@@ -216,9 +216,9 @@ def _sensitivity_panel(
 
     marks: list[Mark] = []
     if measured is not None and measured.is_ordered and not names:
-        low, high = sorted(float(value) for value in measured.good)
+        low, high = sorted(float(value) for value in measured.within_noise)
         marks.append(Stretch(low=low, high=high, style=_GOOD))
-        cliffs = [cliff for cliff in insights.divergence.cliffs if cliff.name == name and cliff.at is not None]
+        cliffs = [cliff for cliff in insights.divergence.cliffs if cliff.name == name and cliff.threshold is not None]
         marks += [_cliff_stretch(cliff, measured) for cliff in cliffs]
     pruned_marks = replace(PRUNED_MARKS, label="pruned, extrapolated") if insights.extrapolated else PRUNED_MARKS
     faint: dict[str, Any] = {} if measured is None else {"size": 6, "opacity": 0.6}
@@ -245,7 +245,7 @@ def _curve_marks(measured: ParameterSensitivity, places: Sequence[Place]) -> lis
 
 
 def _cliff_stretch(cliff: Cliff, measured: ParameterSensitivity) -> Stretch:
-    at, ends = float(cliff.at or 0.0), (float(measured.values[0]), float(measured.values[-1]))
+    at, ends = float(cliff.threshold or 0.0), (float(measured.values[0]), float(measured.values[-1]))
     low, high = (ends[0], at) if cliff.side == "low" else (at, ends[1])
     return Stretch(low=low, high=high, style=_CLIFF)
 
@@ -257,7 +257,7 @@ def _budget_panel(table: StudyTable, parameter: ParameterBudget) -> Panel:
     x = tuple(float(each.tokens if counts_tokens else each.step) for each in optima)
     y: tuple[Place, ...] = tuple(str(each.best) if names else float(each.best) for each in optima)
     spans = tuple((float(each.low or 0.0), float(each.high or 0.0)) for each in optima)
-    color, label = (BEST, "moves with the budget") if parameter.is_drifting else (COMPLETE, "best value")
+    color, label = (BEST, "moves with the budget") if parameter.is_budget_dependent else (COMPLETE, "best value")
     is_log = not names and getattr(range_, "log", False)
     span = None if names else _with_margin(range_.extremes(), [], is_log=is_log)
     marks = (

@@ -1,11 +1,14 @@
 """Owns what a report says in words, from the numbers of summary.py. Leaves where it is said to page and text."""
 
+from functools import partial
+
+from hpopt import formats
 from hpopt.analysis.cost import Cost
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.pruning import PruningCheck
 from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
 from hpopt.analysis.trials import StudyTable
-from hpopt.findings.finding import list_words, show
+from hpopt.findings.finding import list_values
 from hpopt.reporting.selection import format_number
 from hpopt.reporting.summary import MIN_REPLICATES, Configuration, Summary
 
@@ -17,6 +20,8 @@ CONFIGURATIONS_SHOWN = 10
 _WEAK_FIT = 0.3
 # Chances are told in whole percents from here on.
 _LEAST_P_VALUE = 0.01
+
+_show = partial(formats.format_number, digits=3)
 
 
 def tell_answer(table: StudyTable, summary: Summary) -> str:
@@ -55,7 +60,7 @@ def tell_confidence(table: StudyTable, summary: Summary) -> list[str]:
     if noise is None:
         sentences.append("How much two runs of one configuration differ has not been measured: it may be more.")
     else:
-        sentences.append(f"{noise.sentence[0].upper()}{noise.sentence[1:]}.")
+        sentences.append(f"{_capital(noise.describe())}.")
     return sentences
 
 
@@ -66,22 +71,22 @@ def tell_what_matters(table: StudyTable, insights: Insights) -> list[str]:
         return [f"What matters cannot be said: {sensitivity.reason}."]
     measured = sensitivity.parameters
     joint = {name for pair in insights.interactions.pairs if pair.is_significant for name in pair.pair}
-    idle = [each.name for each in measured if not each.matters]
+    idle = [each.name for each in measured if not each.is_significant]
     groups = {
-        "These matter by more than chance": [each.name for each in measured if each.matters],
+        "These matter by more than chance": [each.name for each in measured if each.is_significant],
         "These matter together with another": [name for name in idle if name in joint],
         "Not distinguishable from noise with these trials": [name for name in idle if name not in joint],
     }
-    sentences = [f"{words}: {list_words(names)}." for words, names in groups.items() if names]
+    sentences = [f"{words}: {list_values(names)}." for words, names in groups.items() if names]
     return [*sentences, _tell_fit(table, sensitivity)]
 
 
 def tell_parameter(parameter: ParameterSensitivity) -> str:
     """Say in one line how the metric answers to a parameter."""
-    parts = [f"best {show(parameter.best)}{_tell_optimum(parameter)}"]
+    parts = [f"best {_show(parameter.best)}{_tell_optimum(parameter)}"]
     if parameter.ratio is not None:
         parts.append(f"worst / best {_tell_ratio(parameter)}")
-    if not parameter.matters:
+    if not parameter.is_significant:
         parts.append("by itself it may be noise")
     elif parameter.edge:
         parts.append(f"best at the {parameter.edge} end of the range")
@@ -92,9 +97,9 @@ def tell_measures(insights: Insights) -> list[str]:
     """Say what each measure of importance means, and what it leaves out."""
     told = []
     for measure in insights.importance:
-        parts = [measure.reason, measure.bias_sentence]
+        parts = [measure.reason, measure.bias_note]
         rest = " ".join(f"{_capital(part.rstrip('.'))}." for part in parts if part)
-        told.append(f"{measure.measure}: {measure.meaning}. {rest}".rstrip())
+        told.append(f"{measure.method}: {measure.meaning}. {rest}".rstrip())
     return told
 
 
@@ -115,20 +120,20 @@ def tell_budget(insights: Insights) -> str:
     budget = insights.budget
     if budget.reason is not None:
         return f"{_capital(budget.reason)}."
-    drifting = [parameter.name for parameter in budget.parameters if parameter.is_drifting]
+    drifting = [parameter.name for parameter in budget.parameters if parameter.is_budget_dependent]
     if not drifting:
         return "No best value moves with the length of training by more than chance."
     move = "move" if len(drifting) > 1 else "moves"
-    return f"The best {list_words(drifting)} {move} with the length of training."
+    return f"The best {list_values(drifting)} {move} with the length of training."
 
 
 def tell_pruning(check: PruningCheck) -> str:
     """Say how often stopping early would have been wrong."""
-    if check.loses_best is None:
+    if check.best_pruned_share is None:
         return f"Whether stopping early is safe: {check.reason}."
     return (
         f"In a bootstrap of the trials, a pruner that keeps one in three at each rung discards the best finisher in "
-        f"{check.loses_best:.0%} of cases{' (of those that this pruner let finish)' if check.n_pruned else ''}."
+        f"{check.best_pruned_share:.0%} of cases{' (of those that this pruner let finish)' if check.n_pruned else ''}."
     )
 
 
@@ -159,7 +164,7 @@ def parameter_rows(insights: Insights) -> list[list[str]]:
     for parameter in insights.sensitivity.parameters:
         name = parameter.name
         shares = [f"{measure.shares.get(name, 0):.0%}" if measure.shares else "-" for measure in (ped_anova, fanova)]
-        best = f"{show(parameter.best)}{_tell_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
+        best = f"{_show(parameter.best)}{_tell_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
         rows.append([name, best, _tell_good(parameter), _tell_ratio(parameter), *shares, _tell_p_value(parameter)])
     return rows
 
@@ -212,7 +217,7 @@ def _tell_fit(table: StudyTable, sensitivity: Sensitivity) -> str:
     extrapolated = f" and the extrapolated ones of {n_extrapolated} pruned trials" if n_extrapolated else ""
     return (
         f"The curves are those of a surrogate of the final values of {error.n_trials} complete trials{extrapolated}. "
-        f"On complete trials that it has not seen it is off by {show(error.rmse)} {table.metric} and explains "
+        f"On complete trials that it has not seen it is off by {_show(error.rmse)} {table.metric} and explains "
         f"{max(error.r2, 0):.0%} of the differences.{weak}"
     )
 
@@ -220,15 +225,15 @@ def _tell_fit(table: StudyTable, sensitivity: Sensitivity) -> str:
 def _tell_optimum(parameter: ParameterSensitivity) -> str:
     if parameter.best_low is None or parameter.best_high is None:
         others = [level for level in parameter.best_levels if level != parameter.best]
-        return f" (or {list_words(others)})" if others else ""
-    return f" ({show(parameter.best_low)} to {show(parameter.best_high)})"
+        return f" (or {list_values(others)})" if others else ""
+    return f" ({_show(parameter.best_low)} to {_show(parameter.best_high)})"
 
 
 def _tell_good(parameter: ParameterSensitivity) -> str:
     if not parameter.is_ordered:
-        return ", ".join(show(level) for level in parameter.good)
-    low, high = parameter.good
-    return show(low) if low == high else f"{show(low)} to {show(high)}"
+        return ", ".join(_show(level) for level in parameter.within_noise)
+    low, high = parameter.within_noise
+    return _show(low) if low == high else f"{_show(low)} to {_show(high)}"
 
 
 def _tell_ratio(parameter: ParameterSensitivity) -> str:

@@ -6,10 +6,10 @@ Leaves those of parameters to parameter_charts.py. Each function gives None when
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hpopt import formats
 from hpopt.analysis.axes import Axis as ParameterAxis
 from hpopt.analysis.axes import build_axis, is_fixed
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.findings.finding import show
 from hpopt.reporting import selection
 from hpopt.reporting.chart import Axis, Chart, Line, Mark, Panel, Points, Style, Words
 from hpopt.reporting.selection import BEST, COMPLETE, MUTED, Window, format_number
@@ -110,7 +110,10 @@ def metric_axis(table: StudyTable, window: Window) -> Axis:
 
 
 def _with_params(points: Points, rows: Sequence[TrialRow]) -> Points:
-    told = ("\n".join(f"{name} {show(value)}" for name, value in row.params.items()) for row in rows)
+    told = (
+        "\n".join(f"{name} {formats.format_number(value, digits=3)}" for name, value in row.params.items())
+        for row in rows
+    )
     return replace(points, hover=tuple(f"{text}\n{params}" for text, params in zip(points.hover, told, strict=True)))
 
 
@@ -139,7 +142,7 @@ def _parallel_line(
     """Place a trial on all axes, from 0 to 1; that of the metric has the best at its top."""
     best, worst = (table.loss(ranked[place].value) for place in (0, -1))
     goodness = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
-    places = [axis.place(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
+    places = [axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
     return Line(
         x=(*(axis.name for axis in axes), table.metric),
         y=(*(min(1.0, max(0.0, place)) for place in places), goodness),
@@ -150,4 +153,4 @@ def _parallel_line(
 
 def _ends(axis: ParameterAxis, range_: Range) -> tuple[str, str]:
     values = (axis.value_at(axis.nodes[0]), axis.value_at(axis.nodes[-1])) if axis.is_ordered else range_.extremes()
-    return show(values[0]), show(values[-1])
+    return formats.format_number(values[0], digits=3), formats.format_number(values[-1], digits=3)

@@ -40,11 +40,11 @@ def current(database: Database, study: Study) -> tuple[Finding, ...]:
     if kept.holds(spent.n_ended, is_over=budget.finished(study, spent) is not None):
         return kept.findings
     # They need scipy, whose import takes a second.
-    from hpopt.analysis.insights import gather  # noqa: PLC0415
-    from hpopt.findings.detection import find  # noqa: PLC0415
+    from hpopt.analysis.insights import compute_insights  # noqa: PLC0415
+    from hpopt.findings.detection import detect_findings  # noqa: PLC0415
 
     table = queries.read_table(database, study)
-    found = find(table, gather(table))
+    found = detect_findings(table, compute_insights(table))
     keep(database, study, found, n_ended=spent.n_ended)
     return found
 
