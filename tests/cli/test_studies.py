@@ -162,7 +162,7 @@ def test_status_of_a_study_that_runs_is_not_kept_waiting_by_an_analysis(leaky):
     assert "leak" in codes
 
 
-LEAK = "93% of the validation text is trained on too"
+LEAK = "93% of the validation text is also training text"
 
 
 @pytest.mark.parametrize("verb", ["best", "status"])

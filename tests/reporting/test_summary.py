@@ -134,7 +134,7 @@ def test_optima_are_described_by_training_length(planted_summary: Summary):
 
 
 def test_the_risk_of_pruning_names_which_trials_it_is_about(planted_summary: Summary):
-    check = replace(planted_summary.insights.pruning, loses_best=0.25)
+    check = replace(planted_summary.insights.pruning, best_pruned_share=0.25)
     sentence = describe_pruning(check)
     assert sentence.startswith("In 25% of bootstrap resamples, a pruner that keeps one trial in three")
     assert sentence.endswith("would have pruned the best trial of those that this study's pruner let finish.")

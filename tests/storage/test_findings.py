@@ -64,11 +64,11 @@ def test_a_study_is_analysed_again_when_trials_have_ended(database, study):
     """One complete trial is too few, and two still are: the counts in the sentence tell them apart."""
     complete_a_trial(database, study)
     first = findings.current(database, study)
-    assert "1 complete trials are few" in first[-1].message
+    assert "1 complete trial is too few" in first[-1].message
     findings.store(database, study, [finding("tie")], n_finished=1)
     assert findings.current(database, study) == (finding("tie"),)
     complete_a_trial(database, study)
-    assert "2 complete trials are few" in findings.current(database, study)[-1].message
+    assert "2 complete trials are too few" in findings.current(database, study)[-1].message
 
 
 def test_a_study_whose_file_has_changed_is_analysed_again(database, study, study_file):
@@ -76,7 +76,7 @@ def test_a_study_whose_file_has_changed_is_analysed_again(database, study, study
     complete_a_trial(database, study)
     findings.store(database, study, [finding("tie")], n_finished=1)
     studies.create_study(database, parse_study_file(study_file.replace("trials = 4", "trials = 5")), "tiny.toml")
-    assert "1 complete trials are few" in findings.current(database, study)[-1].message
+    assert "1 complete trial is too few" in findings.current(database, study)[-1].message
 
 
 def test_numbers_that_are_not_finite_are_kept_as_nothing(database, study):
@@ -99,5 +99,5 @@ def test_who_may_only_read_is_told_all_the_same(database, study):
             sa.text(f"alter database {database.engine.url.database} set default_transaction_read_only = on")
         )
     database.release()
-    assert "1 complete trials are few" in findings.current(database, study)[-1].message
+    assert "1 complete trial is too few" in findings.current(database, study)[-1].message
     assert findings.read(database, study).n_analyzed is None

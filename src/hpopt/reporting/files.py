@@ -53,7 +53,7 @@ def write_summary_table(summary: Summary, path: Path) -> None:
 def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
     """Write all numbers of the report as JSON; numbers that are not finite are null."""
     insights = asdict(summary.insights)
-    importance = {measure.pop("measure"): measure for measure in insights.pop("importance")}
+    importance = {measure.pop("method"): measure for measure in insights.pop("importance")}
     document = {
         "study": table.name,
         "metric": table.metric,

@@ -80,7 +80,7 @@ def draw_importance(measures: Sequence[Importance]) -> Chart | None:
         Bars(
             lengths={name: (measure.shares or {}).get(name, 0.0) for name in names},
             intervals=measure.intervals or {},
-            style=Style(color=color, label=measure.measure),
+            style=Style(color=color, label=measure.method),
             is_hatched=i > 0,
         )
         for i, (measure, color) in enumerate(zip(drawn, (COMPLETE, BEST), strict=False))
@@ -274,13 +274,15 @@ def _trial_points(
 
 def _areas(insights: Insights, fitted: ParameterSensitivity) -> list[Mark]:
     """Shade the good range, and the parts of the range where trials diverge."""
-    low, high = sorted(float(value) for value in fitted.good)
-    cliffs = [cliff for cliff in insights.divergence.cliffs if cliff.name == fitted.name and cliff.at is not None]
+    low, high = sorted(float(value) for value in fitted.within_noise)
+    cliffs = [
+        cliff for cliff in insights.divergence.cliffs if cliff.name == fitted.name and cliff.threshold is not None
+    ]
     return [VerticalSpan(low=low, high=high, style=_GOOD), *(_cliff_span(cliff, fitted) for cliff in cliffs)]
 
 
 def _cliff_span(cliff: Cliff, fitted: ParameterSensitivity) -> VerticalSpan:
-    at, ends = float(cliff.at or 0.0), (float(fitted.values[0]), float(fitted.values[-1]))
+    at, ends = float(cliff.threshold or 0.0), (float(fitted.values[0]), float(fitted.values[-1]))
     low, high = (ends[0], at) if cliff.side == "low" else (at, ends[1])
     return VerticalSpan(low=low, high=high, style=_CLIFF)
 
@@ -303,7 +305,7 @@ def _budget_panel(table: StudyTable, parameter: ParameterBudget) -> Panel:
     x = tuple(float(optimum.tokens if has_tokens else optimum.step) for optimum in optima)
     y: tuple[Coordinate, ...] = tuple(str(optimum.best) if categories else float(optimum.best) for optimum in optima)
     intervals = tuple((float(optimum.low or 0.0), float(optimum.high or 0.0)) for optimum in optima)
-    color, label = (BEST, "shifts significantly") if parameter.is_drifting else (COMPLETE, "optimum")
+    color, label = (BEST, "shifts significantly") if parameter.is_budget_dependent else (COMPLETE, "optimum")
     is_log = not categories and getattr(range_, "log", False)
     limits = None if categories else _add_margin(range_.extremes(), [], is_log=is_log)
     points_style = Style(color=color, label=label, size=9)

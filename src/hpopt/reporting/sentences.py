@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hpopt.analysis.cost import SECONDS_PER_HOUR, Cost
-from hpopt.analysis.dependence import SIGNIFICANT
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.pruning import PruningCheck
 from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
@@ -63,7 +63,7 @@ def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
     if noise is None:
         sentences.append("The run-to-run standard deviation is unknown; it may be larger than this difference.")
     else:
-        sentences.append(f"{_capitalize(noise.sentence)}.")
+        sentences.append(f"{_capitalize(noise.describe())}.")
     return sentences
 
 
@@ -74,13 +74,15 @@ def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
         return [f"Parameter importance is not available: {sensitivity.reason}."]
     pairs = [pair.pair for pair in insights.interactions.pairs if pair.is_significant]
     paired = {name for pair in pairs for name in pair}
-    significant = [parameter.name for parameter in sensitivity.parameters if parameter.matters]
+    significant = [parameter.name for parameter in sensitivity.parameters if parameter.is_significant]
     not_shown = [
-        parameter.name for parameter in sensitivity.parameters if not parameter.matters and parameter.name not in paired
+        parameter.name
+        for parameter in sensitivity.parameters
+        if not parameter.is_significant and parameter.name not in paired
     ]
     sentences = []
     if significant:
-        sentences.append(f"Significant effect (p <= {SIGNIFICANT}): {join_words(significant)}.")
+        sentences.append(f"Significant effect (p <= {SIGNIFICANCE_LEVEL}): {join_words(significant)}.")
     sentences += [f"{join_words(pair)} interact." for pair in pairs]
     if not_shown:
         sentences.append(f"Effect not shown by these trials: {join_words(not_shown)}.")
@@ -92,7 +94,7 @@ def describe_parameter(parameter: ParameterSensitivity) -> str:
     parts = [f"model's optimum {_format_optimum(parameter)}"]
     if parameter.ratio is not None:
         parts.append(f"max / min {_format_ratio(parameter)}")
-    if not parameter.matters:
+    if not parameter.is_significant:
         parts.append(f"no effect of its own shown by these trials (p = {format_number(parameter.p_value, digits=2)})")
     elif parameter.edge:
         parts.append(f"optimum at the {parameter.edge} end of the range")
@@ -103,9 +105,9 @@ def describe_measures(insights: Insights) -> list[str]:
     """Describe what each measure of importance means, and what it leaves out."""
     sentences = []
     for measure in insights.importance:
-        parts = [part.rstrip(".") for part in (measure.reason, measure.bias_sentence) if part]
+        parts = [part.rstrip(".") for part in (measure.reason, measure.bias_note) if part]
         sentences.append(
-            " ".join([f"{measure.measure}: {measure.meaning}.", *(f"{_capitalize(part)}." for part in parts)])
+            " ".join([f"{measure.method}: {measure.meaning}.", *(f"{_capitalize(part)}." for part in parts)])
         )
     return sentences
 
@@ -131,7 +133,7 @@ def describe_budget(insights: Insights) -> str:
     budget = insights.budget
     if budget.reason is not None:
         return f"{_capitalize(budget.reason)}."
-    shifting = [parameter.name for parameter in budget.parameters if parameter.is_drifting]
+    shifting = [parameter.name for parameter in budget.parameters if parameter.is_budget_dependent]
     if not shifting:
         return "No optimum shifts significantly with the training length."
     return f"The optimum shifts with the training length: {join_words(shifting)}."
@@ -139,11 +141,11 @@ def describe_budget(insights: Insights) -> str:
 
 def describe_pruning(check: PruningCheck) -> str:
     """Describe how often a pruner would have pruned the best trial."""
-    if check.loses_best is None:
+    if check.best_pruned_share is None:
         return f"The risk of pruning the best trial is unknown: {check.reason}."
     condition = " of those that this study's pruner let finish" if check.n_pruned else ""
     return (
-        f"In {format_percent(check.loses_best)} of bootstrap resamples, a pruner that keeps one trial in three at each "
+        f"In {format_percent(check.best_pruned_share)} of bootstrap resamples, a pruner that keeps one trial in three at each "
         f"rung would have pruned the best trial{condition}."
     )
 
@@ -254,8 +256,8 @@ def _format_optimum(parameter: ParameterSensitivity) -> str:
 
 def _format_good_range(parameter: ParameterSensitivity) -> str:
     if not parameter.is_ordered:
-        return ", ".join(_format_value(level) for level in parameter.good)
-    low, high = parameter.good
+        return ", ".join(_format_value(level) for level in parameter.within_noise)
+    low, high = parameter.within_noise
     return _format_value(low) if low == high else f"{_format_value(low)} to {_format_value(high)}"
 
 

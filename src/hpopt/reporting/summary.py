@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from hpopt.analysis.insights import Insights, gather
+from hpopt.analysis.insights import Insights, compute_insights
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.findings.detection import find
+from hpopt.findings.detection import detect_findings
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Scalar
 
@@ -51,13 +51,13 @@ class Summary:
 
 def summarize(table: StudyTable) -> Summary:
     """Compute all numbers of the report."""
-    insights = gather(table)
+    insights = compute_insights(table)
     return Summary(
         best=table.best(),
         default=next((row for row in table.ranked() if row.is_default), None),
         configurations=tuple(_summarize_replicates(rows) for rows in table.replicates().values()),
         insights=insights,
-        findings=find(table, insights),
+        findings=detect_findings(table, insights),
     )
 
 

@@ -145,7 +145,7 @@ def _parallel_line(
     """Scale the params and the value of a trial to [0, 1]; the best value is at 1 whatever the direction."""
     best, worst = (table.loss(ranked[rank].value) for rank in (0, -1))
     height = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
-    heights = [axis.place(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
+    heights = [axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
     return Line(
         x=(*(axis.name for axis in axes), table.metric),
         y=(*(min(1.0, max(0.0, scaled)) for scaled in heights), height),
