@@ -13,7 +13,7 @@ from hpopt.search.direction import Direction
 from hpopt.search.pruner import Rungs
 from hpopt.search.sampler import Draw, propose, to_distributions
 from hpopt.search.space import Categorical, Float, Int, Range
-from hpopt.search.tpe import COMPLETE, PRUNED, Observed
+from hpopt.search.tpe import COMPLETE, PRUNED, Observations
 
 SPACE: Mapping[str, Range] = {
     "learning_rate": Float(low=1e-3, high=0.3, log=True),
@@ -126,9 +126,9 @@ def _propose(sampler: str, rows: list[TrialRow], seed: int, number: int) -> dict
     return propose(draw, to_distributions(SPACE), _observe(rows), {})
 
 
-def _observe(rows: list[TrialRow]) -> Observed:
+def _observe(rows: list[TrialRow]) -> Observations:
     values = {name: np.array([_internal(SPACE[name], row.params[name]) for row in rows], dtype=float) for name in SPACE}
-    return Observed(
+    return Observations(
         values=values,
         kind=np.array([COMPLETE if row.state == "COMPLETE" else PRUNED for row in rows], dtype=np.int8),
         step=np.array([row.curve[-1].step for row in rows], dtype=np.int64),
@@ -170,10 +170,9 @@ def run(truth: Truth, rng: np.random.Generator, rows: list[TrialRow], params: Ma
 
 
 def _is_pruned(rows: list[TrialRow], curve: list[CurvePoint]) -> bool:
-    before = curve[-2].step if len(curve) > 1 else 0
-    rung = RUNGS.reached(curve[-1].step, N_STEPS, before)
-    if rung is None:
+    rung = RUNGS.reached(curve[-1].step, N_STEPS)
+    if rung is None or (len(curve) > 1 and RUNGS.reached(curve[-2].step, N_STEPS) == rung):
         return False
     others = [point for row in rows for point in row.curve if point.step == curve[-1].step]
     n_better = sum((point.value or 0.0) < (curve[-1].value or 0.0) for point in others)
-    return RUNGS.is_hopeless(n=len(others) + 1, n_better=n_better)
+    return RUNGS.should_prune(n_trials=len(others) + 1, n_better=n_better)
