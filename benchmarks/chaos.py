@@ -54,7 +54,7 @@ min_fraction = 0.3
 rate  = {{ low = 1e-3, high = 1.0, log = true }}
 width = {{ low = 1, high = 8, type = "int" }}
 shape = {{ choices = ["cosine", "linear", "constant"] }}
-fate  = {{ low = 0, high = 9, type = "int" }}
+ending = {{ low = 0, high = 9, type = "int" }}
 [fixed]
 max_steps = {max_steps}
 step_seconds = {step_seconds}
@@ -63,12 +63,12 @@ step_seconds = {step_seconds}
 rate = 0.9
 width = 3
 shape = "cosine"
-fate = 0
+ending = 0
 [[enqueue]]
 rate = 0.2
 width = 5
 shape = "cosine"
-fate = 1
+ending = 1
 """
 PATIENCE = Patience(heartbeat_every_s=0.5, stale_after_s=2.0, give_up_after_s=10.0)
 _TEND_EVERY_S = 0.05

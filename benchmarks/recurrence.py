@@ -1,8 +1,8 @@
-"""Owns a training function of which every evaluation is known in closed form. Leaves running it to others.
+"""A training function whose evaluations are known in closed form.
 
 One step takes the state x to (FACTOR x + shift) mod PRIME, with start and shift drawn from params and seed. Between two
-goes the state lives in the checkpoint alone, so a step that is lost, doubled or taken from another trial's checkpoint
-changes every value after it.
+attempts the state exists only in the checkpoint, so that a step that is lost, repeated or resumed from another trial's
+checkpoint changes every value after it.
 """
 
 import errno
@@ -27,12 +27,12 @@ DIVERGES = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a study of it may search and fix; of the values of `fate`, FAILS and DIVERGES end a trial early."""
+    """The hyperparameters; a trial whose `ending` is FAILS or DIVERGES ends early."""
 
     rate: float = 0.1
     width: int = 4
     shape: str = "cosine"
-    fate: int = 9
+    ending: int = 9
     max_steps: int = 60
     eval_steps: int = 3
     step_seconds: float = 0.1
@@ -40,9 +40,10 @@ class Config:
 
 
 def train(config: Config, run: Run) -> Generator[Evaluation]:
-    """Step through the recurrence; the checkpoint is written before each evaluation, which a resumed run gives again.
+    """Step through the recurrence and yield its evaluations.
 
-    Raises OSError when the disk is full; the checkpoint before stays.
+    The checkpoint is written before each evaluation, which a resumed run yields again. Raises OSError if the disk is
+    full, and leaves the previous checkpoint in place.
     """
     step, state = _resume(config, run.checkpoint)
     if is_evaluated(config, step):
@@ -53,7 +54,7 @@ def train(config: Config, run: Run) -> Generator[Evaluation]:
             raise Interrupted(f"stopped after step {step}")
         time.sleep(config.step_seconds)
         step += 1
-        _meet_fate(config, step)
+        _raise_at_ending(config, step)
         state = (FACTOR * state + _draws(config)[1]) % PRIME
         if is_evaluated(config, step):
             _save(run.checkpoint, step, state)
@@ -61,7 +62,7 @@ def train(config: Config, run: Run) -> Generator[Evaluation]:
 
 
 def fault_free(config: Config, step: int) -> Evaluation:
-    """Give the evaluation after `step` undisturbed steps, in closed form: the sum of a geometric series."""
+    """Return the evaluation after `step` steps without faults, in closed form: the sum of a geometric series."""
     start, shift = _draws(config)
     power = pow(FACTOR, step, PRIME)
     series = (power - 1) * pow(FACTOR - 1, -1, PRIME)
@@ -69,7 +70,7 @@ def fault_free(config: Config, step: int) -> Evaluation:
 
 
 def evaluate(config: Config, step: int, state: int) -> Evaluation:
-    """Make an evaluation of a state: a loss that falls with the steps and carries the whole state in its digits."""
+    """Return the evaluation of a state: its loss decreases with the steps and encodes the state in its digits."""
     loss = abs(config.rate - 0.1) + 1 / step + 0.1 * state / PRIME
     return Evaluation(
         step=step,
@@ -81,41 +82,44 @@ def evaluate(config: Config, step: int, state: int) -> Evaluation:
 
 
 def expected_outcome(config: Config) -> str:
-    """Give the outcome of a trial that nothing stops and no pruner ends."""
-    return {FAILS: "failed", DIVERGES: "diverged"}.get(config.fate, "complete")
+    """Return the outcome of a trial that is neither interrupted nor pruned."""
+    return {FAILS: "failed", DIVERGES: "diverged"}.get(config.ending, "complete")
 
 
 def evaluated_steps(config: Config) -> list[int]:
-    """Give the steps of all evaluations of a trial that nothing stops and no pruner ends."""
+    """Return the steps of all evaluations of a trial that is neither interrupted nor pruned."""
     return [step for step in range(1, _last_step(config) + 1) if is_evaluated(config, step)]
 
 
 def is_evaluated(config: Config, step: int) -> bool:
-    """Say whether a step ends with an evaluation."""
+    """Return whether a step ends with an evaluation."""
     return step > 0 and (step % config.eval_steps == 0 or step == config.max_steps)
 
 
 def _draws(config: Config) -> tuple[int, int]:
     """Draw start and shift from params and seed."""
-    drawn = hashlib.sha256(repr((config.rate, config.width, config.shape, config.fate, config.seed)).encode()).digest()
+    params = (config.rate, config.width, config.shape, config.ending, config.seed)
+    drawn = hashlib.sha256(repr(params).encode()).digest()
     return int.from_bytes(drawn[:8]) % PRIME, int.from_bytes(drawn[8:16]) % PRIME
 
 
 def _last_step(config: Config) -> int:
-    """Give the last step that ends; a trial that fails or diverges does so in the step after it."""
-    return config.max_steps if config.fate > DIVERGES else _draws(config)[0] % config.max_steps
+    """Return the last completed step; a trial that fails or diverges does so in the step after it."""
+    return config.max_steps if config.ending > DIVERGES else _draws(config)[0] % config.max_steps
 
 
-def _meet_fate(config: Config, step: int) -> None:
+def _raise_at_ending(config: Config, step: int) -> None:
     if step <= _last_step(config):
         return
-    # In letters, so that the failures of many trials have as many reasons: five of one kind would pause the study.
-    told = "as configured, " + "".join(chr(ord("a") + int(digit)) for digit in str(_draws(config)[0]))
-    raise Diverged(f"diverges {told}") if config.fate == DIVERGES else RuntimeError(f"fails {told}")
+    # Letters, so that each failure has its own reason: five failures with one reason would pause the study.
+    code = "".join(chr(ord("a") + int(digit)) for digit in str(_draws(config)[0]))
+    if config.ending == DIVERGES:
+        raise Diverged(f"diverges as configured, {code}")
+    raise RuntimeError(f"fails as configured, {code}")
 
 
 def _resume(config: Config, checkpoint: Path) -> tuple[int, int]:
-    """Read step and state; a torn checkpoint is an error here, because none may ever be seen."""
+    """Return step and state; an incomplete checkpoint raises, since checkpoints are written atomically."""
     if not checkpoint.exists():
         return 0, _draws(config)[0]
     saved = json.loads(checkpoint.read_text())
@@ -130,6 +134,6 @@ def _save(checkpoint: Path, step: int, state: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        # Where no disk can be filled, faults.py forbids files to grow instead.
+        # Where no disk can be filled, faults.py limits the size of files instead.
         raise OSError(errno.ENOSPC if error.errno == errno.EFBIG else error.errno, error.strerror) from error
     temporary.replace(checkpoint)
