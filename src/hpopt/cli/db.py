@@ -45,7 +45,7 @@ def db_url(storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Print the whole URL, password included, for psql and other programs."""
     from hpopt.postgres import server
 
-    url = storage or server.running_url(home)
+    url = storage or server.find_running_url(home)
     if url is None:
         raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
     out.write(url.replace("postgresql+psycopg2://", "postgresql://"))
