@@ -210,7 +210,7 @@ def test_a_start_killed_before_the_cluster_is_complete_can_be_repeated(new_home:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("after_s", [0.1 * i for i in range(1, 26)])
+@pytest.mark.parametrize("after_s", [0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0])
 def test_a_start_killed_at_any_time_can_be_repeated(new_home: Path, after_s: float):
     starter = python("server.start(home)", new_home)
     with suppress(subprocess.TimeoutExpired):
