@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
+from types import SimpleNamespace
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -41,7 +42,8 @@ class Page:
         self.may_respond.set()
         self._dashboard = wsgi(storage)
         # The validators hold both sides to PEP 3333.
-        middleware = CacheMiddleware(validator(self._respond), SnapshotReader(storage), no_additions, **options)
+        self.snapshots = SnapshotReader(storage)
+        middleware = CacheMiddleware(validator(self._respond), self.snapshots, no_additions, **options)
         self._app = validator(middleware)
 
     def _respond(self, environ, start_response):
@@ -202,13 +204,18 @@ def test_the_response_about_an_unchanged_study_is_reused_until_a_change(
         assert page.n_made == n_made
 
 
-def test_a_response_is_not_reused_before_the_cache_of_optuna_dashboard_has_expired(shared_storage: BaseStorage):
+def test_a_response_made_before_the_cache_of_optuna_dashboard_has_expired_is_not_reused(
+    shared_storage: BaseStorage, monkeypatch: pytest.MonkeyPatch
+):
     """It may have been made from trials that were ten seconds old."""
-    page = Page(shared_storage, fresh_for_s=0.0)
-    for _ in range(3):
+    page = Page(shared_storage)
+    snapshot = page.snapshots.read(1)
+    assert snapshot is not None
+    for after_s, n_made in ((1, 1), (10, 2), (20, 3), (30, 3), (40, 3)):
+        clock = SimpleNamespace(monotonic=lambda now_s=snapshot.since_s + after_s: now_s)
+        monkeypatch.setattr(cache, "time", clock)
         page.get_study()
-    assert page.n_made == 3
-    assert cache.STABLE_AFTER_S > 10
+        assert page.n_made == n_made
 
 
 def test_the_response_about_a_study_with_running_trials_is_not_reused(storage: BaseStorage, study: optuna.Study):

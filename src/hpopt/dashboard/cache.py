@@ -58,10 +58,10 @@ class CachedResponse(NamedTuple):
 class CacheMiddleware:
     """A WSGI middleware that makes optuna-dashboard respond sooner.
 
-    The page of a study tells the browser at once which trials it will request, before its script has been loaded.
-    Simultaneous equal requests share one response, for example when a browser reopens ten tabs. A response about a
-    study is reused for `fresh_for_s`, and as long as the study does not change once it has been unchanged for
-    `stable_after_s`, when optuna-dashboard's own cache has expired. Any request that may write clears the cache.
+    The page of a study has the browser preload the trials before the page's script has been loaded. Simultaneous equal
+    requests share one response, for example when a browser reopens ten tabs. A response about a study is reused for
+    `fresh_for_s`. One made more than `stable_after_s` after the last change of the study, when optuna-dashboard's own
+    cache has expired, is reused until the next change. Any request that may write clears the cache.
     """
 
     def __init__(
@@ -137,11 +137,8 @@ class CacheMiddleware:
 
     def _is_valid(self, cached: CachedResponse, snapshot: Snapshot | None, additions: FiguresAndNotes | None) -> bool:
         """Return whether the same response would be made again."""
-        return (
-            snapshot is cached.snapshot
-            and additions is cached.additions
-            and cached.snapshot.age_s > self._stable_after_s
-        )
+        is_stable = cached.made_s - cached.snapshot.since_s > self._stable_after_s
+        return is_stable and snapshot is cached.snapshot and additions is cached.additions
 
     def _store(self, key: CacheKey, cached: CachedResponse) -> None:
         with self._lock:

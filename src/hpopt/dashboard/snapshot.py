@@ -1,6 +1,6 @@
-"""Read the studies that the dashboard shows, with generated notes, and notice whether they have changed.
+"""Read the studies that the dashboard shows, add generated notes, and detect changes.
 
-Reads go through Optuna's cached storage, which fetches unfinished trials only.
+Reads go through Optuna's cached storage, which reads finished trials only once.
 """
 
 import operator
@@ -30,11 +30,6 @@ class Snapshot:
     def study_id(self) -> int:
         """Optuna's id of the study."""
         return int(self.study._study_id)  # noqa: SLF001 - Optuna has no public one.
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since a change was last seen."""
-        return time.monotonic() - self.since_s
 
     def is_equal(self, study: FrozenStudy, trials: Sequence[FrozenTrial]) -> bool:
         """Return whether nothing has changed: the cached storage returns finished trials as the same objects."""
