@@ -75,8 +75,8 @@ def new_home(open_folder: Path) -> Iterator[Path]:
 def initialized_template() -> Iterator[Path]:
     """A home whose server was never started."""
     with new_open_folder() as folder:
-        found = cluster.find_cluster(folder)
-        cluster.initialize(found, cluster.find_programs(found))
+        template = cluster.find_cluster(folder)
+        cluster.initialize(template, cluster.find_programs(template))
         yield folder
 
 

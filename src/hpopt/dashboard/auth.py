@@ -1,6 +1,6 @@
 """Restrict access to the dashboard: password, read-only mode, host names, cross-site requests and security headers.
 
-optuna-dashboard has no authentication, and lets everybody who reaches it delete studies.
+optuna-dashboard has no authentication, and any client that reaches it can delete studies.
 """
 
 import base64

@@ -74,7 +74,8 @@ class FigureBuilder:
     """Builds figures and notes of studies in background threads and keeps the latest in memory.
 
     `refresh_every_s` is the least time between two builds of a study, `wait_s` how long the first request about a small
-    study waits for its figures, `large_study_delay_s` how long the build of a large study lets its page go first.
+    study waits for its figures, and `large_study_delay_s` the delay of a large study's build, during which the response
+    about its trials is made.
     """
 
     def __init__(

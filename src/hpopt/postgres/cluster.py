@@ -1,7 +1,8 @@
 """Locate and initialize the cluster of the embedded Postgres: its folder, operating-system user and programs.
 
-The server runs as the user that starts it. Postgres refuses to run as root, so for root it runs as nobody; where nobody
-cannot enter root's folders (common in containers: /root has mode 0700), cluster and programs are in /var/lib/hpopt.
+The server runs as the owner of the folder: the user who created it, or for root the user `nobody`, because Postgres
+refuses to run as root. Where `nobody` cannot enter root's folders (common in containers: /root has mode 0700), cluster
+and programs are in /var/lib/hpopt.
 """
 
 import hashlib
