@@ -15,6 +15,7 @@ import pytest
 from hpopt.dashboard.auth import SECURITY_HEADERS, AuthMiddleware
 
 PASSWORD = "Grüße an 12 Nachbarn"
+TIMEOUT_S = 60
 UNSAFE_METHODS = ["POST", "PUT", "PATCH", "DELETE", "TRACE"]
 
 
@@ -34,7 +35,7 @@ class Server:
         self.logged = logged
 
     def request(self, method: str = "GET", path: str = "/", headers: dict[str, str] | None = None) -> HTTPResponse:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         connection.request(method, path, headers=headers or {})
         response = connection.getresponse()
         response.body = response.read()

@@ -26,6 +26,7 @@ from hpopt.errors import DatabaseError, InputError
 from hpopt.storage.database import Database
 
 PASSWORD = "correct horse battery"
+TIMEOUT_S = 60
 N_TRIALS = 12
 
 # A shell has its background jobs ignore SIGINT, and everything that the tests start inherits that.
@@ -53,7 +54,7 @@ class Dashboard:
 
     def request(self, method: str, path: str, **headers: str) -> str:
         request = Request(f"http://127.0.0.1:{self.port}{path}", headers=headers, method=method)
-        with urlopen(request, timeout=10) as response:  # noqa: S310 - the address is ours.
+        with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - the address is ours.
             return str(response.read().decode())
 
 
@@ -112,7 +113,7 @@ def test_the_study_is_listed(dashboard: Dashboard):
 def test_an_oversized_request_is_refused_before_all_of_it_is_received(dashboard: Dashboard):
     n_bytes = MAX_REQUEST_BYTES
     for headers in ({"Content-Length": str(n_bytes)}, {"Content-Length": "9" * 12}, {"Transfer-Encoding": "chunked"}):
-        with closing(HTTPConnection("127.0.0.1", dashboard.port, timeout=10)) as connection:
+        with closing(HTTPConnection("127.0.0.1", dashboard.port, timeout=TIMEOUT_S)) as connection:
             connection.request("POST", "/api/studies", headers=headers)
             if "Transfer-Encoding" in headers:
                 connection.send(b"%x\r\n%b" % (2 * n_bytes, b"x" * n_bytes))
@@ -138,7 +139,7 @@ def test_it_exits_with_0_on_a_signal(shared_optuna_url: str, number: signal.Sign
     """systemd, Docker and Ctrl-C stop it with these; neither is an error."""
     with running(shared_optuna_url, host="127.0.0.1") as dashboard:
         dashboard.process.send_signal(number)
-        _, errors = dashboard.process.communicate(timeout=60)
+        _, errors = dashboard.process.communicate(timeout=TIMEOUT_S)
         assert (dashboard.process.returncode, errors) == (0, "")
 
 
@@ -291,7 +292,7 @@ def test_a_dashboard_for_other_machines_is_read_only_and_never_prints_its_passwo
         assert optuna.get_all_study_names(shared_optuna_url) == ["moe-muon"]
     finally:
         process.terminate()
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, output) == (0, "")
     access = "(user hpopt with password, read-only); press Ctrl-C to stop"
     assert first_line == f"dashboard on http://0.0.0.0:{dashboard.port}/dashboard {access}\n"

