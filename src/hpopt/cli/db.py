@@ -57,7 +57,7 @@ def db_url(
     from hpopt.postgres import server
     from hpopt.storage.database import Database
 
-    url = storage or server.running_url(home)
+    url = storage or server.find_running_url(home)
     if url is None:
         raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
     database = Database(url)
