@@ -3,14 +3,13 @@
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpopt.errors import DatabaseError, Fenced, InputError
+from hpopt.errors import DatabaseError, Fenced
 from hpopt.search import sampler, tpe
 from hpopt.storage import attempts, budget, queries, reaper, studies
 from hpopt.storage import database as database_module
@@ -332,13 +331,6 @@ def test_expired_heartbeats_do_not_pause_the_study(asha_fleet):
     for attempt in [asha_fleet.start() for _ in range(5)]:
         asha_fleet.finish(attempt, "lost", reason="heartbeat expired after 60 s")
     assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"
-
-
-def test_a_worker_of_another_version_is_refused_with_both_versions(fleet):
-    other = replace(fleet.study, versions={"hpopt": "0.0.1"})
-    with pytest.raises(InputError, match=r"is run by hpopt 0\.0\.1, this is \d"):
-        studies.require_version(other)
-    studies.require_version(fleet.study)
 
 
 def test_a_worker_that_reconnects_is_running_again(fleet):
