@@ -145,7 +145,7 @@ def work_here(database: "Database", study: "Study", fleet: "LocalWorkers", stop:
     progress = queries.progress(database, study)
     if progress.over is None and progress.books.state == "open":
         with fleet:
-            watch(database, study, err, stop, lambda: fleet.tend() and has_work(database, study))
+            watch(database, study, err, stop, lambda: fleet.supervise() and has_work(database, study))
         progress = _progress_now(database, study)
     _refuse_paused(progress)
     out.print(answer(progress, study.file))
