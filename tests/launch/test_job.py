@@ -118,7 +118,7 @@ def test_a_job_name_contains_the_name_of_its_study_and_is_unique():
 
 def test_a_client_program_that_fails_is_quoted():
     program = "import sys; print('no such\\n  partition', file=sys.stderr); sys.exit(3)"
-    with pytest.raises(InputError, match="python.*: no such partition$"):
+    with pytest.raises(InputError, match=r"python.*: no such partition$"):
         run_client([sys.executable, "-c", program], hint="")
 
 

@@ -42,7 +42,9 @@ def test_the_database_url_comes_from_a_secret_of_the_cluster(manifest, job_spec)
     text = yaml.safe_dump(manifest)
     assert job_spec.credentials.password not in text
     assert "db.example" not in text
-    variables = {variable["name"]: variable for variable in manifest["spec"]["template"]["spec"]["containers"][0]["env"]}
+    variables = {
+        variable["name"]: variable for variable in manifest["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
     reference = variables["HPOPT_STORAGE"]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "hpopt-database", "key": "url"}
 

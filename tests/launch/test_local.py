@@ -60,12 +60,10 @@ def test_a_pid_file_names_the_user_and_the_machine(tmp_path):
 
 
 def test_a_worker_that_is_refused_ends_the_command_with_its_last_line(tmp_path):
-    with (
-        LocalWorkers(["worker"], 1, os.environ, tmp_path) as workers,
-        pytest.raises(HpoptError, match=r"^a worker exited with code 2: hpopt: Missing argument 'study'"),
-    ):
-        while workers.supervise():
-            workers._workers[0].process.wait(timeout=60)
+    with LocalWorkers(["worker"], 1, os.environ, tmp_path) as workers:
+        assert workers._workers[0].process.wait(timeout=60) == 2
+        with pytest.raises(HpoptError, match=r"^a worker exited with code 2: hpopt: Missing argument 'study'"):
+            workers.supervise()
 
 
 def test_a_worker_that_is_killed_is_restarted_and_its_log_says_so(tmp_path):
