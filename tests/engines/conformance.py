@@ -173,13 +173,13 @@ class WorkerConformance:
 class ClusterConformance(WorkerConformance):
     """What an engine of several nodes promises of its workers.
 
-    Its adapter has `lose_node`, which returns the number of workers on the node, `restore_node`, and `lost_outcomes`.
+    Its adapter has `lost_outcomes`, `restore_node`, and `lose_node`, which returns how many of the workers have ended.
     """
 
     def test_a_lost_node_loses_no_trial(self, engine):
         trials = engine.n_workers + 4
-        self.launch_and_hold(engine, trials=trials)
-        n_lost = engine.lose_node()
+        _, workers = self.launch_and_hold(engine, trials=trials)
+        n_lost = engine.lose_node(workers)
         try:
             engine.workplace.release()
             engine.workplace.wait_until_finished(NAME, trials=trials, steps=STEPS)

@@ -3,6 +3,7 @@
 import platform
 import re
 import time
+from pathlib import Path
 
 import pytest
 from conformance import NAME, ClusterConformance, Engine, LaunchConformance
@@ -39,12 +40,22 @@ class Ray(Engine):
     def expected_nodes(self):
         return {platform.node()}
 
-    def lose_node(self):
+    def lose_node(self, workers):
         self.cluster.remove_node(self.cluster.workers.pop(), allow_graceful=False)
+        # They run on this machine and outlive their node until they notice.
+        self.workplace.wait_until(lambda: sum(is_running(worker["pid"]) for worker in workers) == GPUS_PER_NODE)
         return GPUS_PER_NODE
 
     def restore_node(self):
         self.cluster.workers.append(self.cluster.add_node(num_cpus=2, num_gpus=GPUS_PER_NODE))
+
+
+def is_running(pid):
+    """Return whether a process has not ended; one that nobody has waited for yet has."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture(scope="module")

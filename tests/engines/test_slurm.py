@@ -55,9 +55,9 @@ class Slurm(Engine):
         for _ in workers:
             self.cluster.run("sbatch", "--partition=urgent", "--gres=gpu:1", "--output=/dev/null", f"--wrap={wait}")
 
-    def lose_node(self):
+    def lose_node(self, workers):
         self.cluster.lose_node("n2")
-        return 2
+        return sum(worker["host"] == "n2" for worker in workers)
 
     def restore_node(self):
         self.cluster.start_node("n2")

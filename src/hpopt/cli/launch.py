@@ -58,7 +58,7 @@ def launch_local(
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Run workers on this machine until the study is finished, and restart those that die."""
+    """Run workers on this machine until the study is finished, and restart those that end early."""
     from hpopt.launch.local import hold_pid_file, stop_by_pid_file
 
     options = patience_options(heartbeat_every, stale_after, give_up_after)

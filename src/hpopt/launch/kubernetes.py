@@ -63,7 +63,9 @@ def submit(manifest: str) -> str:
 def delete(job: JobSpec, *, namespace: str) -> int:
     """Delete the jobs of a study and return their number. Their workers return their trials to the queue."""
     command = ["kubectl", "delete", "jobs", f"--namespace={namespace}", f"--selector={_LABEL}={job.name}"]
-    return len(run_client([*command, "--output=name", "--wait=false"], hint=_HINT).splitlines())
+    output = run_client([*command, "--output=name", "--wait=false"], hint=_HINT)
+    # Without a job kubectl prints "No resources found", also to standard output.
+    return sum(line.startswith("job") for line in output.splitlines())
 
 
 def _failure_rules() -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -220,7 +220,8 @@ class LocalWorkers:
         return self.logs / f"worker-{slot}.log"
 
     def _log(self, slot: int, line: str) -> None:
-        with self._log_path(slot).open("a") as log:
+        # A full disk must not end the other workers.
+        with suppress(OSError), self._log_path(slot).open("a") as log:
             log.write(f"hpopt: {line}\n")
 
     def _log_tail(self, slot: int) -> str:
