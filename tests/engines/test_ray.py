@@ -3,6 +3,7 @@
 import platform
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,12 @@ def engine(workplace, cluster):
     """A Ray cluster without actors."""
     engine = Ray(workplace, cluster)
     yield engine
-    for name in engine.list_jobs():
-        ray.kill(ray.get_actor(name))
+    while names := engine.list_jobs():
+        for name in names:
+            # Raised for an actor that has ended meanwhile.
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(name))
+        time.sleep(0.5)
     while ray.available_resources().get("GPU") != GPUS_PER_NODE * len(cluster.workers):
         time.sleep(0.5)
 

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,14 +58,18 @@ def preview(job: JobSpec) -> str:
 def stop(job: JobSpec, address: str | None) -> int:
     """Ask the actors of a study to stop, wait until their workers have ended, and return the number of actors."""
     with _connect(address) as ray:
-        names = [name for name in ray.util.list_named_actors() if name.rpartition("-")[0] == job.name]
-        actors = [ray.get_actor(name) for name in names]
+        actors = []
+        for name in ray.util.list_named_actors():
+            if name.rpartition("-")[0] == job.name:
+                # Raised for an actor that has ended meanwhile.
+                with suppress(ValueError):
+                    actors.append(ray.get_actor(name))
         if actors:
             # An actor that waits for a GPU does not answer.
             ray.wait([actor.stop.remote() for actor in actors], num_returns=len(actors), timeout=_STOP_TIMEOUT_S)
         for actor in actors:
             ray.kill(actor)
-    return len(names)
+    return len(actors)
 
 
 class WorkerActor:
