@@ -155,7 +155,7 @@ def run(file: str | Path, *, workers: int | None = None, storage: "str | Databas
         command = ["worker", study.name, *timeout_options(5.0, 20.0, 900.0)]
         if has_work(database, study):
             with local_workers(database, command, _home(None), n_workers=workers) as processes:
-                while processes.tend() and has_work(database, study):
+                while processes.supervise() and has_work(database, study):
                     time.sleep(_POLL_S)
         refuse_paused(queries.progress(database, study))
         return queries.best(database, study)

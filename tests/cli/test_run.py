@@ -357,7 +357,7 @@ def test_a_worker_that_fails_at_once_ends_the_run_with_its_last_words(place):
     study.write_text(study.read_text().replace(str(place.folder / "documents"), str(place.folder / "empty")))
     done = place.hpopt("run", "small.toml")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("hpopt: a worker failed (exit code 2): hpopt: dataset: ")
+    assert done.stderr.splitlines()[-1].startswith("hpopt: a worker exited with code 2: hpopt: dataset: ")
 
 
 def a_first_checkpoint(place):
@@ -466,14 +466,14 @@ def test_a_worker_that_asks_to_be_run_again_is_after_pauses_that_grow(tmp_path):
     with LocalWorkers(command, 1, os.environ, tmp_path) as fleet:
         for n_starts in range(1, 4):
             while log.read_text().count("waiting up to") < n_starts:
-                assert fleet.tend()
+                assert fleet.supervise()
                 time.sleep(0.05)
-            (process,) = fleet._processes.values()
+            process = fleet._workers[0].process
             process.terminate()
             assert process.wait(timeout=20) == 75
             ended = time.monotonic()
-            while n_starts < 3 and fleet._processes[0] is process:
-                assert fleet.tend()
+            while n_starts < 3 and fleet._workers[0].process is process:
+                assert fleet.supervise()
                 time.sleep(0.05)
             pauses.append(time.monotonic() - ended)
     assert 1 <= pauses[0] < 2 <= pauses[1] < 3

@@ -146,7 +146,7 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     progress = queries.progress(database, study)
     if progress.finished_reason is None and progress.usage.state == "open":
         with workers:
-            watch(database, study, err, stop, lambda: workers.tend() and has_work(database, study))
+            watch(database, study, err, stop, lambda: workers.supervise() and has_work(database, study))
         progress = _read_progress(database, study)
     refuse_paused(progress)
     out.print(render_answer(progress, study))

@@ -145,8 +145,8 @@ def describe_pruning(check: PruningCheck) -> str:
         return f"The risk of pruning the best trial is unknown: {check.reason}."
     condition = " of those that this study's pruner let finish" if check.n_pruned else ""
     return (
-        f"In {format_percent(check.best_pruned_share)} of bootstrap resamples, a pruner that keeps one trial in three at each "
-        f"rung would have pruned the best trial{condition}."
+        f"In {format_percent(check.best_pruned_share)} of bootstrap resamples, a pruner that keeps one trial in three "
+        f"at each rung would have pruned the best trial{condition}."
     )
 
 
