@@ -92,6 +92,15 @@ def test_trials_outside_of_the_ranges_count():
         assert importance.shares["learning_rate"] > 0.8
 
 
+def test_ped_anova_takes_values_off_the_grid_of_a_range():
+    """Other tools may enqueue values that the search itself would not try."""
+    stepped = SPACE | {"ns_steps": Int(low=1, high=9, step=4)}
+    (on_grid, _), (off_grid, _) = (
+        estimate_importance(make_table(60, bowl, search_space=space)) for space in (SPACE, stepped)
+    )
+    assert off_grid.shares == on_grid.shares
+
+
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]):
     """The standard output must stay machine-readable."""
     before = optuna.logging.get_verbosity()

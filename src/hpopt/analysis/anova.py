@@ -84,11 +84,10 @@ def average_curve(surrogate: Surrogate, axis: int) -> tuple[FloatArray, FloatArr
     """
     points = surrogate.design.points
     nodes = surrogate.axes[axis].nodes
-    factors = [surrogate.kernel_factor(i, each.grid, points[:, i]) for i, each in enumerate(surrogate.axes)]
-    rest = np.prod([factor.mean(axis=0) for i, factor in enumerate(factors) if i != axis], axis=0)
+    others = [(i, other.grid) for i, other in enumerate(surrogate.axes) if i != axis]
+    rest = np.prod([surrogate.kernel_factor(i, grid, points[:, i]).mean(axis=0) for i, grid in others], axis=0)
     cross = surrogate.signal * surrogate.kernel_factor(axis, nodes, points[:, axis]) * rest
     # The prior variance of an average is the mean of the kernel over both of its arguments.
-    others = [(i, each.grid) for i, each in enumerate(surrogate.axes) if i != axis]
     prior = surrogate.signal * np.prod([surrogate.kernel_factor(i, grid, grid).mean() for i, grid in others])
     variance = prior - np.einsum("gn,ng->g", cross, surrogate.solve(cross.T))
     mean = surrogate.center + surrogate.scale * (cross @ surrogate.solve(surrogate.targets))

@@ -10,7 +10,7 @@ SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Device hours of a study; `saved_hours` is an estimate, None as long as no trial is complete."""
+    """Device hours of a study; `saved_hours` is an estimate, None unless the length of a schedule is known."""
 
     device_hours: float
     complete_hours: float

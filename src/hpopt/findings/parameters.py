@@ -1,4 +1,4 @@
-"""Find what to know about parameters: optima at an edge or that move, divergence, interactions, biased importance."""
+"""Find optima at an edge or that depend on the budget, divergence, interactions and biased importances."""
 
 from collections.abc import Iterator
 

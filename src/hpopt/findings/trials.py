@@ -1,4 +1,4 @@
-"""Find what to know about trials: leaks, ignored parameters and seeds, pruned winners, ties, too few trials."""
+"""Find leaks, ignored parameters and seeds, pruned winners, ties and too few trials."""
 
 import math
 from collections.abc import Iterator, Sequence
