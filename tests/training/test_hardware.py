@@ -20,6 +20,6 @@ def test_peak_memory_includes_memory_that_was_freed():
 
 
 def test_peak_flops_are_a_rate_that_a_cpu_can_have():
-    """Between a billion and a hundred trillion operations per second: another unit would give a plausible MFU."""
+    """A rate in another unit would not be between a billion and a hundred trillion operations per second."""
     assert 1e9 < peak_flops_per_second(CPU, torch.float32) < 1e14
     assert peak_flops_per_second(CPU, torch.float32) == peak_flops_per_second(CPU, torch.float32)
