@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_setup import MICRO_BATCHES, SIZES, Bench, Report, compare, reset_peak_memory, run_or_report
+from gpu_setup import MICRO_BATCHES, SIZES, Bench, Report, check_close, reset_peak_memory, run_or_report
 from torch import Tensor
 
 from hpopt.training.experts import run_experts
@@ -60,7 +60,7 @@ def experts_check(bench: Bench, dtype: torch.dtype, bound: float) -> str:
         y_TD = (weight_TK.unsqueeze(-1) * chosen_TKD).sum(1)
         reference = y_TD, *torch.autograd.grad(y_TD, inputs, drawn[0].double())
         largest = max(largest, *(_relative_error(a, b) for a, b in zip(ours, reference, strict=True)))
-    return compare(f"experts in {dtype} equal the plain computation", largest, 0.0, bound)
+    return check_close(f"experts in {dtype} equal the plain computation", largest, 0.0, bound)
 
 
 def muon_check(bench: Bench) -> str:
@@ -82,7 +82,7 @@ def muon_check(bench: Bench) -> str:
     moved = [
         (a.detach().cpu() - start, b.detach().cpu() - start) for a, b, start in zip(ours, theirs, starts, strict=True)
     ]
-    return compare("Muon moves as torch.optim.Muon", max(_relative_error(a, b) for a, b in moved), 0.0, 0.03)
+    return check_close("Muon moves as torch.optim.Muon", max(_relative_error(a, b) for a, b in moved), 0.0, 0.03)
 
 
 def _losses(trainer: Trainer, n_steps: int) -> list[float]:
@@ -103,13 +103,13 @@ def repeat_check(bench: Bench) -> str:
         losses += _losses(restored, 4) if restored.restore() else [math.nan] * 4
     apart = [abs(a - b) for a, b in zip(straight, losses, strict=True)]
     parts = f"before and after a checkpoint {max(apart[:4]):.2g} and {max(apart[4:]):.2g} apart"
-    return compare(f"the same seed gives the same losses, {parts}", straight[-1], losses[-1], 0.01)
+    return check_close(f"the same seed gives the same losses, {parts}", straight[-1], losses[-1], 0.01)
 
 
 def precision_check(bench: Bench) -> str:
     """Compare the losses of both precisions."""
     losses = [_losses(bench.trainer(bench.config(max_steps=20, precision=p)), 4)[-1] for p in ("bf16", "fp32")]
-    return compare("the fourth losses of bf16 and fp32 are close", *losses, bound=0.05)
+    return check_close("the fourth losses of bf16 and fp32 are close", *losses, bound=0.05)
 
 
 def waits_check(bench: Bench) -> str:
@@ -175,4 +175,4 @@ def memory_check(bench: Bench, report: Report) -> None:
         f"- out of memory halves the micro-batch: {'ok' if is_ok else 'FAILED'} ({batch_size} needs"
         f" {needed / 2**30:.1f} GiB; at three quarters of it {trainer.micro_batch})"
     )
-    report(compare("the step after it gives the same loss", loss, expected, 0.01))
+    report(check_close("the step after it gives the same loss", loss, expected, 0.01))

@@ -72,7 +72,7 @@ def run_or_report(name: str, report: Report, function: Callable[[], Any]) -> Any
         gc.collect()
 
 
-def compare(claim: str, a: float, b: float, bound: float) -> str:
+def check_close(claim: str, a: float, b: float, bound: float) -> str:
     """Return the row of a check that two numbers differ by no more than a bound."""
     is_ok = abs(a - b) <= bound
     return f"- {claim}: {'ok' if is_ok else 'FAILED'} ({a:.6g} and {b:.6g}, bound {bound:g})"

@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 from gpu_checks import count_waits
-from gpu_setup import MICRO_BATCHES, WARMUP_STEPS, Bench, Report, compare, reset_peak_memory, run_or_report, synchronize
+from gpu_setup import (
+    MICRO_BATCHES,
+    WARMUP_STEPS,
+    Bench,
+    Report,
+    check_close,
+    reset_peak_memory,
+    run_or_report,
+    synchronize,
+)
 from peer import EXPERTS, Peer, random_data
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -131,7 +140,7 @@ def compiled_speed(bench: Bench, report: Report, micro_batch: tuple[int, int]) -
         report(side.row(sides[0]))
     report("")
     losses = [side.training.progress.recent_losses[-1] for side in sides]
-    report(compare("compiled and eager losses are close", *losses, bound=0.1))
+    report(check_close("compiled and eager losses are close", *losses, bound=0.1))
     report(count_waits(bench, sides[1].training))
     profile_step(bench, report, sides[1])
 

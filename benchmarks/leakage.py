@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpopt.training.config import PretrainConfig
-from hpopt.training.corpus import drop_near_duplicates, text_hash
+from hpopt.training.corpus import drop_near_duplicates, hash_text
 from hpopt.training.data import overlapping_windows
 from hpopt.training.leakage import LEAK_THRESHOLD, Tokens, choose_window, mark_windows, measure_overlap
 from hpopt.training.sources import STDLIB, read_documents
@@ -39,8 +39,8 @@ def encode(texts: list[str], vocab_size: int) -> list[Tokens]:
 
 
 def split(texts: list[str], salt: int) -> tuple[list[int], list[int]]:
-    """Return the documents for training and validation, as corpus.split_of does with a salt; ordered by hash."""
-    hashes = [text_hash(f"{salt} {text}") for text in texts]
+    """Return the documents for training and validation, as corpus.assign_split does with a salt; ordered by hash."""
+    hashes = [hash_text(f"{salt} {text}") for text in texts]
     order = sorted(range(len(texts)), key=lambda number: hashes[number])
     positions = [int(hashes[number][:16], 16) / 2**64 for number in order]
     validation = [number for number, position in zip(order, positions, strict=True) if position < HELD_OUT]

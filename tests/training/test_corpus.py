@@ -1,6 +1,6 @@
 import pytest
 
-from hpopt.training.corpus import drop_near_duplicates, limit_to_tokens, split_documents, split_of
+from hpopt.training.corpus import assign_split, drop_near_duplicates, limit_to_tokens, split_documents
 
 WORDS = [f"word{number}" for number in range(400)]
 DOCUMENTS = [f"text {number} " + " ".join(WORDS[number : number + 20]) for number in range(300)]
@@ -30,7 +30,7 @@ def test_split_follows_the_sha256_of_the_text(text, split):
 
     The first 5% end at 0ccc, the next at 1999.
     """
-    assert split_of(text) == split
+    assert assign_split(text) == split
 
 
 def test_near_duplicates_are_dropped_and_the_first_is_kept():
@@ -51,7 +51,7 @@ def test_documents_that_share_a_licence_are_kept():
 def test_a_stream_is_read_until_the_training_documents_have_enough_text():
     """Eight bytes per token, of the training documents alone: held-out text would leave a run short of tokens."""
     read = list(limit_to_tokens(iter(DOCUMENTS), n_tokens=3000))
-    n_bytes = [len(text) for text in read if split_of(text) == "train"]
+    n_bytes = [len(text) for text in read if assign_split(text) == "train"]
     assert sum(n_bytes[:-1]) < 24_000 <= sum(n_bytes)
     assert read == DOCUMENTS[: len(read)]
-    assert split_of(read[-1]) == "train"
+    assert assign_split(read[-1]) == "train"

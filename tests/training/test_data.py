@@ -106,8 +106,10 @@ def test_a_killed_preparation_does_not_block_the_next(config_of, tmp_path, stop_
     with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
         try:
             assert worker.stdout.readline() == b"stuck\n"
+            should_stop = stop_after(2)
             with pytest.raises(Interrupted, match="stopped while another process prepared the data"):
-                prepare(config, tmp_path, should_stop=stop_after(2))
+                prepare(config, tmp_path, should_stop=should_stop)
+            assert should_stop.n_left < 0
         finally:
             worker.kill()
     assert prepare(config, tmp_path).meta["n_documents"]["train"] > 0

@@ -26,7 +26,7 @@ def optimize(optimizer_class, start, gradients, **settings):
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
 @pytest.mark.parametrize("ns_steps", [1, 5])
 def test_muon_equals_torch_muon_on_matrices(shape, ns_steps):
-    """A learning rate found here must be worth the same in everyone else's Muon: only bf16 rounding may differ."""
+    """A learning rate found here must be the same for other implementations of Muon; only rounding may differ."""
     start, *gradients = draw(*shape, n=6)
     ours = optimize(Muon, start, gradients, ns_steps=ns_steps)
     theirs = optimize(torch.optim.Muon, start, gradients, ns_steps=ns_steps)

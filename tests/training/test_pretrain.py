@@ -220,7 +220,7 @@ def test_max_steps_has_no_effect_with_max_tokens(train):
 
 
 def test_run_ends_with_the_last_whole_step_that_max_tokens_allows(train):
-    """300 tokens are 4 steps of 4 x 16, and a rest."""
+    """300 tokens are 4 steps of 4 x 16, and a remainder."""
     last = train(max_tokens=300)[-1]
     assert (last.step, last.n_steps, last.tokens) == (4, 4, 256)
 

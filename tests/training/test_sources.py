@@ -6,7 +6,7 @@ import pytest
 
 from hpopt.errors import ConfigError
 from hpopt.training.config import PretrainConfig
-from hpopt.training.sources import STDLIB, check_sources, read_documents, source_files
+from hpopt.training.sources import STDLIB, check_sources, list_files, read_documents
 
 
 def read(dataset, **changes):
@@ -23,7 +23,7 @@ def refusal(function, **changes):
 
 def test_standard_library_excludes_tests_and_generated_tables():
     """Tests differ between Python builds, and with generated tables a clean split overlaps by 4.7%."""
-    names = [file.as_posix() for file in source_files(STDLIB)]
+    names = [file.as_posix() for file in list_files(STDLIB)]
     assert any(name.endswith("/asyncio/tasks.py") for name in names)
     assert not any(part in name for name in names for part in ("/test/", "/encodings/", "/site-packages/"))
 
@@ -127,7 +127,7 @@ def test_max_documents_keeps_the_first_ones(tmp_path, write_rows):
 
 def test_a_folder_without_text_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("not text")
-    assert refusal(lambda config: source_files(config.dataset), dataset=tmp_path) == (
+    assert refusal(lambda config: list_files(config.dataset), dataset=tmp_path) == (
         "dataset",
         f"'{tmp_path}' contains no .md, .py, .txt file",
     )

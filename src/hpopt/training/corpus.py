@@ -29,7 +29,7 @@ def limit_to_tokens(documents: Iterator[str], n_tokens: int) -> Iterator[str]:
     n_bytes = 0
     for text in documents:
         yield text
-        if split_of(text) == "train":
+        if assign_split(text) == "train":
             n_bytes += len(text.encode())
         if n_bytes >= _BYTES_PER_TOKEN * n_tokens:
             return
@@ -98,9 +98,9 @@ def rolling_hash(values: npt.NDArray[np.uint64], length: int) -> npt.NDArray[np.
     return hashes
 
 
-def split_of(text: str) -> str:
+def assign_split(text: str) -> str:
     """Return the split of a document by the hash of its text alone: more data never moves a document."""
-    position = int(text_hash(text)[:16], 16) / 2**64
+    position = int(hash_text(text)[:16], 16) / 2**64
     for split, share in _HELD_OUT_SHARE.items():
         if position < share:
             return split
@@ -108,7 +108,7 @@ def split_of(text: str) -> str:
     return "train"
 
 
-def text_hash(text: str) -> str:
+def hash_text(text: str) -> str:
     """Return the SHA-256 of a text as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -116,6 +116,6 @@ def text_hash(text: str) -> str:
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
     """Return the documents of each split, ordered by hash, so that the first n tokens of a split are a fair sample."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for text in sorted(documents, key=text_hash):
-        splits[split_of(text)].append(text)
+    for text in sorted(documents, key=hash_text):
+        splits[assign_split(text)].append(text)
     return splits

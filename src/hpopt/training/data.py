@@ -84,7 +84,7 @@ def _lock(path: Path, should_stop: Callable[[], bool]) -> AbstractContextManager
 
 def _cache_key(config: PretrainConfig) -> str:
     is_on_hub = is_hub_name(config.dataset)
-    text = hub_token_limit(config) if is_on_hub else _file_stamps(sources.source_files(config.dataset))
+    text = hub_token_limit(config) if is_on_hub else _file_stamps(sources.list_files(config.dataset))
     is_builtin = config.tokenizer in sources.BUILTIN_TOKENIZERS
     tokenizer = [] if is_builtin else sorted(file for file in Path(config.tokenizer).glob("*") if file.is_file())
     values = [getattr(config, name) for name in PREPARED_BY]

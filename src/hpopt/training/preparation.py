@@ -103,5 +103,5 @@ def split_tokens(tokens: Tokens, n_tokens: Mapping[str, int]) -> dict[str, Token
 
 
 def _fingerprint(splits: dict[str, list[str]], tokenizer: str) -> str:
-    hashes = {split: [corpus.text_hash(text) for text in texts] for split, texts in splits.items()}
+    hashes = {split: [corpus.hash_text(text) for text in texts] for split, texts in splits.items()}
     return hashlib.sha256(json.dumps([hashes, tokenizer], sort_keys=True).encode()).hexdigest()

@@ -65,7 +65,7 @@ def _reason(name: str, words: tuple[str, ...]) -> str:
     return "does not exist" + (near if near.startswith("; did you mean") else "")
 
 
-def source_files(dataset: str) -> list[Path]:
+def list_files(dataset: str) -> list[Path]:
     """List the files of a local dataset, sorted by relative path.
 
     `dataset` is "python-stdlib" (the .py files of Python's standard library, without tests and generated tables), a
@@ -103,7 +103,7 @@ def _read_hub(config: PretrainConfig, revision: str | None) -> Iterator[str]:
 
 
 def _read_files(config: PretrainConfig) -> Iterator[str]:
-    files = source_files(config.dataset)
+    files = list_files(config.dataset)
     is_folder = config.dataset == STDLIB or Path(config.dataset).is_dir()
     for file in files:
         if file.suffix == ".parquet":
