@@ -1,4 +1,4 @@
-"""Owns studies with finished trials, filled by SQL in Optuna's tables and in ours.
+"""Fill a study with finished trials, by SQL in Optuna's tables and in those of hpopt.
 
 A third of the trials complete; the others are pruned at a fifth and at two fifths of their schedule. Each has four
 params and twenty evaluations.
@@ -27,21 +27,21 @@ SPACE: Mapping[str, BaseDistribution] = {
 
 
 def make_finished_study(database: Database, text: str, n_trials: int, *, metrics: Mapping[str, float]) -> Study:
-    """Make a study of ours from a file with the parameters of SPACE, and fill it; `metrics` are those of each trial."""
+    """Create a study from a file with the parameters of SPACE and fill it; each trial has the given `metrics`."""
     study = create_study(database, parse_study_file(text, "filled.toml"))
     with database.begin() as connection:
-        # The defaults are enqueued, and would be a trial that waits.
+        # The enqueued defaults would be a waiting trial.
         for table in ("trial_user_attributes", "trial_system_attributes", "trials"):
             connection.execute(sa.text(_DELETE.format(table)), {"study_id": study.study_id})
         fill_optuna(connection, study.study_id, n_trials)
-        fill_ours(connection, study.study_id, config={}, metrics=metrics)
+        fill_hpopt(connection, study.study_id, config={}, metrics=metrics)
     return study
 
 
 def fill_optuna(connection: sa.Connection, study_id: int, n_trials: int, *, seed: float = 0.5) -> None:
-    """Write finished trials with params, intermediate values and values, as Optuna would have. The study is empty."""
+    """Write finished trials as Optuna does, with params, intermediate values and values, to an empty study."""
     connection.execute(sa.text("select setseed(:seed)"), {"seed": seed})
-    connection.execute(_DRAWN, {"n_trials": n_trials})
+    connection.execute(_SAMPLED, {"n_trials": n_trials})
     connection.execute(_TRIALS, {"study_id": study_id})
     connection.execute(_FILLED, {"study_id": study_id})
     for name, distribution in SPACE.items():
@@ -52,19 +52,19 @@ def fill_optuna(connection: sa.Connection, study_id: int, n_trials: int, *, seed
 
 
 def fill_optuna_marks(connection: sa.Connection) -> None:
-    """Write what Optuna's pruner and heartbeat leave of the trials that `fill_optuna` wrote in this session."""
+    """Write the rows that Optuna's pruner and heartbeat add to the trials that `fill_optuna` wrote in this session."""
     for number, step in enumerate((*RUNGS, N_STEPS - 1)):
-        connection.execute(_MARKS, {"key": f"completed_rung_{number}", "step": step})
+        connection.execute(_COMPLETED_RUNG, {"key": f"completed_rung_{number}", "step": step})
     connection.execute(_HEARTBEATS)
 
 
-def fill_ours(
+def fill_hpopt(
     connection: sa.Connection, study_id: int, *, config: Mapping[str, object], metrics: Mapping[str, float]
 ) -> None:
-    """Write our attempts, evaluations and rungs of the trials that `fill_optuna` wrote in this session."""
+    """Write the attempts, evaluations and rungs of the trials that `fill_optuna` wrote in this session."""
     worker_id = connection.scalar(_WORKER, {"study_id": study_id})
-    about = {"study_id": study_id, "worker_id": worker_id, "config": json.dumps(dict(config))}
-    connection.execute(_ATTEMPTS, about)
+    parameters = {"study_id": study_id, "worker_id": worker_id, "config": json.dumps(dict(config))}
+    connection.execute(_ATTEMPTS, parameters)
     connection.execute(_EVALUATIONS, {"metrics": json.dumps(dict(metrics))})
     for step, fraction in RUNGS.items():
         connection.execute(_RUNGS, {"study_id": study_id, "fraction": fraction, "step": step})
@@ -75,10 +75,10 @@ _DELETE = """
     delete from public.{0} where trial_id in (select trial_id from public.trials where study_id = :study_id)
 """
 
-# `stride` is the number of steps between two evaluations: a trial that is stopped early is evaluated as often.
-_DRAWN = sa.text(
+# `stride` is the number of steps between two evaluations: a pruned trial has as many evaluations as a complete one.
+_SAMPLED = sa.text(
     """
-    create temporary table drawn as
+    create temporary table sampled as
     select n as number, exp(ln(0.001) + random() * ln(300)) as learning_rate, 0.2 * random() as warmup_ratio,
            0.8 + 0.19 * random() as momentum, 1 + floor(9 * random()) as ns_steps, 0.02 * random() as noise,
            (array[5, 1, 2])[1 + n % 3] as stride
@@ -92,15 +92,15 @@ _TRIALS = sa.text(
     select number, :study_id, (case when stride = 5 then 'COMPLETE' else 'PRUNED' end)::trialstate,
            (now() at time zone 'UTC') - interval '1 day' + number * interval '5 s',
            (now() at time zone 'UTC') - interval '1 day' + number * interval '5 s' + interval '4 minutes'
-    from drawn order by number
+    from sampled order by number
     """
 )
 
 _FILLED = sa.text(
     """
     create temporary table filled as
-    select t.trial_id, d.*, 3.8 + 0.1 * (ln(learning_rate) - ln(0.08)) ^ 2 + 2 * (momentum - 0.9) ^ 2 + noise as loss
-    from drawn d join public.trials t on t.study_id = :study_id and t.number = d.number
+    select t.trial_id, s.*, 3.8 + 0.1 * (ln(learning_rate) - ln(0.08)) ^ 2 + 2 * (momentum - 0.9) ^ 2 + noise as loss
+    from sampled s join public.trials t on t.study_id = :study_id and t.number = s.number
     order by t.trial_id
     """
 )
@@ -126,7 +126,7 @@ _INTERMEDIATE_VALUES = sa.text(
     """
 )
 
-# Optuna gives a pruned trial its last intermediate value.
+# In Optuna the value of a pruned trial is its last intermediate value.
 _VALUES = sa.text(
     """
     insert into public.trial_values (trial_id, objective, value, value_type)
@@ -134,7 +134,7 @@ _VALUES = sa.text(
     """
 )
 
-_MARKS = sa.text(
+_COMPLETED_RUNG = sa.text(
     """
     insert into public.trial_system_attributes (trial_id, key, value_json)
     select distinct on (trial_id) trial_id, :key, value::text from curves where step >= :step order by trial_id, step
@@ -154,8 +154,9 @@ _WORKER = sa.text(
 
 _ATTEMPTS = sa.text(
     """
-    insert into hpopt.attempt (study_id, worker_id, trial_id, first_trial_id, go, seed, started_at, heartbeat_at,
-                               ended_at, outcome, reason, device_seconds, tokens, peak_memory_gib, config)
+    insert into hpopt.attempt (study_id, worker_id, optuna_trial_id, trial_id, attempt_number, seed, started_at,
+                               heartbeat_at, ended_at, outcome, reason, device_seconds, tokens, peak_memory_gib,
+                               config)
     select :study_id, :worker_id, trial_id, trial_id, 1, number, started_at, ended_at, ended_at,
            case when stride = 5 then 'complete' else 'pruned' end,
            case when stride = 5 then null else 'not among the best at step ' || 20 * stride end,
@@ -170,17 +171,17 @@ _ATTEMPTS = sa.text(
 
 _EVALUATIONS = sa.text(
     """
-    insert into hpopt.evaluation (trial_id, step, attempt_id, tokens, seconds, metrics, recorded_at)
+    insert into hpopt.evaluation (optuna_trial_id, step, attempt_id, tokens, seconds, metrics, recorded_at)
     select c.trial_id, c.step, a.attempt_id, c.step * 4096, c.step * 2.4,
            cast(:metrics as jsonb) || jsonb_build_object('val_loss', c.value),
            a.started_at + c.step * interval '2.4 s'
-    from curves c join hpopt.attempt a using (trial_id)
+    from curves c join hpopt.attempt a on a.optuna_trial_id = c.trial_id
     """
 )
 
 _RUNGS = sa.text(
     """
-    insert into hpopt.rung (first_trial_id, fraction, study_id, step, value)
+    insert into hpopt.rung (trial_id, fraction, study_id, step, value)
     select distinct on (trial_id) trial_id, :fraction, :study_id, step, value
     from curves where step >= :step order by trial_id, step
     """

@@ -140,7 +140,7 @@ def test_the_range_where_trials_diverge_is_shaded(planted_summary: Summary, plan
     marks = panel_of(planted_charts, LEARNING_RATE).marks
     (span,) = (mark for mark in marks if isinstance(mark, VerticalSpan) and mark.style.label == "diverges")
     (cliff,) = planted_summary.insights.divergence.cliffs
-    assert (span.low, span.high) == pytest.approx((cliff.at, 0.3))
+    assert (span.low, span.high) == pytest.approx((cliff.threshold, 0.3))
 
 
 def test_significant_interactions_are_set_apart(planted_charts: Charts):

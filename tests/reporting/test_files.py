@@ -66,7 +66,7 @@ def test_replicates_are_one_row_of_the_summary_table(
 
 
 # Below these, keys are names of the study and its own numbers.
-OF_THE_STUDY = {"params", "at", "shares", "intervals", "p_values", "evidence", "extrapolated", "n_trials", "wider"}
+OF_THE_STUDY = {"params", "center", "shares", "intervals", "p_values", "evidence", "extrapolated", "n_trials", "widened_range"}
 
 
 def keys_of(value: object) -> Iterator[str]:
@@ -101,7 +101,7 @@ def test_insights_count_trials_and_state_confirmation(table: StudyTable, summary
 def test_a_wider_range_is_written_as_the_study_file_takes_it(tmp_path: Path):
     table = plant(TRUTHS["edge"], 60, seed=1)
     parameters = insights_of(table, summarize(table), tmp_path)["sensitivity"]["parameters"]
-    (wider,) = (parameter["wider"] for parameter in parameters if parameter["edge"])
+    (wider,) = (parameter["widened_range"] for parameter in parameters if parameter["edge"])
     assert Float(**wider) == Float(low=0.001, high=3.0, log=True)
 
 

@@ -127,7 +127,7 @@ def test_a_weak_fit_is_called_unreliable(planted: StudyTable, planted_summary: S
 def test_optima_are_described_by_training_length(planted_summary: Summary):
     insights = planted_summary.insights
     assert describe_budget(insights) == "No optimum shifts significantly with the training length."
-    shifting = tuple(replace(parameter, p_value=0.0, moved=1.0) for parameter in insights.budget.parameters[:2])
+    shifting = tuple(replace(parameter, p_value=0.0, moved_share=1.0) for parameter in insights.budget.parameters[:2])
     shifted = replace(insights, budget=replace(insights.budget, parameters=shifting))
     assert describe_budget(shifted).startswith("The optimum shifts with the training length: ")
     assert all(parameter.name in describe_budget(shifted) for parameter in shifting)

@@ -65,9 +65,9 @@ def test_the_params_are_in_the_order_of_the_study_file(table):
 
 
 def test_the_origin_of_a_table_has_file_data_and_versions(table, fleet):
-    assert table.origin["file, SHA-256"] == fleet.study.file_sha256[:16]
+    assert table.origin["study file (SHA-256, first 16)"] == fleet.study.file_sha256[:16]
     assert table.origin["hpopt"] == fleet.study.versions["hpopt"]
-    assert "data, fingerprint" not in table.origin
+    assert "data fingerprint (first 16)" not in table.origin
 
 
 def test_a_running_trial_has_no_outcome(fleet):

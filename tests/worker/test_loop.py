@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,7 @@ import sqlalchemy as sa
 from proxy import Network
 
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
-from hpopt.storage import budget, migrate, queries, studies
+from hpopt.storage import budget, queries, studies
 from hpopt.storage.database import Database
 from hpopt.study.reading import parse_study_file
 from hpopt.worker import outbox
@@ -126,30 +125,13 @@ class Sandbox:
         return self.rows("select attempt_number, outcome from hpopt.attempts order by attempt_id")
 
 
-@pytest.fixture(scope="module")
-def module_database(postgres_url):
-    """A migrated database, which each test empties: creating one takes much longer."""
-    url = sa.make_url(postgres_url)
-    name = f"test_{uuid.uuid4().hex}"
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"create database {name}"))
-        with closing(Database(url.set(database=name).render_as_string(hide_password=False))) as database:
-            migrate.upgrade(database)
-            yield database
-        connection.execute(sa.text(f"drop database {name} with (force)"))
-    admin.dispose()
-
-
 @pytest.fixture
-def sandbox(module_database, tmp_path, monkeypatch):
+def sandbox(migrated_url, tmp_path, monkeypatch):
     (tmp_path / "cheap_objective.py").write_text(OBJECTIVE)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("cheap_objective", None)
-    sandbox = Sandbox(module_database, tmp_path, importlib.import_module("cheap_objective"))
-    sandbox.execute("truncate public.studies cascade")
-    with closing(module_database):
-        yield sandbox
+    with closing(Database(migrated_url)) as database:
+        yield Sandbox(database, tmp_path, importlib.import_module("cheap_objective"))
     sys.modules.pop("cheap_objective", None)
 
 

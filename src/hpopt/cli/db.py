@@ -67,7 +67,7 @@ def db_url(
 @app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def db_psql(context: typer.Context, storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Start psql on the database; further arguments are those of psql."""
-    from hpopt.launch.job import Credentials, write_passfile
+    from hpopt.launch.job import Credentials, without_secrets, write_passfile
     from hpopt.storage.connect import open_database
 
     psql = shutil.which("psql")
@@ -76,9 +76,12 @@ def db_psql(context: typer.Context, storage: StorageOption = None, home: HomeOpt
     # Ctrl-C at the prompt of psql is for psql.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with open_database(storage, home) as database, tempfile.TemporaryDirectory() as folder:
-        passfile = Path(folder, "pgpass")
-        write_passfile(passfile, Credentials(url=None, password=database.password))
-        environment = os.environ | ({"PGPASSFILE": str(passfile)} if database.password else {})
+        # Other users of the machine can see the arguments of a process, and its children inherit its environment.
+        environment = dict(os.environ)
+        if database.password is not None:
+            passfile = Path(folder, "pgpass")
+            write_passfile(passfile, Credentials(url=None, password=database.password))
+            environment = without_secrets(environment) | {"PGPASSFILE": str(passfile)}
         done = subprocess.run([psql, database.libpq_url, *context.args], env=environment, check=False)
     raise typer.Exit(done.returncode)
 

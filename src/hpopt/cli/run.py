@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from hpopt.storage.progress import Progress
     from hpopt.storage.studies import Study
 
+# Those of NVIDIA's driver, of Jetson, of WSL and of AMD's driver: no torch without one finds a GPU.
+_GPU_DEVICE_FILES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
+
 
 def run(
     file: FileArgument,
@@ -128,9 +131,16 @@ def local_workers(
     n_gpus = len(list_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")))
     n_on_gpus = n_gpus * per_gpu // gpus_per_worker if gpus_per_worker else 0
     number = n_workers or n_on_gpus or max(1, count_cores() // 2)
+    # A worker that is given its device does not import torch to look for a GPU, which takes seconds.
+    device = [] if n_gpus or _has_gpu() else ["--device", "cpu"]
     environment = {**os.environ, "HPOPT_STORAGE": database.url, "HPOPT_HOME": str(home.absolute())}
     logs = home / "logs" / command[1]
-    return LocalWorkers(command, number, environment, logs, gpus_per_worker=gpus_per_worker)
+    return LocalWorkers([*command, *device], number, environment, logs, gpus_per_worker=gpus_per_worker)
+
+
+def _has_gpu() -> bool:
+    """Return whether there is a device file of a GPU: also of one that nvidia-smi does not list."""
+    return any(path for pattern in _GPU_DEVICE_FILES for path in Path("/dev").glob(pattern))
 
 
 def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", stop: threading.Event) -> None:

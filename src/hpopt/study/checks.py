@@ -5,7 +5,7 @@ from itertools import chain, combinations, islice, product
 from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
-from hpopt.hyperparameters import HYPERPARAMETERS, Scalar, not_one_of
+from hpopt.hyperparameters import HYPERPARAMETERS, TYPE_NAMES, Scalar, not_one_of
 from hpopt.search.space import Categorical, Float, Int, Range
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
@@ -106,11 +106,18 @@ def check_params(space: Mapping[str, Range], params: Mapping[str, Any]) -> None:
     for name, value in params.items():
         if name not in space:
             raise ConfigError(name, f"not searched{did_you_mean(name, space)}")
-        searched = space[name]
-        if not searched.contains(value):
-            choices = searched.choices if isinstance(searched, Categorical) else None
-            outside = f"{value!r} is outside {searched.describe()}"
-            raise ConfigError(name, not_one_of(value, choices) if choices else outside)
+        if not space[name].contains(value):
+            raise ConfigError(name, _describe_mismatch(space[name], value))
+
+
+def _describe_mismatch(searched: Range, value: object) -> str:
+    """Return why a value is not in a range."""
+    if isinstance(searched, Categorical):
+        return not_one_of(value, searched.choices)
+    expected = int if isinstance(searched, Int) else float
+    if type(value) not in (int, expected):
+        return f"{value!r} is not {TYPE_NAMES[expected]}"
+    return f"{value!r} is outside {searched.describe()}"
 
 
 def _check_enqueued(study: StudyFile) -> None:

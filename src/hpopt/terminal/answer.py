@@ -1,7 +1,7 @@
 """Render the plan and the answer of a study for a terminal."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,9 +13,12 @@ from hpopt.formats import format_count, format_duration, format_metric, format_n
 from hpopt.hyperparameters import Hyperparameter
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
-from hpopt.storage.studies import Study
 from hpopt.study.file import StudyFile
 from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
+
+if TYPE_CHECKING:
+    # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
+    from hpopt.storage.studies import Study
 
 # The order in which outcomes are listed.
 _OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
@@ -46,7 +49,7 @@ def format_finished(trial: FinishedTrial, metric: str) -> str:
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {format_duration(trial.device_seconds)}{reason}"
 
 
-def render_answer(progress: Progress, study: Study) -> RenderableType:
+def render_answer(progress: Progress, study: "Study") -> RenderableType:
     """Render the best parameters with their defaults and ranges, and the cost of the study."""
     best = progress.best
     if best is None:

@@ -1,0 +1,132 @@
+"""`hpopt pause`, `resume`, `stop` and `enqueue`."""
+
+import json
+
+import pytest
+
+from hpopt.cli.control import parse_assignments
+from hpopt.errors import InputError
+from hpopt.study.reading import parse_study_file
+
+
+def test_pause_resume_and_stop_print_the_state_however_often_they_are_repeated(created):
+    for _ in range(2):
+        assert created.output("pause", "answer") == "answer is paused; no trial is running, workers wait\n"
+    for _ in range(2):
+        assert created.output("resume", "answer") == "answer is open; no trial is running\n"
+    for _ in range(2):
+        assert created.output("stop", "answer") == "answer is stopped; no trial is running, workers exit\n"
+    assert created.output("resume", "answer") == "answer is open; no trial is running\n"
+
+
+def test_a_stopped_study_cannot_be_paused(created):
+    created.output("stop", "answer")
+    line = created.refused("pause", "answer")
+    assert line == "hpopt: study 'answer' is stopped; `hpopt resume answer` opens it again"
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "stop", "enqueue"])
+def test_an_unknown_study_is_refused_with_the_nearest_name(command, created):
+    arguments = ["learning_rate=0.1"] if command == "enqueue" else []
+    assert "did you mean 'answer'?" in created.refused(command, "anwser", *arguments)
+
+
+def test_the_reason_of_a_pause_is_shown_with_the_state(created):
+    created.output("pause", "answer", "--reason", "the nodes are needed")
+    assert "paused: the nodes are needed" in created.output("status")
+    line = "study 'answer' is paused: the nodes are needed; `hpopt resume answer` resumes it"
+    assert line in created.output("status", "answer")
+    one = json.loads(created.output("status", "answer", "--json"))
+    (same,) = json.loads(created.output("status", "--json"))
+    for status in (one, same):
+        assert (status["state"], status["state_reason"]) == ("paused", "the nodes are needed")
+
+
+def test_creating_a_study_again_does_not_resume_it(created, study_file):
+    created.output("pause", "answer")
+    created.output("create", study_file)
+    assert json.loads(created.output("status", "answer", "--json"))["state"] == "paused"
+
+
+@pytest.fixture
+def run(created, study_file, tmp_path):
+    """`hpopt run` on the study `answer`, which must not start a worker."""
+
+    def run():
+        result = created("run", study_file, "--home", tmp_path / "home")
+        assert not (tmp_path / "home" / "logs").exists()
+        return result
+
+    return run
+
+
+def test_a_paused_study_is_not_run_and_the_command_that_resumes_it_is_named(created, run):
+    """Its workers would wait for a resume forever."""
+    created.output("pause", "answer", "--reason", "the nodes are needed")
+    line = "study 'answer' is paused: the nodes are needed; `hpopt resume answer` resumes it"
+    assert run() == (1, "", f"hpopt: {line}\n")
+
+
+def test_a_stopped_study_answers_without_training(created, run):
+    created.output("stop", "answer")
+    result = run()
+    assert result.code == 3, result
+    assert "answer: no trial has completed yet" in result.stdout
+
+
+def test_watching_a_stopped_study_ends(created):
+    created.output("stop", "answer")
+    assert "stopped: manually" in created("status", "answer", "--watch").stdout
+
+
+def test_a_configuration_is_enqueued_once(created):
+    first = created.output("enqueue", "answer", "learning_rate=5e-2")
+    assert first == "enqueued; it is tried after 1 waiting trial\n"
+    assert created.output("enqueue", "answer", "learning_rate=0.05") == "already enqueued or tried as trial 1\n"
+
+
+def test_a_configuration_beyond_the_budget_is_enqueued_with_the_remedy(created):
+    created.output("enqueue", "answer", "learning_rate=0.05")
+    created.output("enqueue", "answer", "learning_rate=0.06")
+    line = created.output("enqueue", "answer", "learning_rate=0.07")
+    remedy = "raise it in the file and `hpopt create` it again"
+    assert line == f"enqueued; trials budget reserved (3): {remedy}\n"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("learning_rate=0.5", "learning_rate: 0.5 is outside 0.001 to 0.3"),
+        ("learning_rate=fast", "learning_rate: 'fast' is not a number"),
+        ("learning_rate=[0.1]", "learning_rate: '[0.1]' is not a number"),
+        ("learning_rate=0.1\nns_steps=5", r"learning_rate: '0.1\nns_steps=5' is not a number"),
+        ("learning_rat=0.1", "learning_rat: not searched; did you mean 'learning_rate'?"),
+        ("learning_rate", "expected NAME=VALUE, got 'learning_rate'"),
+    ],
+)
+def test_a_value_outside_of_the_search_space_is_not_enqueued(assignment, line, created):
+    assert created.refused("enqueue", "answer", assignment) == f"hpopt: {line}"
+
+
+def test_assignments_have_the_types_of_a_study_file_and_words_need_no_quotes():
+    text = """
+    name = "typed"
+    [budget]
+    trials = 1
+    [search_space]
+    learning_rate = { low = 1e-3, high = 0.3 }
+    ns_steps = { low = 1, high = 9, type = "int" }
+    optimizer = { choices = ["muon", "adamw"] }
+    compile = { choices = [true, false] }
+    """
+    space = parse_study_file(text, "typed.toml").file.search_space
+    params = parse_assignments(["optimizer=muon", "ns_steps=7", "learning_rate=1e-2", "compile=true"], space)
+    assert params == {"optimizer": "muon", "ns_steps": 7, "learning_rate": 0.01, "compile": True}
+    assert [type(value) for value in params.values()] == [str, int, float, bool]
+    assert parse_assignments(['optimizer="adamw"'], space) == {"optimizer": "adamw"}
+    with pytest.raises(InputError, match="ns_steps: given twice, as 7 and as 8"):
+        parse_assignments(["ns_steps=7", "ns_steps=8"], space)
+    with pytest.raises(InputError, match=r"ns_steps: 7\.5 is not a whole number"):
+        parse_assignments(["ns_steps=7.5"], space)
+    with pytest.raises(InputError, match=r"optimizer: 'muom' is not one of muon, adamw; did you mean 'muon'\?"):
+        parse_assignments(["optimizer=muom"], space)

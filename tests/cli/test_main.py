@@ -1,0 +1,86 @@
+"""Exit codes, one line for each error, and no import before it is needed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hpopt import __version__
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check"]])
+def test_help_and_check_do_not_import_the_large_libraries(arguments, study_file):
+    """Torch takes seconds to import; the message about a typo in a study file should not."""
+    if arguments == ["check"]:
+        arguments = ["check", str(study_file)]
+    code = f"""
+import sys
+sys.argv = ["hpopt", *{arguments!r}]
+from hpopt.cli.main import main
+try: main()
+except SystemExit as end: assert end.code == 0, end.code
+imported = {{"torch", "optuna", "sqlalchemy", "transformers", "plotly", "matplotlib"}} & set(sys.modules)
+assert not imported, imported
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run"], "Missing argument 'file'"),
+        (["run", "x.toml", "--workers", "0"], "--workers"),
+        (["run", "missing.toml"], "missing.toml: no such file"),
+        (["params", "learnig_rate"], "did you mean 'learning_rate'?"),
+        (["best", "x", "--format", "jsn"], "--format: 'jsn' is not one of table, json, toml, yaml, env, args"),
+        (["status", "--watch"], "--watch: name the study to follow"),
+        (
+            ["status", "--home", "/nonexistent"],
+            "/nonexistent: no database here yet; `hpopt run FILE` creates one, --storage names another",
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_refused_with_one_line(hpopt, arguments, words):
+    assert words in hpopt.refused(*arguments)
+
+
+def test_the_version_is_printed(hpopt):
+    assert hpopt.output("--version") == f"{__version__}\n"
+
+
+def test_a_command_without_arguments_prints_its_help_and_has_exit_code_2(hpopt):
+    result = hpopt()
+    assert result.code == 2
+    assert result.stderr.startswith("Usage: ")
+
+
+def test_debug_shows_the_traceback_of_an_error(hpopt):
+    result = hpopt("run", "missing.toml", "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("hpopt: missing.toml: no such file")
+
+
+def test_params_explains_one_parameter_and_lists_all(hpopt):
+    assert "raising it" in hpopt.output("params", "learning_rate")
+    assert "changing it" in hpopt.output("params", "optimizer")
+    assert "momentum" in hpopt.output("params")
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "answer", "--json"], ["params"], ["--help"]])
+def test_a_command_whose_output_is_closed_ends_by_sigpipe_without_a_message(arguments, created):
+    """As `hpopt ... | head` does; a shell shows 141, as for other programs."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "hpopt", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        env={**os.environ, **created.environment},
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
