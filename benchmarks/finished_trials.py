@@ -145,7 +145,8 @@ _HEARTBEATS = sa.text("insert into public.trial_heartbeats (trial_id, heartbeat)
 
 _WORKER = sa.text(
     """
-    insert into hpopt.worker (study_id, host, pid, device, hpopt_version, started_at, heartbeat_at, stopped_at, stop_reason)
+    insert into hpopt.worker
+        (study_id, host, pid, device, hpopt_version, started_at, heartbeat_at, stopped_at, stop_reason)
     values (:study_id, 'filled', 1, 'cpu', '0', now() - interval '1 day', now() - interval '1 hour',
             now() - interval '1 hour', 'filled')
     returning worker_id

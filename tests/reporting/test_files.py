@@ -66,7 +66,17 @@ def test_replicates_are_one_row_of_the_summary_table(
 
 
 # Below these, keys are names of the study and its own numbers.
-OF_THE_STUDY = {"params", "center", "shares", "intervals", "p_values", "evidence", "extrapolated", "n_trials", "widened_range"}
+OF_THE_STUDY = {
+    "params",
+    "center",
+    "shares",
+    "intervals",
+    "p_values",
+    "evidence",
+    "extrapolated",
+    "n_trials",
+    "widened_range",
+}
 
 
 def keys_of(value: object) -> Iterator[str]:
