@@ -89,8 +89,8 @@ def test_a_configuration_beyond_the_budget_is_enqueued_with_the_remedy(created):
     created.output("enqueue", "answer", "learning_rate=0.05")
     created.output("enqueue", "answer", "learning_rate=0.06")
     line = created.output("enqueue", "answer", "learning_rate=0.07")
-    remedy = "raise it in the file and `hpopt create` it again"
-    assert line == f"enqueued; trials budget reserved (3): {remedy}\n"
+    remedy = "change the budget in the file and `hpopt create` it again"
+    assert line == f"enqueued; trials budget reserved by earlier trials (3): {remedy}\n"
 
 
 @pytest.mark.parametrize(

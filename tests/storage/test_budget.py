@@ -140,9 +140,37 @@ def test_a_study_with_a_trial_to_be_retried_has_not_finished(limited):
     assert reason_of(fleet) == "trials budget exhausted (2)"
 
 
+def test_trials_beyond_a_lowered_budget_still_finish(limited, database):
+    fleet = limited("trials = 3")
+    finished, requeued, running = (fleet.start() for _ in range(3))
+    fleet.finish(finished, value=1.5)
+    fleet.finish(requeued, "preempted")
+    source = parse_study_file(fleet.study.text.replace("trials = 3", "trials = 1"), "limits.toml")
+    fleet.study = studies.create_study(database, source)
+    assert reason_of(fleet) is None
+    fleet.finish(running, value=1.0)
+    assert reason_of(fleet) is None
+    fleet.finish(fleet.start(), value=1.0)
+    assert reason_of(fleet) == "trials budget exhausted (1)"
+    assert fleet.reserve() is None
+
+
 def test_a_stopped_study_finishes_when_its_running_trials_have_ended(fleet):
     attempt = fleet.start()
     fleet.execute("update hpopt.study set state = 'stopped', state_reason = 'manually'")
     assert reason_of(fleet) is None
     fleet.finish(attempt, "pruned")
     assert reason_of(fleet) == "stopped: manually"
+
+
+def test_a_budget_that_was_raised_ends_no_running_trial(database, make_fleet):
+    """Workers read the file when they start; the budget that counts is that of the file in the database."""
+    text = 'name = "raised"\n[budget]\ngpu_hours = 1.0\n[search_space]\nmomentum = { low = 0.8, high = 0.99 }'
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "raised.toml")))
+    attempt = fleet.start()
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '2 hours'")
+    studies.create_study(database, parse_study_file(text.replace("1.0", "9.0"), "raised.toml"))
+    # An evaluation brings the hours up to date, the next one counts them.
+    assert [fleet.record(attempt, step).limit_reached for step in (10, 20)] == [None, None]
+    studies.create_study(database, parse_study_file(text, "raised.toml"))
+    assert fleet.record(attempt, 30).limit_reached == "gpu_hours budget exhausted (1)"

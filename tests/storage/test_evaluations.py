@@ -122,6 +122,17 @@ def test_an_attempt_that_resumes_after_a_rung_keeps_the_value_that_its_trial_had
     assert rungs(asha_fleet) == [(0.111, 10, 5.0)]
 
 
+def test_a_retry_that_reaches_a_rung_at_an_earlier_step_is_not_compared_again(asha_fleet):
+    """An objective can evaluate at other steps in each attempt."""
+    for loss in (2.0, 3.0, 4.0):
+        asha_fleet.record(asha_fleet.start(), 10, loss)
+    attempt = asha_fleet.start()
+    asha_fleet.record(attempt, 15, 1.0)
+    asha_fleet.lose(attempt)
+    assert asha_fleet.record(asha_fleet.start(), 12, 9.0) == Decision(step=12)
+    assert rungs(asha_fleet)[-1] == (0.111, 15, 1.0)
+
+
 def test_a_value_that_is_not_finite_is_not_compared(asha_fleet):
     attempt = asha_fleet.start()
     for step, loss in ((10, math.nan), (30, math.inf)):
