@@ -1,6 +1,6 @@
-"""Owns the audit of a study of recurrence.py: what the database says, held against what it must say.
+"""Audit a study of recurrence.py: compare the rows of its database with the results that it must have.
 
-Leaves to chaos.py what happened before. Each check gives one line for each violation, none where all is well.
+Each check yields one line for each violation. What it expects is written here, independently of hpopt.
 """
 
 import re
@@ -17,45 +17,49 @@ from recurrence import Config, evaluated_steps, expected_outcome, fault_free
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study, load_study
 
-ENDED = ("complete", "pruned", "diverged", "failed")
+FINAL_OUTCOMES = ("complete", "pruned", "diverged", "failed")
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
 MAX_LOST_IN_A_ROW = 3
 
 Row = sa.RowMapping
 
 _QUERIES = {
-    "attempts": "select * from hpopt.attempt where study_id = :study_id order by first_trial_id, go",
+    "attempts": "select * from hpopt.attempt where study_id = :study_id order by trial_id, attempt_number",
     "evaluations": """
         select e.* from hpopt.evaluation e join hpopt.attempt a using (attempt_id)
-        where a.study_id = :study_id order by e.trial_id, e.step
+        where a.study_id = :study_id order by e.optuna_trial_id, e.step
     """,
-    "rungs": "select * from hpopt.rung where study_id = :study_id order by first_trial_id, fraction",
-    "shown": "select * from hpopt.trials where study_id = :study_id order by trial",
+    "rungs": "select * from hpopt.rung where study_id = :study_id order by trial_id, fraction",
+    "trials": "select * from hpopt.trials where study_id = :study_id order by trial",
     "curves": "select * from hpopt.learning_curves where study_name = :name order by trial, step",
-    "strays": """
-        select t.trial_id, t.number, t.state::text as state from public.trials t
-        where t.study_id = :study_id and not exists (select from hpopt.attempt a where a.trial_id = t.trial_id)
+    "trials_without_attempt": """
+        select t.trial_id as optuna_trial_id, t.number, t.state::text as state from public.trials t
+        where t.study_id = :study_id and not exists (select from hpopt.attempt a where a.optuna_trial_id = t.trial_id)
     """,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """All rows of a study, and what stock Optuna reads of it."""
+class StudyRecords:
+    """All rows of a study, and what stock Optuna reads of it.
+
+    `trials` and `curves` are the views hpopt.trials and hpopt.learning_curves, the others tables. `optuna_trials` are by
+    Optuna's id; the id of a trial is that of its first attempt.
+    """
 
     study: Study
     optuna_trials: Mapping[int, FrozenTrial]
     attempts: list[Row]
     evaluations: list[Row]
     rungs: list[Row]
-    shown: list[Row]
+    trials: list[Row]
     curves: list[Row]
-    strays: list[Row]
+    trials_without_attempt: list[Row]
 
     @cached_property
-    def goes(self) -> dict[int, list[Row]]:
-        """The attempts of each logical trial, by go."""
-        return _group(self.attempts, "first_trial_id")
+    def attempts_of(self) -> dict[int, list[Row]]:
+        """The attempts at each trial, in order."""
+        return _group(self.attempts, "trial_id")
 
     @cached_property
     def evaluations_of(self) -> dict[int, list[Row]]:
@@ -63,266 +67,273 @@ class Ledger:
         return _group(self.evaluations, "attempt_id")
 
     def config(self, attempt: Row) -> Config:
-        """Build the config of an attempt from its Optuna trial's params and its seed."""
-        found = self.study.file.config(self.optuna_trials[attempt["trial_id"]].params, attempt["seed"])
-        if not isinstance(found, Config):
-            raise TypeError(f"study '{self.study.name}' is not of recurrence.py")
-        return found
+        """Build the config of an attempt from the params of its Optuna trial and its seed."""
+        config = self.study.file.config(self.optuna_trials[attempt["optuna_trial_id"]].params, attempt["seed"])
+        if not isinstance(config, Config):
+            raise TypeError(f"study '{self.study.name}' is not one of recurrence.py")
+        return config
 
-    def is_known(self, attempt: Row) -> bool:
-        """Say whether params and seed of an attempt were ever written; one that ended before has none to compare."""
-        params = self.optuna_trials[attempt["trial_id"]].params
+    def has_config(self, attempt: Row) -> bool:
+        """Return whether params and seed of an attempt were recorded; it can have ended before."""
+        params = self.optuna_trials[attempt["optuna_trial_id"]].params
         return attempt["seed"] is not None and params.keys() == self.study.file.search_space.keys()
 
-    def steps_of(self, goes: list[Row]) -> set[int]:
-        """Give the steps of all evaluations of these attempts."""
-        return {evaluation["step"] for go in goes for evaluation in self.evaluations_of.get(go["attempt_id"], ())}
+    def steps_of(self, attempts: list[Row]) -> set[int]:
+        """Return the steps of all evaluations of these attempts."""
+        return {row["step"] for attempt in attempts for row in self.evaluations_of.get(attempt["attempt_id"], ())}
 
-    def is_given_up(self, goes: list[Row]) -> bool:
-        """Say whether a trial failed because its workers died too often in a row, as it should."""
-        n_dead = _longest_row_of_deaths(self, goes)
-        return goes[-1]["outcome"] == "failed" and "without progress" in (goes[-1]["reason"] or "") and n_dead >= 3  # noqa: PLR2004 - hpopt's own limit.
+    def has_made_no_progress(self, attempts: list[Row]) -> bool:
+        """Return whether a trial failed because it was lost too often in a row, as it should."""
+        last, n_lost = attempts[-1], _most_lost_in_a_row(self, attempts)
+        is_reason = "without progress" in (last["reason"] or "")
+        return last["outcome"] == "failed" and is_reason and n_lost >= MAX_LOST_IN_A_ROW
 
 
-def read_ledger(database: Database, name: str) -> Ledger:
-    """Read everything in one snapshot; Optuna reads by itself, with no help of ours."""
+def read_records(database: Database, name: str) -> StudyRecords:
+    """Read a study in one snapshot; Optuna reads its trials without any code of hpopt."""
     study = load_study(database, name)
     with database.begin() as connection:
         connection.execute(sa.text("set transaction isolation level repeatable read"))
-        about = {"study_id": study.study_id, "name": name}
+        parameters = {"study_id": study.study_id, "name": name}
         rows: dict[str, list[Row]] = {
-            what: list(connection.execute(sa.text(query), about).mappings()) for what, query in _QUERIES.items()
+            table: list(connection.execute(sa.text(query), parameters).mappings()) for table, query in _QUERIES.items()
         }
     stock = optuna.load_study(study_name=name, storage=database.url)
     trials = {trial._trial_id: trial for trial in stock.get_trials(deepcopy=False)}  # noqa: SLF001 - Optuna has no public way to the id.
-    return Ledger(study=study, optuna_trials=trials, **rows)
+    return StudyRecords(study=study, optuna_trials=trials, **rows)
 
 
-def audit(ledger: Ledger) -> dict[str, list[str]]:
-    """Give the violations of each check, by what it holds."""
-    return {title: list(check(ledger)) for title, check in CHECKS.items()}
+def audit(records: StudyRecords) -> dict[str, list[str]]:
+    """Return the violations of each check."""
+    return {title: list(check(records)) for title, check in CHECKS.items()}
 
 
 def count_lost(violations: Mapping[str, list[str]]) -> int:
-    """Count what was lost: trials without a result, and evaluations that are not there."""
+    """Count what was lost: trials without a result, and missing evaluations."""
     return sum(len(violations[title]) for title in (BUDGET, RESULTS, STEPS))
 
 
-def describe_trial(ledger: Ledger, first_trial_id: int) -> list[str]:
-    """Give the rows of a logical trial, for whoever looks for the cause."""
+def describe_trial(records: StudyRecords, trial_id: int) -> list[str]:
+    """Return the rows of a trial, to look for the cause of a violation."""
     lines = []
-    for go in ledger.goes.get(first_trial_id, []):
-        steps = [evaluation["step"] for evaluation in ledger.evaluations_of.get(go["attempt_id"], [])]
-        trial = ledger.optuna_trials.get(go["trial_id"])
-        shown = {name: go[name] for name in _SHOWN}
-        lines.append(f"{shown} optuna {trial and trial.state.name} {trial and trial.value} steps {steps}")
+    for attempt in records.attempts_of.get(trial_id, []):
+        steps = [row["step"] for row in records.evaluations_of.get(attempt["attempt_id"], [])]
+        trial = records.optuna_trials.get(attempt["optuna_trial_id"])
+        columns = {name: attempt[name] for name in _COLUMNS}
+        lines.append(f"{columns} optuna {trial and trial.state.name} {trial and trial.value} steps {steps}")
     return lines
 
 
-_SHOWN = ("attempt_id", "trial_id", "go", "worker_id", "seed", "started_at", "ended_at", "outcome", "reason", "tokens")
+_COLUMNS = (
+    *("attempt_id", "optuna_trial_id", "attempt_number", "worker_id", "seed", "started_at", "ended_at", "outcome"),
+    *("reason", "tokens"),
+)
 
 
-def _check_budget(ledger: Ledger) -> Iterator[str]:
-    n_trials = ledger.study.file.budget.trials
-    if len(ledger.goes) != n_trials:
-        yield f"{len(ledger.goes)} trials were started of a budget of {n_trials}"
-    for first_trial_id, goes in ledger.goes.items():
-        if goes[-1]["outcome"] not in ENDED:
-            yield f"trial {first_trial_id} has not ended: its last go is {goes[-1]['outcome']}"
+def _check_budget(records: StudyRecords) -> Iterator[str]:
+    n_trials = records.study.file.budget.trials
+    if len(records.attempts_of) != n_trials:
+        yield f"{len(records.attempts_of)} trials were started with a budget of {n_trials}"
+    for trial_id, attempts in records.attempts_of.items():
+        if attempts[-1]["outcome"] not in FINAL_OUTCOMES:
+            yield f"trial {trial_id} has not finished: its last attempt is {attempts[-1]['outcome']}"
 
 
-def _check_results(ledger: Ledger) -> Iterator[str]:
-    for first_trial_id, goes in ledger.goes.items():
-        ended = [go["go"] for go in goes if go["outcome"] in ENDED]
-        if ended != [goes[-1]["go"]]:
-            yield f"trial {first_trial_id} has {len(ended)} accepted results, in goes {ended} of {len(goes)}"
-        for go in goes:
-            state = ledger.optuna_trials[go["trial_id"]].state
-            if go["outcome"] is not None and state is not STATES.get(go["outcome"], TrialState.FAIL):
-                yield f"trial {first_trial_id} go {go['go']} is {go['outcome']}, and {state.name} in Optuna"
+def _check_results(records: StudyRecords) -> Iterator[str]:
+    for trial_id, attempts in records.attempts_of.items():
+        final = [attempt["attempt_number"] for attempt in attempts if attempt["outcome"] in FINAL_OUTCOMES]
+        if final != [attempts[-1]["attempt_number"]]:
+            yield f"trial {trial_id} has {len(final)} results, of attempts {final} of {len(attempts)}"
+        for attempt in attempts:
+            number, outcome = attempt["attempt_number"], attempt["outcome"]
+            state = records.optuna_trials[attempt["optuna_trial_id"]].state
+            if outcome is not None and state is not STATES.get(outcome, TrialState.FAIL):
+                yield f"trial {trial_id} attempt {number} is {outcome}, and {state.name} in Optuna"
 
 
-def _check_values(ledger: Ledger) -> Iterator[str]:
-    for first_trial_id, goes in ledger.goes.items():
-        last = goes[-1]
-        trial = ledger.optuna_trials[last["trial_id"]]
-        if ledger.is_given_up(goes):
+def _check_values(records: StudyRecords) -> Iterator[str]:
+    for trial_id, attempts in records.attempts_of.items():
+        last = attempts[-1]
+        trial = records.optuna_trials[last["optuna_trial_id"]]
+        if records.has_made_no_progress(attempts):
             continue
-        if not ledger.is_known(last):
-            yield f"trial {first_trial_id} is {last['outcome']} without params or seed"
+        if not records.has_config(last):
+            yield f"trial {trial_id} is {last['outcome']} without params or seed"
             continue
-        config = ledger.config(last)
+        config = records.config(last)
         if last["outcome"] not in {expected_outcome(config), "pruned", "lost", "preempted", None}:
-            yield f"trial {first_trial_id} is {last['outcome']} ({last['reason']}), not {expected_outcome(config)}"
-        answer = fault_free(config, config.max_steps).metrics["val_loss"]
-        if last["outcome"] == "complete" and trial.value != answer:
-            yield f"trial {first_trial_id} has the value {trial.value}, not {answer}"
-        if last["outcome"] == "pruned" and trial.value not in _answers(config, since=_pruned_at(last)):
-            yield f"trial {first_trial_id} ({last['reason']}) has the value {trial.value}, of no step since"
+            yield f"trial {trial_id} is {last['outcome']} ({last['reason']}), not {expected_outcome(config)}"
+        expected = fault_free(config, config.max_steps).metrics["val_loss"]
+        if last["outcome"] == "complete" and trial.value != expected:
+            yield f"trial {trial_id} has the value {trial.value}, not {expected}"
+        if last["outcome"] == "pruned" and trial.value not in _values_from(config, _pruned_at(last)):
+            yield f"trial {trial_id} ({last['reason']}) has the value {trial.value}, of no step from there on"
 
 
-def _answers(config: Config, since: int) -> list[float]:
-    steps = [step for step in evaluated_steps(config) if step >= since]
+def _values_from(config: Config, first_step: int) -> list[float]:
+    steps = [step for step in evaluated_steps(config) if step >= first_step]
     return [fault_free(config, step).metrics["val_loss"] for step in steps]
 
 
-def _check_curves(ledger: Ledger) -> Iterator[str]:
-    attempts = {attempt["attempt_id"]: attempt for attempt in ledger.attempts}
-    for row in ledger.evaluations:
+def _check_evaluations(records: StudyRecords) -> Iterator[str]:
+    attempts = {attempt["attempt_id"]: attempt for attempt in records.attempts}
+    for row in records.evaluations:
         attempt = attempts[row["attempt_id"]]
-        where = f"trial {attempt['first_trial_id']} go {attempt['go']} step {row['step']}"
-        if not ledger.is_known(attempt):
-            yield f"{where}: an evaluation of an attempt without params or seed"
+        name = f"trial {attempt['trial_id']} attempt {attempt['attempt_number']} step {row['step']}"
+        if not records.has_config(attempt):
+            yield f"{name}: an evaluation of an attempt without params or seed"
             continue
-        found = (row["tokens"], row["seconds"], dict(row["metrics"]))
-        answer = fault_free(ledger.config(attempt), row["step"])
-        if found != (answer.tokens, answer.seconds, answer.metrics) or row["trial_id"] != attempt["trial_id"]:
-            yield f"{where}: {found} of trial {row['trial_id']}, not {answer}"
+        recorded = (row["tokens"], row["seconds"], dict(row["metrics"]))
+        expected = fault_free(records.config(attempt), row["step"])
+        is_own = row["optuna_trial_id"] == attempt["optuna_trial_id"]
+        if recorded != (expected.tokens, expected.seconds, expected.metrics) or not is_own:
+            yield f"{name}: {recorded} of Optuna's trial {row['optuna_trial_id']}, not {expected}"
 
 
-def _check_steps(ledger: Ledger) -> Iterator[str]:
-    """No step is missing: not in the whole, not within one go; those that ended by themselves went all the way."""
-    for first_trial_id, goes in ledger.goes.items():
-        known = [go for go in goes if ledger.is_known(go)]
-        if not known:
+def _check_steps(records: StudyRecords) -> Iterator[str]:
+    """No step is missing: not of a trial, not within an attempt; trials that were not stopped have all steps."""
+    for trial_id, attempts in records.attempts_of.items():
+        with_config = [attempt for attempt in attempts if records.has_config(attempt)]
+        if not with_config:
             continue
-        expected = evaluated_steps(ledger.config(known[-1]))
-        steps = ledger.steps_of(goes)
-        is_cut = goes[-1]["outcome"] in {"pruned", None} or ledger.is_given_up(goes)
-        until = max((*steps, _pruned_at(goes[-1]))) if is_cut else max((0, *expected))
-        for step in sorted({step for step in expected if step <= until} - steps):
-            yield f"trial {first_trial_id} ({goes[-1]['outcome']}) has no evaluation of step {step}"
+        expected = evaluated_steps(records.config(with_config[-1]))
+        steps = records.steps_of(attempts)
+        is_stopped = attempts[-1]["outcome"] in {"pruned", None} or records.has_made_no_progress(attempts)
+        last_step = max((*steps, _pruned_at(attempts[-1]))) if is_stopped else max((0, *expected))
+        for step in sorted({step for step in expected if step <= last_step} - steps):
+            yield f"trial {trial_id} ({attempts[-1]['outcome']}) has no evaluation of step {step}"
         for step in sorted(steps - set(expected)):
-            yield f"trial {first_trial_id} has an evaluation of step {step}, which no undisturbed run has"
-        for go in goes:
-            yield from _missing_within(ledger, go, expected)
+            yield f"trial {trial_id} has an evaluation of step {step}, which no run without faults has"
+        for attempt in attempts:
+            yield from _missing_within(records, attempt, expected)
 
 
-def _missing_within(ledger: Ledger, go: Row, expected: list[int]) -> Iterator[str]:
-    steps = ledger.steps_of([go])
+def _missing_within(records: StudyRecords, attempt: Row, expected: list[int]) -> Iterator[str]:
+    steps = records.steps_of([attempt])
     for step in expected:
         if steps and min(steps) < step < max(steps) and step not in steps:
-            yield f"trial {go['first_trial_id']} go {go['go']} has no evaluation of step {step} between others"
+            name = f"trial {attempt['trial_id']} attempt {attempt['attempt_number']}"
+            yield f"{name} has no evaluation of step {step} between others"
 
 
-def _pruned_at(go: Row) -> int:
-    found = re.search(r"at step (\d+)", go["reason"] or "")
-    return int(found[1]) if found and go["outcome"] == "pruned" else 0
+def _pruned_at(attempt: Row) -> int:
+    step = re.search(r"at step (\d+)", attempt["reason"] or "")
+    return int(step[1]) if step and attempt["outcome"] == "pruned" else 0
 
 
-def _check_shown_curves(ledger: Ledger) -> Iterator[str]:
-    n_shown = Counter((row["trial"], row["step"]) for row in ledger.curves)
-    for (number, step), n_rows in n_shown.items():
+def _check_curves(records: StudyRecords) -> Iterator[str]:
+    n_rows_of = Counter((row["trial"], row["step"]) for row in records.curves)
+    for (number, step), n_rows in n_rows_of.items():
         if n_rows != 1:
-            yield f"hpopt.learning_curves shows step {step} of trial {number} {n_rows} times"
-    numbers = {row["first_trial_id"]: row["trial"] for row in ledger.shown}
-    for first_trial_id, goes in ledger.goes.items():
-        number = numbers.get(first_trial_id)
-        for step in sorted(ledger.steps_of(goes)):
-            if (number, step) not in n_shown:
-                yield f"hpopt.learning_curves does not show step {step} of trial {first_trial_id}"
+            yield f"hpopt.learning_curves has step {step} of trial number {number} {n_rows} times"
+    numbers = {row["trial_id"]: row["trial"] for row in records.trials}
+    for trial_id, attempts in records.attempts_of.items():
+        for step in sorted(records.steps_of(attempts)):
+            if (numbers.get(trial_id), step) not in n_rows_of:
+                yield f"hpopt.learning_curves does not have step {step} of trial {trial_id}"
 
 
-def _check_outcomes(ledger: Ledger) -> Iterator[str]:
-    for attempt in ledger.attempts:
+def _check_outcomes(records: StudyRecords) -> Iterator[str]:
+    for attempt in records.attempts:
         if attempt["outcome"] is None or attempt["ended_at"] is None:
-            yield f"attempt {attempt['attempt_id']} of trial {attempt['first_trial_id']} has no outcome"
+            yield f"attempt {attempt['attempt_id']} at trial {attempt['trial_id']} has no outcome"
 
 
-def _check_goes(ledger: Ledger) -> Iterator[str]:
-    for first_trial_id, goes in ledger.goes.items():
-        numbers = [go["go"] for go in goes]
-        if numbers != list(range(1, len(goes) + 1)):
-            yield f"trial {first_trial_id} has the goes {numbers}"
-        if goes[0]["trial_id"] != first_trial_id:
-            yield f"trial {first_trial_id} has another one, {goes[0]['trial_id']}, as its first go"
+def _check_attempt_numbers(records: StudyRecords) -> Iterator[str]:
+    for trial_id, attempts in records.attempts_of.items():
+        numbers = [attempt["attempt_number"] for attempt in attempts]
+        if numbers != list(range(1, len(attempts) + 1)):
+            yield f"trial {trial_id} has the attempts {numbers}"
+        if attempts[0]["optuna_trial_id"] != trial_id:
+            yield f"trial {trial_id} has another first attempt, {attempts[0]['optuna_trial_id']}"
 
 
-def _check_params(ledger: Ledger) -> Iterator[str]:
-    for first_trial_id, goes in ledger.goes.items():
-        seeds = {go["seed"] for go in goes} - {None}
-        params = {str(sorted(ledger.optuna_trials[go["trial_id"]].params.items())) for go in goes} - {"[]"}
+def _check_params(records: StudyRecords) -> Iterator[str]:
+    for trial_id, attempts in records.attempts_of.items():
+        trials = [records.optuna_trials[attempt["optuna_trial_id"]] for attempt in attempts]
+        seeds = {attempt["seed"] for attempt in attempts} - {None}
+        params = {str(sorted(trial.params.items())) for trial in trials} - {"[]"}
         if len(seeds) > 1 or len(params) > 1:
-            yield f"trial {first_trial_id} has the seeds {sorted(seeds)} and the params {sorted(params)}"
-        for go in goes:
-            if go["config"] is not None and go["config"] != asdict(ledger.config(go)):
-                yield f"trial {first_trial_id} go {go['go']} has the config {go['config']}, not {ledger.config(go)}"
+            yield f"trial {trial_id} has the seeds {sorted(seeds)} and the params {sorted(params)}"
+        for attempt in attempts:
+            if attempt["config"] is not None and attempt["config"] != asdict(records.config(attempt)):
+                name = f"trial {trial_id} attempt {attempt['attempt_number']}"
+                yield f"{name} has the config {attempt['config']}, not {records.config(attempt)}"
 
 
-def _check_rungs(ledger: Ledger) -> Iterator[str]:
-    for rung in ledger.rungs:
-        goes = ledger.goes.get(rung["first_trial_id"], [])
-        known = [go for go in goes if ledger.is_known(go)]
-        if not known or rung["step"] not in ledger.steps_of(goes):
-            yield f"trial {rung['first_trial_id']} has a rung at step {rung['step']}, but no evaluation there"
+def _check_rungs(records: StudyRecords) -> Iterator[str]:
+    for rung in records.rungs:
+        attempts = records.attempts_of.get(rung["trial_id"], [])
+        with_config = [attempt for attempt in attempts if records.has_config(attempt)]
+        if not with_config or rung["step"] not in records.steps_of(attempts):
+            yield f"trial {rung['trial_id']} has a rung at step {rung['step']}, but no evaluation there"
             continue
-        config = ledger.config(known[-1])
-        earlier = [step for step in evaluated_steps(config) if rung["fraction"] * config.max_steps <= step]
-        answer = fault_free(config, rung["step"]).metrics["val_loss"]
-        if rung["value"] != answer or rung["step"] != earlier[0]:
+        config = records.config(with_config[-1])
+        steps = [step for step in evaluated_steps(config) if rung["fraction"] * config.max_steps <= step]
+        expected = fault_free(config, rung["step"]).metrics["val_loss"]
+        if rung["value"] != expected or rung["step"] != steps[0]:
             place = f"step {rung['step']} for {rung['fraction']:g} of the schedule"
-            yield f"trial {rung['first_trial_id']} has {rung['value']} at {place}, not {answer} at {earlier[0]}"
+            yield f"trial {rung['trial_id']} has {rung['value']} at {place}, not {expected} at {steps[0]}"
 
 
-def _check_lost_in_a_row(ledger: Ledger) -> Iterator[str]:
-    for first_trial_id, goes in ledger.goes.items():
-        n_lost = _longest_row_of_deaths(ledger, goes)
+def _check_lost_in_a_row(records: StudyRecords) -> Iterator[str]:
+    for trial_id, attempts in records.attempts_of.items():
+        n_lost = _most_lost_in_a_row(records, attempts)
         if n_lost > MAX_LOST_IN_A_ROW:
-            yield f"trial {first_trial_id} was lost {n_lost} times in a row without progress"
+            yield f"trial {trial_id} was lost {n_lost} times in a row without progress"
 
 
-def _longest_row_of_deaths(ledger: Ledger, goes: list[Row]) -> int:
-    """Count the goes in a row whose workers died and that got no further than those before; preempted ones are none."""
-    longest = n_dead = best = 0
-    for go in goes:
-        steps = ledger.steps_of([go])
-        if steps and max(steps) > best:
-            best, n_dead = max(steps), 0
-        elif go["outcome"] != "preempted":
-            n_dead += go["outcome"] in {"lost", "failed"}
-        longest = max(longest, n_dead)
-    return longest
+def _most_lost_in_a_row(records: StudyRecords, attempts: list[Row]) -> int:
+    """Count the attempts in a row that were lost without a further step than before; preempted ones do not count."""
+    most = n_lost = furthest = 0
+    for attempt in attempts:
+        steps = records.steps_of([attempt])
+        if steps and max(steps) > furthest:
+            furthest, n_lost = max(steps), 0
+        elif attempt["outcome"] != "preempted":
+            n_lost += attempt["outcome"] in {"lost", "failed"}
+        most = max(most, n_lost)
+    return most
 
 
-def _check_running(ledger: Ledger) -> Iterator[str]:
-    for trial in ledger.optuna_trials.values():
+def _check_running(records: StudyRecords) -> Iterator[str]:
+    for trial in records.optuna_trials.values():
         if not trial.state.is_finished():
             yield f"Optuna's trial {trial.number} is {trial.state.name}"
-    for row in ledger.shown:
+    for row in records.trials:
         if row["state"] in {"RUNNING", "WAITING"}:
-            yield f"hpopt.trials shows trial {row['trial']} as {row['state']}"
+            yield f"hpopt.trials has trial {row['trial']} as {row['state']}"
 
 
-def _check_stock(ledger: Ledger) -> Iterator[str]:
-    """Stock Optuna knows the goes and nothing else, and its completed trials are those of our view."""
-    for stray in ledger.strays:
-        yield f"Optuna's trial {stray['number']} ({stray['state']}) belongs to no attempt"
-    if sorted(ledger.optuna_trials) != sorted([a["trial_id"] for a in ledger.attempts] + _ids(ledger.strays)):
+def _check_stock(records: StudyRecords) -> Iterator[str]:
+    """Stock Optuna has the trials of the attempts and no others, and its completed trials are those of hpopt.trials."""
+    for row in records.trials_without_attempt:
+        yield f"Optuna's trial {row['number']} ({row['state']}) belongs to no attempt"
+    rows = [*records.attempts, *records.trials_without_attempt]
+    if sorted(records.optuna_trials) != sorted(row["optuna_trial_id"] for row in rows):
         yield "Optuna's trials are not those of the attempts"
-    theirs = {t.number: (t.value, t.params) for t in ledger.optuna_trials.values() if t.state is TrialState.COMPLETE}
-    ours = {row["trial"]: (row["value"], row["params"]) for row in ledger.shown if row["state"] == "COMPLETE"}
-    for number in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(number) != ours.get(number):
-            yield f"trial {number} is {theirs.get(number)} in Optuna, {ours.get(number)} in hpopt.trials"
+    complete = [trial for trial in records.optuna_trials.values() if trial.state is TrialState.COMPLETE]
+    in_optuna = {trial.number: (trial.value, trial.params) for trial in complete}
+    in_view = {row["trial"]: (row["value"], row["params"]) for row in records.trials if row["state"] == "COMPLETE"}
+    for number in sorted(in_optuna.keys() | in_view.keys()):
+        if in_optuna.get(number) != in_view.get(number):
+            yield f"trial {number} is {in_optuna.get(number)} in Optuna, {in_view.get(number)} in hpopt.trials"
 
 
-def _check_intermediate(ledger: Ledger) -> Iterator[str]:
-    """What Optuna was told of a trial on the way is what its evaluations say, and its last go has all of its own."""
-    attempts = {attempt["trial_id"]: attempt for attempt in ledger.attempts}
-    for trial_id, trial in ledger.optuna_trials.items():
-        attempt = attempts.get(trial_id)
-        if attempt is None or not ledger.is_known(attempt):
+def _check_intermediate_values(records: StudyRecords) -> Iterator[str]:
+    """The intermediate values in Optuna are those of the evaluations, and each attempt has all of its own."""
+    attempts = {attempt["optuna_trial_id"]: attempt for attempt in records.attempts}
+    for optuna_trial_id, trial in records.optuna_trials.items():
+        attempt = attempts.get(optuna_trial_id)
+        if attempt is None or not records.has_config(attempt):
             continue
-        config = ledger.config(attempt)
+        config = records.config(attempt)
+        name = f"trial {attempt['trial_id']} attempt {attempt['attempt_number']}"
         for step, value in trial.intermediate_values.items():
             if value != fault_free(config, step).metrics["val_loss"]:
-                yield f"trial {attempt['first_trial_id']} go {attempt['go']} reported {value} at step {step}"
-        for step in sorted(ledger.steps_of([attempt]) - trial.intermediate_values.keys()):
-            yield f"trial {attempt['first_trial_id']} go {attempt['go']} did not report step {step} to Optuna"
-
-
-def _ids(rows: list[Row]) -> list[int]:
-    return [row["trial_id"] for row in rows]
+                yield f"{name} has {value} at step {step} in Optuna"
+        for step in sorted(records.steps_of([attempt]) - trial.intermediate_values.keys()):
+            yield f"{name} has no value at step {step} in Optuna"
 
 
 def _group(rows: list[Row], key: str) -> dict[int, list[Row]]:
@@ -332,23 +343,23 @@ def _group(rows: list[Row], key: str) -> dict[int, list[Row]]:
     return dict(grouped)
 
 
-BUDGET = "the budgeted trials ended, no more and no less"
-RESULTS = "each trial has one accepted result, that of its last go, in Optuna too"
+BUDGET = "exactly the trials of the budget have finished"
+RESULTS = "each trial has one result, that of its last attempt, also in Optuna"
 STEPS = "no evaluation is missing"
 
-CHECKS: dict[str, Callable[[Ledger], Iterator[str]]] = {
+CHECKS: dict[str, Callable[[StudyRecords], Iterator[str]]] = {
     BUDGET: _check_budget,
     RESULTS: _check_results,
-    "each result is the fault-free one": _check_values,
-    "each evaluation is the fault-free one": _check_curves,
+    "each result is that of a run without faults": _check_values,
+    "each evaluation is that of a run without faults": _check_evaluations,
     STEPS: _check_steps,
-    "the learning curves show each evaluation once": _check_shown_curves,
+    "the learning curves have each evaluation once": _check_curves,
     "each attempt has an outcome": _check_outcomes,
-    "goes are numbered 1 to n": _check_goes,
-    "the goes of a trial share params and seed": _check_params,
-    "each rung holds the fault-free value": _check_rungs,
+    "attempts are numbered 1 to n": _check_attempt_numbers,
+    "the attempts at a trial share params and seed": _check_params,
+    "each rung has the value of a run without faults": _check_rungs,
     "no trial is lost more than 3 times in a row without progress": _check_lost_in_a_row,
     "nothing is left running": _check_running,
     "stock Optuna reads the same completed trials": _check_stock,
-    "Optuna was told every evaluation": _check_intermediate,
+    "Optuna has each evaluation as an intermediate value": _check_intermediate_values,
 }

@@ -1,12 +1,12 @@
-"""Does a fleet lose anything when everything around it fails? Injects faults into one, and audits what it leaves.
+"""Inject faults into a fleet of workers, and audit whether it lost a trial or an evaluation.
 
-Worker processes serve a study of recurrence.py, whose every evaluation is known in closed form, while faults.py kills
-and freezes them, cuts their connections, restarts Postgres and fills their disk. The budget is spent, and raised, again
-and again until the time is over; then the faults stop, and the fleet must finish by itself. Ten minutes, on two cores:
+Worker processes run a study of recurrence.py, whose evaluations are known in closed form, while faults.py kills and
+freezes them, cuts their connections, restarts PostgreSQL and fills their disk. Each time the budget is exhausted it is
+raised, until the time is over; then the faults end, and the workers must finish the study. Ten minutes, on two cores:
 
     python benchmarks/chaos.py --seed 0 --minutes 10 --output benchmarks/results/chaos.md
 
-The exit code is 1 if the audit finds anything; the folder with logs, checkpoints and database is kept then.
+If the audit finds a violation, the exit code is 1 and the folder with logs, checkpoints and database is kept.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from audit import Ledger, audit, count_lost, describe_trial, read_ledger
-from faults import Disk, Faults, Patience, Server
+from audit import StudyRecords, audit, count_lost, describe_trial, read_records
+from faults import Disk, Faults, Server, Timeouts
 from fleet import Fleet
 from proxy import Network
 from sqlalchemy import make_url
@@ -38,9 +38,9 @@ from hpopt.storage.database import Database
 from hpopt.study.reading import parse_study_file
 
 STUDY = "chaos"
-# The one line of the audit that the database does not know.
-WORKERS = "workers end only as they may, and all by themselves at the end"
-# The last trials, their retries, and the patience of workers whose last fault was the longest.
+# The one check of the audit that does not read the database.
+WORKERS = "workers exit only with an expected code, and all of them when the study has finished"
+# For the last trials, their retries, and the timeouts of workers whose last fault was the longest.
 DRAIN_S = 120.0
 STUDY_FILE = """
 name = "{name}"
@@ -51,14 +51,14 @@ trials = {n_trials}
 reduction_factor = 2
 min_fraction = 0.3
 [search_space]
-rate  = {{ low = 1e-3, high = 1.0, log = true }}
+rate = {{ low = 1e-3, high = 1.0, log = true }}
 width = {{ low = 1, high = 8, type = "int" }}
 shape = {{ choices = ["cosine", "linear", "constant"] }}
 ending = {{ low = 0, high = 9, type = "int" }}
 [fixed]
 max_steps = {max_steps}
 step_seconds = {step_seconds}
-# These two end before the first rung, so that no pruner is faster.
+# These two fail and diverge before the first rung, so that they are not pruned.
 [[enqueue]]
 rate = 0.9
 width = 3
@@ -70,27 +70,28 @@ width = 5
 shape = "cosine"
 ending = 1
 """
-PATIENCE = Patience(heartbeat_every_s=0.5, stale_after_s=2.0, give_up_after_s=10.0)
-_TEND_EVERY_S = 0.05
-_ASK_EVERY_S = 0.5
+TIMEOUTS = Timeouts(heartbeat_every_s=0.5, stale_after_s=2.0, give_up_after_s=10.0)
+_SUPERVISE_EVERY_S = 0.05
+_READ_USAGE_EVERY_S = 0.5
 _LINE_WIDTH = 118
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dose:
-    """How much of everything."""
+class Options:
+    """The faults, the workers and the trials of a run; the faults end after `minutes`, or when there were `n_faults`."""
 
     seed: int = 0
     minutes: float = 10.0
+    n_faults: int | None = None
     n_workers: int = 8
     mean_gap_s: float = 1.2
     trials_at_a_time: int = 30
     max_steps: int = 60
     step_seconds: float = 0.1
-    patience: Patience = PATIENCE
+    timeouts: Timeouts = TIMEOUTS
 
     def study_file(self, n_trials: int) -> str:
-        """Write the study file with a budget."""
+        """Return the study file with a budget."""
         return STUDY_FILE.format(
             name=STUDY, n_trials=n_trials, max_steps=self.max_steps, step_seconds=self.step_seconds
         )
@@ -98,152 +99,156 @@ class Dose:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was done to the fleet, and what the audit says of it."""
+    """The faults of a run, and the violations that the audit found."""
 
-    dose: Dose
+    options: Options
     seconds: float
     disk: str
     faults: Counter[str]
     exits: Counter[str]
     n_budgets: int
     n_fenced: int
-    ledger: Ledger
+    records: StudyRecords
     violations: dict[str, list[str]]
 
     @property
     def is_clean(self) -> bool:
-        """Say whether nothing is violated."""
+        """Return whether there is no violation."""
         return not any(self.violations.values())
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stage:
+class _Setup:
     database: Database
     disk: Disk
     fleet: Fleet
     faults: Faults
 
 
-def run_chaos(dose: Dose, folder: Path) -> Report:
-    """Disturb a fleet in a folder for as long as the dose says, let it finish, and audit what is left."""
+def run_chaos(options: Options, folder: Path) -> Report:
+    """Inject faults into a fleet in a folder, let it finish the study, and audit the database."""
     began = time.monotonic()
     with ExitStack() as stack:
-        stage = _set_up(stack, dose, folder)
+        setup = _set_up(stack, options, folder)
         try:
-            n_budgets = _disturb(dose, stage)
-            _drain(stage)
+            n_budgets = _inject_faults(options, setup)
+            _drain(setup)
         finally:
-            (folder / "logs" / "faults.log").write_text("\n".join(stage.faults.log) + "\n")
-        ledger = read_ledger(stage.database, STUDY)
+            (folder / "logs" / "faults.log").write_text("\n".join(setup.faults.log) + "\n")
+        records = read_records(setup.database, STUDY)
         report = Report(
-            dose=dose,
+            options=options,
             seconds=time.monotonic() - began,
-            disk=stage.disk.describe(),
-            faults=stage.faults.counts,
-            exits=stage.fleet.exits,
+            disk=setup.disk.describe(),
+            faults=setup.faults.counts,
+            exits=setup.fleet.exits,
             n_budgets=n_budgets,
-            n_fenced=stage.fleet.n_fenced,
-            ledger=ledger,
-            violations={**audit(ledger), WORKERS: stage.fleet.troubles},
+            n_fenced=setup.fleet.n_fenced,
+            records=records,
+            violations={**audit(records), WORKERS: setup.fleet.problems},
         )
         if not report.is_clean:
-            # The disk goes with the stack.
+            # The disk is unmounted at the end.
             shutil.copytree(folder / "home" / "runs", folder / "runs", ignore=shutil.ignore_patterns("filler"))
         return report
 
 
-def _set_up(stack: ExitStack, dose: Dose, folder: Path) -> _Stage:
-    """Start everything but the workers, each with its end on the stack."""
+def _set_up(stack: ExitStack, options: Options, folder: Path) -> _Setup:
+    """Start the server, the disk, the network and the fleet; the stack ends each."""
     server = Server(folder)
-    stack.callback(_stop_quietly, server)
+    stack.callback(_stop_if_running, server)
     disk = Disk(folder / "home" / "runs")
     stack.callback(disk.close)
     database = stack.enter_context(open_database(server.url, folder, create=True))
-    network = stack.enter_context(Network(make_url(server.url).port or 0, dose.n_workers))
-    fleet = stack.enter_context(Fleet(folder, STUDY, server.url, network.links, dose.patience))
+    network = stack.enter_context(Network(make_url(server.url).port or 0, options.n_workers))
+    fleet = stack.enter_context(Fleet(folder, STUDY, server.url, network.links, options.timeouts))
     faults = Faults(
-        seed=dose.seed, mean_gap_s=dose.mean_gap_s, workers=fleet, server=server, disk=disk, patience=dose.patience
+        seed=options.seed,
+        mean_gap_s=options.mean_gap_s,
+        workers=fleet,
+        server=server,
+        disk=disk,
+        timeouts=options.timeouts,
     )
     stack.callback(faults.close)
-    return _Stage(database=database, disk=disk, fleet=fleet, faults=faults)
+    return _Setup(database=database, disk=disk, fleet=fleet, faults=faults)
 
 
-def _disturb(dose: Dose, stage: _Stage) -> int:
-    """Inject faults until the time is over, raise the budget whenever it is spent, and count the budgets."""
-    database, fleet, faults = stage.database, stage.fleet, stage.faults
-    deadline = time.monotonic() + 60 * dose.minutes
-    budget = dose.trials_at_a_time
-    study = studies.create_study(database, parse_study_file(dose.study_file(budget), "chaos.py"))
-    fleet.start(budget)
+def _inject_faults(options: Options, setup: _Setup) -> int:
+    """Inject faults until the time is over, raise the budget whenever it is exhausted, and count the budgets."""
+    database, fleet, faults = setup.database, setup.fleet, setup.faults
+    n_trials = options.trials_at_a_time
+    study = studies.create_study(database, parse_study_file(options.study_file(n_trials), "chaos.py"))
+    fleet.start(n_trials)
+    while not fleet.pids_with_trials:
+        fleet.supervise()
+        time.sleep(_SUPERVISE_EVERY_S)
     faults.begin(study)
-    ask_at = 0.0
+    deadline = time.monotonic() + 60 * options.minutes
+    read_usage_at = 0.0
     n_budgets = 1
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (options.n_faults and faults.counts.total() >= options.n_faults):
         faults.step()
-        fleet.tend()
-        if time.monotonic() > ask_at:
-            ask_at = time.monotonic() + _ASK_EVERY_S
-            if _is_over(fleet, database, study):
-                budget += dose.trials_at_a_time
-                study = studies.create_study(database, parse_study_file(dose.study_file(budget), "chaos.py"))
+        fleet.supervise()
+        if time.monotonic() > read_usage_at:
+            read_usage_at = time.monotonic() + _READ_USAGE_EVERY_S
+            if _has_finished(fleet, database, study):
+                n_trials += options.trials_at_a_time
+                study = studies.create_study(database, parse_study_file(options.study_file(n_trials), "chaos.py"))
                 n_budgets += 1
-                fleet.start(budget)
-        time.sleep(_TEND_EVERY_S)
+                fleet.start(n_trials)
+        time.sleep(_SUPERVISE_EVERY_S)
     return n_budgets
 
 
-def _is_over(fleet: Fleet, database: Database, study: studies.Study) -> bool:
-    """Say whether the budget is spent; a worker that says so before it is has made a mistake."""
-    n_over = fleet.n_over()
+def _has_finished(fleet: Fleet, database: Database, study: studies.Study) -> bool:
+    """Return whether the budget is exhausted; that a worker exits before it is exhausted is a problem."""
+    n_finished = fleet.n_finished()
     try:
-        over = budget.finished_reason(study, budget.read_usage(database, study))
+        reason = budget.finished_reason(study, budget.read_usage(database, study))
     except DatabaseError:
         return False
-    if n_over and over is None:
-        fleet.troubles.append(f"{n_over} workers ended with a budget of {study.file.budget.trials} not spent")
-    return over is not None
+    if n_finished and reason is None:
+        fleet.problems.append(f"{n_finished} workers exited before the budget of {study.file.budget.trials} trials")
+    return reason is not None
 
 
-def _drain(stage: _Stage) -> None:
-    """End the faults, and let the fleet spend the rest of its budget and leave."""
-    stage.faults.settle()
+def _drain(setup: _Setup) -> None:
+    """End the faults, and wait until the workers have finished the study and exited."""
+    setup.faults.end_all()
     deadline = time.monotonic() + DRAIN_S
-    while stage.fleet.tend() and time.monotonic() < deadline:
-        time.sleep(_TEND_EVERY_S)
-    stage.fleet.end()
+    while setup.fleet.supervise() and time.monotonic() < deadline:
+        time.sleep(_SUPERVISE_EVERY_S)
+    setup.fleet.end()
 
 
-def _stop_quietly(server: Server) -> None:
+def _stop_if_running(server: Server) -> None:
     with suppress(DatabaseError):
         server.stop("fast")
 
 
 def render(report: Report) -> Iterator[str]:
-    """Write a report as Markdown."""
-    dose = report.dose
+    """Render a report as Markdown."""
+    options, timeouts = report.options, report.options.timeouts
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("hpopt", "optuna"))
-    n_faults = sum(report.faults.values())
-    patience = dose.patience
     yield "# A fleet under faults\n"
-    about = (
-        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}; {versions}; Python {platform.python_version()}; seed {dose.seed}. "
-        f"{dose.n_workers} workers, {dose.minutes:g} minutes of faults, {report.seconds:.0f} s in all. "
-        f"A budget of {dose.trials_at_a_time} trials was spent and raised {report.n_budgets - 1} times. "
-        f"A heartbeat every {patience.heartbeat_every_s:g} s, stale after {patience.stale_after_s:g} s, "
-        f"the database given up after {patience.give_up_after_s:g} s. The full disk: {report.disk}."
+    conditions = (
+        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}; {versions}; Python {platform.python_version()}; seed {options.seed}. "
+        f"{options.n_workers} workers, {options.minutes:g} minutes of faults, {report.seconds:.0f} s in all. "
+        f"A budget of {options.trials_at_a_time} trials was raised {report.n_budgets - 1} times. "
+        f"A heartbeat every {timeouts.heartbeat_every_s:g} s, stale after {timeouts.stale_after_s:g} s, "
+        f"exit after {timeouts.give_up_after_s:g} s without the database. The full disk: {report.disk}."
     )
-    yield textwrap.fill(about, _LINE_WIDTH) + "\n"
-    attempts = Counter(str(attempt["outcome"]) for attempt in report.ledger.attempts)
-    trials = Counter(str(goes[-1]["outcome"]) for goes in report.ledger.goes.values())
-    yield from _table(f"{n_faults} faults", report.faults)
-    yield from _table(f"{sum(trials.values())} trials", trials)
-    yield from _table(f"{sum(attempts.values())} attempts", attempts)
-    yield from _table(f"{sum(report.exits.values())} ends of workers", report.exits)
-    n_found = {title: len(found) for title, found in report.violations.items()}
-    n_evaluations = len(report.ledger.evaluations)
-    yield f"{report.n_fenced} times a worker that lived found that its trial had been handed on.\n"
-    yield f"| audit, over {n_evaluations} evaluations | violations |\n|---|---|"
-    yield from (f"| {title} | {n} |" for title, n in n_found.items())
+    yield textwrap.fill(conditions, _LINE_WIDTH) + "\n"
+    attempts = Counter(str(attempt["outcome"]) for attempt in report.records.attempts)
+    trials = Counter(str(attempts[-1]["outcome"]) for attempts in report.records.attempts_of.values())
+    yield from _table(f"{report.faults.total()} faults", report.faults)
+    yield from _table(f"{trials.total()} trials", trials)
+    yield from _table(f"{attempts.total()} attempts", attempts)
+    yield from _table(f"{report.exits.total()} exits of workers", report.exits)
+    yield f"{report.n_fenced} times a running worker found that its trial had been reassigned.\n"
+    yield f"| audit of {len(report.records.evaluations)} evaluations | violations |\n|---|---|"
+    yield from (f"| {title} | {len(violations)} |" for title, violations in report.violations.items())
     yield f"\nlost: {count_lost(report.violations)}"
 
 
@@ -254,22 +259,22 @@ def _table(title: str, counts: Counter[str]) -> Iterator[str]:
 
 
 def explain(report: Report) -> Iterator[str]:
-    """Write down every violation, and the rows of the trials that they name."""
-    named: set[int] = set()
-    for title, found in report.violations.items():
-        for violation in found:
+    """List every violation, and the rows of the trials that the violations name."""
+    trial_ids: set[int] = set()
+    for title, violations in report.violations.items():
+        for violation in violations:
             yield f"violated: {title}: {violation}"
             words = violation.split()
             if words[0] == "trial" and words[1].isdigit():
-                named.add(int(words[1]))
-    for first_trial_id in sorted(named):
-        yield f"trial {first_trial_id}:"
-        yield from (f"    {line}" for line in describe_trial(report.ledger, first_trial_id))
+                trial_ids.add(int(words[1]))
+    for trial_id in sorted(trial_ids):
+        yield f"trial {trial_id}:"
+        yield from (f"    {line}" for line in describe_trial(report.records, trial_id))
 
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """Make a folder that a server started by root can enter, too; it is kept when this ends with an error."""
+    """Create a folder that the user of a server started by root can enter; it is kept after an error."""
     folder = Path(tempfile.mkdtemp(prefix="hpopt-chaos-"))
     folder.chmod(0o755)
     yield folder
@@ -277,22 +282,27 @@ def own_folder() -> Iterator[Path]:
 
 
 def main() -> None:
-    """Disturb, audit, print."""
+    """Inject faults, audit, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--mean-gap", type=float, default=1.2, help="seconds between faults, on average")
     parser.add_argument("--output", type=Path, help="file for the table, in Markdown")
-    options = parser.parse_args()
-    # As Ctrl-C does, SIGTERM takes everything down again; a shell's background job ignores the former unless told.
+    arguments = parser.parse_args()
+    # SIGTERM ends everything as Ctrl-C does; a background job of a shell starts with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    dose = Dose(seed=options.seed, minutes=options.minutes, n_workers=options.workers, mean_gap_s=options.mean_gap)
+    options = Options(
+        seed=arguments.seed,
+        minutes=arguments.minutes,
+        n_workers=arguments.workers,
+        mean_gap_s=arguments.mean_gap,
+    )
     with own_folder() as folder:
         print(f"logs in {folder}", file=sys.stderr)
         try:
-            report = run_chaos(dose, folder)
+            report = run_chaos(options, folder)
         except KeyboardInterrupt:
             print("stopped; nothing was audited", file=sys.stderr)
             shutil.rmtree(folder)
@@ -303,9 +313,10 @@ def main() -> None:
             (folder / "violations.txt").write_text("\n".join(explain(report)) + "\n")
             print((folder / "violations.txt").read_text(), f"kept: {folder}", sep="\n", file=sys.stderr)
             sys.exit(1)
-    if options.output:
-        command = f"python benchmarks/chaos.py --seed {dose.seed} --minutes {dose.minutes:g} --workers {dose.n_workers}"
-        options.output.write_text(f"{text}\n\n    {command} --mean-gap {dose.mean_gap_s:g}\n")
+    if arguments.output:
+        words = f"--seed {options.seed} --minutes {options.minutes:g} --workers {options.n_workers}"
+        command = f"python benchmarks/chaos.py {words} --mean-gap {options.mean_gap_s:g}"
+        arguments.output.write_text(f"{text}\n\n    {command}\n")
 
 
 if __name__ == "__main__":

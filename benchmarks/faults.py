@@ -1,4 +1,4 @@
-"""Owns what goes wrong: a seeded schedule of faults, each with its end. Leaves the workers' restarts to chaos.py."""
+"""Inject faults into workers, their connections, their disk and PostgreSQL, on a seeded schedule, and end each."""
 
 import heapq
 import itertools
@@ -36,24 +36,24 @@ _TERMINATE = sa.text(
 
 
 class Workers(Protocol):
-    """The worker processes that faults are done to; the seasoned ones, by number, have come as far as a trial."""
+    """The worker processes that faults are injected into; those in `pids_with_trials` have started a trial."""
 
     processes: list[subprocess.Popen[bytes]]
-    seasoned: set[int]
+    pids_with_trials: set[int]
     links: list[Link]
 
 
 class Server:
-    """The own Postgres of a folder, which can be stopped politely or not."""
+    """The embedded PostgreSQL server of a folder, which can be stopped in any mode of pg_ctl."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self.url = server.start(home)
-        self.is_up = True
+        self.is_running = True
 
     def stop(self, mode: str) -> None:
-        """Stop it in one of pg_ctl's modes; `immediate` is what a crash leaves behind."""
-        self.is_up = False
+        """Stop the server in a mode of pg_ctl; `immediate` leaves what a crash leaves."""
+        self.is_running = False
         found = cluster.find_cluster(self._home.absolute())
         pg_ctl = cluster.find_programs(found) / "pg_ctl"
         done = found.run(pg_ctl, "-D", found.data, "-m", mode, "-w", "-t", str(_STOP_TIMEOUT_S), "stop")
@@ -61,18 +61,18 @@ class Server:
             raise DatabaseError(f"{found.data}: pg_ctl stop -m {mode}: {done.stdout}{done.stderr}")
 
     def start(self) -> None:
-        """Start it again, on its port."""
+        """Start the server again, on its port."""
         url = server.start(self._home)
         if url != self.url:
-            raise DatabaseError(f"{self._home}: its Postgres came back as {url}, not as before")
-        self.is_up = True
+            raise DatabaseError(f"{self._home}: its server has another URL after a restart: {url}")
+        self.is_running = True
 
 
 class Disk:
-    """The folder of the checkpoints: a small file system of its own where we may mount one.
+    """The disk of the checkpoints: a small tmpfs.
 
-    Without the right to mount, the running workers may not make any file longer (RLIMIT_FSIZE), which is a full disk
-    but for its errno.
+    Without the right to mount one, a full disk is simulated by RLIMIT_FSIZE 0 for the running workers, whose writes
+    then fail with another errno.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,13 +85,13 @@ class Disk:
             self.is_mounted = False
 
     def describe(self) -> str:
-        """Say how this disk is filled."""
-        return f"a tmpfs of {DISK_MIB} MiB, filled" if self.is_mounted else "RLIMIT_FSIZE 0, for want of a mount"
+        """Describe how the disk is filled."""
+        return f"a tmpfs of {DISK_MIB} MiB" if self.is_mounted else "RLIMIT_FSIZE 0, because no tmpfs could be mounted"
 
     def fill(self, pids: list[int]) -> None:
-        """Leave no room to write to."""
+        """Fill the disk."""
         if not self.is_mounted:
-            _let_files_grow(pids, is_allowed=False)
+            _set_file_size_limit(pids, is_limited=True)
             return
         with (self._folder / "filler").open("wb", buffering=0) as filler:
             while True:
@@ -101,32 +101,32 @@ class Disk:
                     return
 
     def free(self, pids: list[int]) -> None:
-        """Make room again."""
+        """Free the disk."""
         if self.is_mounted:
             (self._folder / "filler").unlink(missing_ok=True)
         else:
-            _let_files_grow(pids, is_allowed=True)
+            _set_file_size_limit(pids, is_limited=False)
 
     def close(self) -> None:
-        """Take the file system away, also from under a process that has not quite ended."""
+        """Unmount the disk, even while a process still uses it."""
         if self.is_mounted:
             umount = ["umount", "--lazy", str(self._folder)]
             subprocess.run(umount, capture_output=True, check=False)
             self.is_mounted = False
 
 
-def _let_files_grow(pids: list[int], *, is_allowed: bool) -> None:
+def _set_file_size_limit(pids: list[int], *, is_limited: bool) -> None:
     for pid in pids:
         try:
             hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if is_allowed else 0, hard))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if is_limited else hard, hard))
         except ProcessLookupError:
             continue
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How patient the workers are: some faults end before that, others after."""
+class Timeouts:
+    """The timeouts of the workers, in seconds: some faults end before them, others after."""
 
     heartbeat_every_s: float
     stale_after_s: float
@@ -134,10 +134,10 @@ class Patience:
 
 
 class Faults:
-    """Injects faults one after the other, by a random schedule that a seed repeats, and ends each in its time."""
+    """Injects faults one after the other, on a random schedule that a seed repeats, and ends each in time."""
 
     def __init__(
-        self, *, seed: int, mean_gap_s: float, workers: Workers, server: Server, disk: Disk, patience: Patience
+        self, *, seed: int, mean_gap_s: float, workers: Workers, server: Server, disk: Disk, timeouts: Timeouts
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.log: list[str] = []
@@ -146,15 +146,16 @@ class Faults:
         self._workers = workers
         self._server = server
         self._disk = disk
-        self._patience = patience
+        self._timeouts = timeouts
         self._database = Database(server.url)
         self._study: Study | None = None
         self._began = time.monotonic()
         self._next_at = self._began
-        # What is disturbed at the moment, and is disturbed once at a time.
-        self._busy: set[object] = set()
+        # What has a fault at the moment: each thing has one at a time.
+        self._affected: set[object] = set()
+        # A heap of the time of an end, a counter that orders equal times, what is affected, and the function.
         self._ends: list[tuple[float, int, object, Callable[[], None]]] = []
-        self._order = itertools.count()
+        self._counter = itertools.count()
         self._kinds: dict[str, tuple[int, Callable[[], bool]]] = {
             "kill -9 of a worker": (14, self._kill),
             "SIGTERM to a worker": (10, self._terminate),
@@ -171,12 +172,12 @@ class Faults:
         }
 
     def begin(self, study: Study) -> None:
-        """Begin the schedule; the study is the one that is paused now and then."""
+        """Begin the schedule; the study is paused and resumed by some of the faults."""
         self._study = study
         self._began = self._next_at = time.monotonic()
 
     def step(self) -> None:
-        """Do what is due by now."""
+        """Begin and end the faults that are due."""
         now = time.monotonic()
         self._end_until(now)
         if now < self._next_at:
@@ -186,38 +187,38 @@ class Faults:
         name = self._random.choices(names, [weight for weight, _ in self._kinds.values()])[0]
         if self._kinds[name][1]():
             self.counts[name] += 1
-            self._note(name)
+            self._write_log(name)
 
-    def settle(self) -> None:
-        """End every fault that still lasts."""
+    def end_all(self) -> None:
+        """End every fault."""
         self._end_until(float("inf"))
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connections."""
         self._database.close()
 
-    def _note(self, text: str) -> None:
+    def _write_log(self, text: str) -> None:
         self.log.append(f"{time.strftime('%H:%M:%S')} {time.monotonic() - self._began:8.2f} s  {text}")
 
     def _end_until(self, now: float) -> None:
         while self._ends and self._ends[0][0] <= now:
-            _, _, what, end = heapq.heappop(self._ends)
+            _, _, affected, end = heapq.heappop(self._ends)
             end()
-            self._busy.discard(what)
-            self._note(f"over: {what}")
+            self._affected.discard(affected)
+            self._write_log(f"end: {affected}")
 
-    def _last(self, seconds: float, what: object, end: Callable[[], None]) -> None:
-        """Let what has begun last for a while."""
-        self._busy.add(what)
-        heapq.heappush(self._ends, (time.monotonic() + seconds, next(self._order), what, end))
+    def _end_after(self, duration_s: float, affected: object, end: Callable[[], None]) -> None:
+        """End a fault that has begun after some seconds."""
+        self._affected.add(affected)
+        heapq.heappush(self._ends, (time.monotonic() + duration_s, next(self._counter), affected, end))
 
-    def _while(self) -> float:
-        """Draw how long a fault lasts: shorter than stale-after, longer, or longer than give-up-after."""
-        patience = self._patience
+    def _draw_duration(self) -> float:
+        """Draw the duration of a fault: below stale_after_s, above it, or above give_up_after_s."""
+        timeouts = self._timeouts
         bounds = (
-            (0.1, patience.stale_after_s),
-            (patience.stale_after_s, 4 * patience.stale_after_s),
-            (patience.give_up_after_s, 1.2 * patience.give_up_after_s),
+            (0.1, timeouts.stale_after_s),
+            (timeouts.stale_after_s, 4 * timeouts.stale_after_s),
+            (timeouts.give_up_after_s, 1.2 * timeouts.give_up_after_s),
         )
         return self._random.uniform(*self._random.choices(bounds, (4, 4, 2))[0])
 
@@ -226,8 +227,8 @@ class Faults:
         return self._random.choice(running) if running else None
 
     def _link(self) -> Link | None:
-        free = [link for link in self._workers.links if link not in self._busy]
-        return self._random.choice(free) if free else None
+        unaffected = [link for link in self._workers.links if link not in self._affected]
+        return self._random.choice(unaffected) if unaffected else None
 
     def _kill(self) -> bool:
         return self._signal(signal.SIGKILL) is not None
@@ -239,15 +240,17 @@ class Faults:
         worker = self._worker()
         if worker is not None:
             worker.send_signal(number)
-            self._note(f"{number.name} to {worker.pid}")
+            self._write_log(f"{number.name} to {worker.pid}")
         return worker
 
     def _freeze(self) -> bool:
         worker = self._signal(signal.SIGSTOP)
         if worker is None:
             return False
-        # Of one that is stopped twice, the first end is the end.
-        self._last(self._while(), f"process {worker.pid} stopped", lambda: worker.send_signal(signal.SIGCONT))
+        # For a worker that is stopped twice, the first SIGCONT ends both faults.
+        self._end_after(
+            self._draw_duration(), f"process {worker.pid} stopped", lambda: worker.send_signal(signal.SIGCONT)
+        )
         return True
 
     def _drop_packets(self) -> bool:
@@ -256,7 +259,7 @@ class Faults:
             return False
         link.stall(replies_only=False)
         is_reset = self._random.random() < 0.5  # noqa: PLR2004 - one in two.
-        self._last(self._while(), link, lambda: link.flow(reset=is_reset))
+        self._end_after(self._draw_duration(), link, lambda: link.flow(reset=is_reset))
         return True
 
     def _drop_replies(self) -> bool:
@@ -264,16 +267,16 @@ class Faults:
         if link is None:
             return False
         link.stall(replies_only=True)
-        # The requests arrived: what was committed is, and nobody is told.
-        self._last(self._random.uniform(0.05, self._patience.stale_after_s), link, lambda: link.flow(reset=True))
+        # The requests arrive: their transactions are committed, and the worker gets no reply.
+        self._end_after(self._random.uniform(0.05, self._timeouts.stale_after_s), link, lambda: link.flow(reset=True))
         return True
 
     def _drop_all(self) -> bool:
-        links = [link for link in self._workers.links if link not in self._busy]
-        seconds = self._random.uniform(0.1, 2 * self._patience.stale_after_s)
+        links = [link for link in self._workers.links if link not in self._affected]
+        seconds = self._random.uniform(0.1, 2 * self._timeouts.stale_after_s)
         for link in links:
             link.stall(replies_only=False)
-            self._last(seconds, link, lambda link=link: link.flow(reset=False))  # type: ignore[misc]
+            self._end_after(seconds, link, lambda link=link: link.flow(reset=False))  # type: ignore[misc]
         return bool(links)
 
     def _refuse(self) -> bool:
@@ -281,11 +284,11 @@ class Faults:
         if link is None:
             return False
         link.refuse()
-        self._last(self._while(), link, link.accept)
+        self._end_after(self._draw_duration(), link, link.accept)
         return True
 
     def _cut(self) -> bool:
-        if not self._server.is_up:
+        if not self._server.is_running:
             return False
         share = self._random.choice((0.1, 0.3, 1.0))
         with self._database.begin() as connection:
@@ -298,30 +301,32 @@ class Faults:
         return self._restart("immediate")
 
     def _restart(self, mode: str) -> bool:
-        if not self._server.is_up:
+        if not self._server.is_running:
             return False
         self._server.stop(mode)
-        self._last(self._random.uniform(0.0, 2 * self._patience.stale_after_s), "Postgres down", self._server.start)
+        self._end_after(
+            self._random.uniform(0.0, 2 * self._timeouts.stale_after_s), "Postgres down", self._server.start
+        )
         return True
 
     def _fill_disk(self) -> bool:
-        if "disk full" in self._busy:
+        if "disk full" in self._affected:
             return False
-        # A process that may not write at all does not even start, which is no fault of its disk.
-        pids = [process.pid for process in self._workers.processes if process.pid in self._workers.seasoned]
+        # A process that cannot write at all does not start, which is another fault than a full disk.
+        pids = [process.pid for process in self._workers.processes if process.pid in self._workers.pids_with_trials]
         self._disk.fill(pids)
-        self._last(self._random.uniform(0.1, 3.0), "disk full", lambda: self._disk.free(pids))
+        self._end_after(self._random.uniform(0.1, 3.0), "disk full", lambda: self._disk.free(pids))
         return True
 
     def _pause(self) -> bool:
         study = self._study
-        if study is None or not self._server.is_up or "study paused" in self._busy:
+        if study is None or not self._server.is_running or "study paused" in self._affected:
             return False
-        control.pause(self._database, study, "by chaos")
-        self._last(self._random.uniform(0.2, 3.0), "study paused", lambda: self._resume(study))
+        control.pause(self._database, study, "by chaos.py")
+        self._end_after(self._random.uniform(0.2, 3.0), "study paused", lambda: self._resume(study))
         return True
 
     def _resume(self, study: Study) -> None:
-        if not self._server.is_up:
+        if not self._server.is_running:
             self._server.start()
         control.resume(self._database, study)

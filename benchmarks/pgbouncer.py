@@ -1,6 +1,6 @@
-"""Owns a PgBouncer in transaction mode before a Postgres, as a child process. Leaves what is said through it to others.
+"""Start PgBouncer in transaction mode before a PostgreSQL server, as a child process.
 
-Debian's package has it: `apt-get install pgbouncer`.
+`apt-get install pgbouncer` installs it on Debian.
 """
 
 import os
@@ -21,11 +21,11 @@ import sqlalchemy as sa
 
 from hpopt.storage.database import parse_url
 
-START_WITHIN_S = 10.0
-# PgBouncer refuses root, as Postgres does.
+START_TIMEOUT_S = 10.0
+# Like PostgreSQL, PgBouncer does not run as root.
 NOBODY = 65534
 
-# Passwords in userlist.txt stand in the clear, because PgBouncer also logs in to the server with them by SCRAM.
+# userlist.txt has passwords in plain text, because PgBouncer also logs in to the server with them by SCRAM.
 _CONFIG = """\
 [databases]
 * = host={host} port={port}
@@ -45,19 +45,19 @@ admin_users = {user}
 
 @dataclass(frozen=True, kw_only=True)
 class PgBouncer:
-    """A running PgBouncer: `url` leads through it to the database that it was started for."""
+    """A running PgBouncer; `url` is that of the database it was started for, through it."""
 
     url: str
     pool_size: int
     pid: int
 
-    def show(self, what: str) -> list[dict[str, Any]]:
-        """Give the rows of its console's SHOW command, e.g. `servers`, `clients` or `pools`."""
-        return show(self.url, what)
+    def show(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a SHOW command of its console: `servers`, `clients`, `pools` and so on."""
+        return show(self.url, name)
 
 
 def is_installed() -> bool:
-    """Say whether Debian's PgBouncer, or another one, is on this machine."""
+    """Return whether PgBouncer is installed on this machine."""
     return _find_program() is not None
 
 
@@ -67,28 +67,28 @@ def pgbouncer(url: str, *, pool_size: int, max_clients: int = 1000) -> Iterator[
     program = _find_program()
     if program is None:
         raise FileNotFoundError("pgbouncer is not installed: apt-get install pgbouncer")
-    # Not below a folder that is closed to the user that it runs as.
+    # Not below a folder that the user it runs as cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="hpopt-pgbouncer-"))
     try:
         parsed = parse_url(url)
         through = parsed.set(host="127.0.0.1", port=_free_port())
         _write_settings(folder, parsed, through, pool_size=pool_size, max_clients=max_clients)
         with _running(program, folder) as pid:
-            found = PgBouncer(url=through.render_as_string(hide_password=False), pool_size=pool_size, pid=pid)
-            _wait_for(found, folder)
-            yield found
+            bouncer = PgBouncer(url=through.render_as_string(hide_password=False), pool_size=pool_size, pid=pid)
+            _wait_for(bouncer, folder)
+            yield bouncer
     finally:
         shutil.rmtree(folder)
 
 
-def show(url: str, what: str) -> list[dict[str, Any]]:
-    """Ask the console of the PgBouncer that `url` leads through."""
+def show(url: str, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a SHOW command of the PgBouncer that `url` leads through."""
     plain = parse_url(url).set(drivername="postgresql", database="pgbouncer").render_as_string(hide_password=False)
     with closing(psycopg2.connect(plain, connect_timeout=5, sslmode="disable")) as connection:
-        # The console knows no transactions.
+        # The console has no transactions.
         connection.autocommit = True
         with connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor) as cursor:
-            cursor.execute(f"SHOW {what}")
+            cursor.execute(f"SHOW {name}")
             return [dict(row) for row in cursor.fetchall()]
 
 
@@ -138,17 +138,17 @@ def _running(program: str, folder: Path) -> Iterator[int]:
     try:
         yield process.pid
     finally:
-        # It has nothing to save, and its gentler ends wait for clients to go.
+        # It has nothing to save, and with other signals it waits for its clients to disconnect.
         process.kill()
         process.wait()
 
 
 def _wait_for(bouncer: PgBouncer, folder: Path) -> None:
-    deadline = time.monotonic() + START_WITHIN_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         with suppress(psycopg2.OperationalError):
             bouncer.show("version")
             return
         time.sleep(0.05)
     log = folder / "log"
-    raise TimeoutError(f"pgbouncer does not answer: {log.read_text() if log.exists() else 'no log'}")
+    raise TimeoutError(f"pgbouncer does not respond: {log.read_text() if log.exists() else 'no log'}")

@@ -1,6 +1,6 @@
-"""Owns a network that can be disturbed: one TCP link to the database for each worker. Leaves when and how to faults.py.
+"""Forward TCP connections to the database over links, one for each worker, that can be stalled, reset and closed.
 
-All links live in one asyncio loop in a thread of its own; the methods of Link may be called from any other thread.
+All links run in one asyncio loop in a thread of its own; the methods of Link can be called from any other thread.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from typing import Any, Self
 
 HOST = "127.0.0.1"
 CHUNK_BYTES = 65536
-_ANSWER_TIMEOUT_S = 10
+_CALL_TIMEOUT_S = 10
 
 
 class Network:
-    """Links to one port of this machine, each with a port of its own."""
+    """Links to one port of this machine, each of which listens on a port of its own."""
 
     def __init__(self, target_port: int, n_links: int) -> None:
         self._loop = asyncio.new_event_loop()
@@ -46,7 +46,7 @@ class Link:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        # What is sent while a gate is closed waits in front of it, as the packets of a cut cable are sent again.
+        # Data that is sent while a gate is closed waits, as TCP sends the packets of a cut cable again.
         self._requests, self._replies = asyncio.Event(), asyncio.Event()
         self._requests.set()
         self._replies.set()
@@ -55,7 +55,7 @@ class Link:
         return f"Link({self.port})"
 
     def accept(self) -> None:
-        """Listen, on the port of last time."""
+        """Listen, on the same port each time."""
         self._call(self._listen())
 
     def refuse(self) -> None:
@@ -63,15 +63,15 @@ class Link:
         self._call(self._close())
 
     def stall(self, *, replies_only: bool) -> None:
-        """Stop forwarding without closing: nothing gets through, or requests do and their replies do not."""
+        """Stop forwarding without closing the connections: replies only, or requests too."""
         self._call(self._set_gates(requests=replies_only, replies=False))
 
     def flow(self, *, reset: bool) -> None:
-        """Forward again what waited, or reset the connections so that it is lost."""
+        """Forward again, also the data that waited, or reset the connections, which loses it."""
         self._call(self._reopen(reset=reset))
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_ANSWER_TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(_CALL_TIMEOUT_S)
 
     async def _listen(self) -> None:
         if self._server is None:
@@ -131,7 +131,7 @@ class Link:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            # An ordinary end and not a reset: what has been written still arrives.
+            # Closed and not reset, so that written data still arrives.
             to_server.close()
             self._writers.discard(to_server)
 
@@ -139,7 +139,7 @@ class Link:
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
     while True:
         data = await reader.read(CHUNK_BYTES)
-        # A stalled link keeps the end of a connection from the other side, too.
+        # A stalled link does not forward the end of a connection either.
         await gate.wait()
         if not data:
             return

@@ -1,6 +1,6 @@
-"""Is the best configuration of a study better than the defaults by more than the noise of seeds?
+"""Compare the best configuration of a study with the defaults over seeds that the study did not use.
 
-Trains both again, to the end, with seeds that the study did not use, and prints every value and the difference:
+Trains both to the end with each seed, and prints every value and the difference:
 
     python benchmarks/seeds.py quickstart --seeds 3
 """
@@ -23,8 +23,8 @@ FIRST_SEED = 1000
 
 
 def train(text: str, params: dict[str, Scalar], seed: int, home: str, threads: int) -> float:
-    """Train one configuration with one seed to its end, and give the study's metric."""
-    import torch  # noqa: PLC0415 - the threads of each process are set before it computes.
+    """Train one configuration with one seed to its end, and return the study's metric."""
+    import torch  # noqa: PLC0415 - the number of threads of each process is set before it computes.
 
     torch.set_num_threads(threads)
     file = parse_study_file(text, "study")
@@ -35,7 +35,7 @@ def train(text: str, params: dict[str, Scalar], seed: int, home: str, threads: i
 
 
 def main() -> None:
-    """Read the study's answer, train, print."""
+    """Read the best parameters, train, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study")
     parser.add_argument("--seeds", type=int, default=3)
@@ -48,7 +48,7 @@ def main() -> None:
         best = queries.best(database, study).params
     default = study.file.default_params()
     if default is None:
-        parser.error("the defaults lie outside of the study's space")
+        parser.error("the defaults are outside of the study's search space")
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
     values: dict[str, list[float]] = {}
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
@@ -58,11 +58,11 @@ def main() -> None:
         }
         for name, pending in futures.items():
             values[name] = [future.result() for future in pending]
-            shown = "  ".join(f"{value:.4f}" for value in values[name])
+            line = "  ".join(f"{value:.4f}" for value in values[name])
             spread = statistics.stdev(values[name]) if options.seeds > 1 else 0.0
-            print(f"{name:9s} {shown}   mean {statistics.mean(values[name]):.4f}  standard deviation {spread:.4f}")
+            print(f"{name:9s} {line}   mean {statistics.mean(values[name]):.4f}  standard deviation {spread:.4f}")
     difference = statistics.mean(values["defaults"]) - statistics.mean(values["best"])
-    print(f"the best is {difference:+.4f} {study.file.metric} from the defaults (positive: lower)")
+    print(f"defaults minus best: {difference:+.4f} {study.file.metric}")
 
 
 if __name__ == "__main__":

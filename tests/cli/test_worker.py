@@ -63,4 +63,4 @@ def test_workers_are_given_the_cpu_on_a_machine_without_a_device_file_of_a_gpu(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     workers = local_workers(Database(UNREACHABLE), ["worker", "x"], tmp_path, n_workers=1)
     assert workers.preview() == [f"OMP_NUM_THREADS=1 hpopt worker x{options}"]
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
