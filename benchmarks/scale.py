@@ -49,7 +49,7 @@ WAIT_FOR_EACH_S = EVALUATE_EVERY_S / 200
 CALLS = {"sweep": 1, "ask": 1, "evaluation": N_EVALUATIONS, "tell": 1}
 # In trials with an evaluation a second, and with an evaluation a minute: Optuna's thread beats at the start and then at
 # every interval, hpopt an interval after it was last heard of.
-HEARTBEATS = {"plain Optuna": (1, 21), "hpopt": (0, 18), "hpopt, long silent": (0, 18)}
+HEARTBEATS = {"plain Optuna": (1, 21), "hpopt": (0, 18), "hpopt, long idle": (0, 18)}
 PARTS = (
     *("fail_stale_trials", "ask", "four suggests", "report", "should_prune", "tell", "record_heartbeat"),
     *("connect", "reload", "reap", "reserve", "refresh", "propose", "start", "record", "finish", "beat"),
@@ -228,7 +228,7 @@ def _warm_up(worker: LogicalWorker, draw: random.Random) -> None:
 
 
 def serve(connection: Connection, cell: Cell, url: str, n_workers: int, seed: int) -> None:
-    """Be a process of logical workers: warm up, say so, work when told, send what was measured."""
+    """Run a process of logical workers: warm up, report it, work on command, and send the measurements."""
     side = SIDES[cell.side](url, n_workers)
     side.crowd(cell.n_running)
     # What they share is loaded by an ask.
@@ -274,7 +274,7 @@ def measure(cell: Cell, direct: str) -> Result:
         for connection in connections:
             connection.recv()
         for connection in connections:
-            connection.send("go")
+            connection.send("start")
         result = _watch(cell.seconds, direct, bouncer)
         for connection in connections:
             result.add(connection.recv())
@@ -282,7 +282,7 @@ def measure(cell: Cell, direct: str) -> Result:
 
 
 def measure_cold(side: str, url: str) -> float:
-    """Give the seconds of a cold worker's first ask."""
+    """Return the seconds of a cold worker's first ask."""
     with _process(serve_cold, side, url) as connection:
         return float(connection.recv())
 
@@ -338,7 +338,7 @@ def _read_meters(engine: sa.Engine, bouncer: PgBouncer | None) -> dict[str, floa
 
 
 def _processor_s(pid: int) -> float:
-    """Give the processor seconds of a process and of its children, dead and alive."""
+    """Return the processor seconds of a process and of its children, ended or running."""
     ticks = sum(map(int, _process_fields(pid)[11:15]))
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         # It may have ended since.
@@ -370,13 +370,13 @@ class Server:
         SIDES[side].fill(self._url_of(_name(side, size)), size)
 
     def count_bytes(self, side: str, size: int) -> int:
-        """Give what the database of a side and a size takes on disk."""
+        """Return the size on disk of the database of a side and a size."""
         with self._admin.connect() as connection:
             return int(connection.scalar(sa.text("select pg_database_size(:name)"), {"name": _name(side, size)}) or 0)
 
     @contextmanager
     def copy(self, side: str, size: int) -> Iterator[str]:
-        """Give the URL of a copy, so that every measurement begins with the same rows."""
+        """Return the URL of a copy, so that every measurement begins with the same rows."""
         self._execute(f"create database copied template {_name(side, size)}")
         self._execute("checkpoint")
         try:
@@ -465,7 +465,7 @@ def write_page(measured: Measured, n_running: int) -> str:
         "## How such a trial grows, in milliseconds by the median",
         _table(("from", "to", "plain Optuna", "hpopt", "hpopt but the sampler"), _growth_rows(results)),
         "## A whole trial with an evaluation a minute: median / 99th percentile, in milliseconds",
-        _table(("finished trials", "workers", "of it", *both), _silent_rows(results)),
+        _table(("finished trials", "workers", "of it", *both), _idle_rows(results)),
         f"## One worker, while {n_running:,} other trials are running: median / 99th percentile, in milliseconds",
         _table(("call", *both, "calls measured"), _crowded_rows(measured.crowded)),
         "## The first ask of a cold worker, in seconds",
@@ -510,7 +510,7 @@ def _growth_rows(results: Results) -> Iterator[Sequence[str]]:
             yield *(f"{size:,} trials, {n_workers} workers" for size, n_workers in ends), *growth
 
 
-def _silent_rows(results: Results) -> Iterator[Sequence[str]]:
+def _idle_rows(results: Results) -> Iterator[Sequence[str]]:
     for size, n_workers in ((size, n_workers) for size, n_workers, side in results if side == _SILENT):
         plain, ours = (results[size, n_workers, side] for side in (_PLAIN, _SILENT))
         where = f"{size:,}", str(n_workers)

@@ -1,4 +1,4 @@
-"""Owns what one trial asks of the database, as plain Optuna does it and as hpopt does. Leaves when to scale.py.
+"""The database calls of one trial, with plain Optuna and with hpopt.
 
 Both sides have the same calls. The logical workers of a process share one cache of finished trials; each has its own
 connection, and what chooses and prunes its trials.
@@ -92,7 +92,7 @@ class LogicalWorker(Protocol):
         """Begin a trial with params that are given, so that nothing is sampled."""
 
     def sweep(self) -> None:
-        """End the trials of workers that went silent."""
+        """End the trials of workers whose heartbeats expired."""
 
     def ask(self) -> None:
         """Begin a trial and sample its params."""
@@ -101,7 +101,7 @@ class LogicalWorker(Protocol):
         """Train: the next call comes much later than the last."""
 
     def heartbeat(self) -> None:
-        """Say that the trial is alive."""
+        """Record a heartbeat of the trial."""
 
     def evaluate(self, step: int, value: float) -> bool:
         """Write down an evaluation, ask the pruner, and say whether that spares the next heartbeat."""
@@ -117,7 +117,7 @@ class Side(Protocol):
         """Add a logical worker, whose calls the clock takes."""
 
     def crowd(self, n_trials: int) -> None:
-        """Begin trials that go on running and call nobody."""
+        """Start trials that keep running without further calls."""
 
 
 def draw_params(draw: random.Random) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class PlainOptuna:
         return PlainOptunaWorker(study, self._storage, clock)
 
     def crowd(self, n_trials: int) -> None:
-        """Begin trials that go on running and call nobody."""
+        """Start trials that keep running without further calls."""
         draw = random.Random(n_trials)  # noqa: S311 - no secret.
         worker = self.hire(0, Clock())
         for _ in range(n_trials):
@@ -222,7 +222,7 @@ class PlainOptunaWorker:
         return False
 
     def end(self, value: float, *, is_complete: bool) -> None:
-        """Tell."""
+        """Record the result."""
         with self._clock.call("tell"), self._clock.part("tell"):
             if is_complete:
                 self._study.tell(self._trial, value)
@@ -264,7 +264,7 @@ class Hpopt:
         return HpoptWorker(self, Database(self.url), seed, clock)
 
     def crowd(self, n_trials: int) -> None:
-        """Begin trials that go on running and call nobody."""
+        """Start trials that keep running without further calls."""
         draw = random.Random(n_trials)  # noqa: S311 - no secret.
         for seed in range(n_trials):
             HpoptWorker(self, self.database, seed, Clock(), stale_after_s=3600.0).begin(draw_params(draw))
@@ -382,5 +382,5 @@ def _analyze(engine: sa.Engine) -> None:
 SIDES: Mapping[str, type[PlainOptuna] | type[Hpopt]] = {
     "plain Optuna": PlainOptuna,
     "hpopt": Hpopt,
-    "hpopt, long silent": HpoptIdle,
+    "hpopt, long idle": HpoptIdle,
 }
