@@ -57,7 +57,7 @@ def test_the_same_study_gives_the_same_files(table: StudyTable, report: list[Pat
 
 def test_page_and_text_have_the_same_sections(report: list[Path]):
     page, text, *_ = report
-    titles = ["Answer", "Confidence", "Parameter importance", "Warnings", "Cost", "Method"]
+    titles = ["Answer", "Warnings", "Confidence", "Parameter importance", "Cost", "Method"]
     assert re.findall(r"<h2>(.*?)</h2>", page.read_text()) == titles
     assert re.findall(r"^## (.*)$", text.read_text(), re.MULTILINE) == titles
 

@@ -43,9 +43,9 @@ def render_page(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     figures = _Figures(charts)
     sections = [
         _answer(table, summary),
+        _warnings(summary),
         _confidence(table, summary, figures),
         _importance(table, summary, figures),
-        _warnings(summary),
         _cost(table, summary, figures),
         _method(table),
     ]
