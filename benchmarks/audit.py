@@ -43,8 +43,8 @@ _QUERIES = {
 class StudyRecords:
     """All rows of a study, and what stock Optuna reads of it.
 
-    `trials` and `curves` are the views hpopt.trials and hpopt.learning_curves, the others tables. `optuna_trials` are
-    by Optuna's id; the id of a trial is that of its first attempt.
+    `trials` and `curves` are the views hpopt.trials and hpopt.learning_curves, the others are tables. The keys of
+    `optuna_trials` are Optuna's ids; the id of a trial is that of its first attempt.
     """
 
     study: Study

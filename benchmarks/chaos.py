@@ -78,7 +78,7 @@ _LINE_WIDTH = 118
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The faults, workers and trials of a run; the faults end after `minutes`, or when there were `n_faults`."""
+    """The faults, workers and trials of a run; the faults end after `minutes`, or sooner after `n_faults`."""
 
     seed: int = 0
     minutes: float = 10.0

@@ -1,7 +1,7 @@
-"""The database calls of one trial, with plain Optuna and with hpopt.
+"""Implement the database calls of one trial for plain Optuna and for hpopt, for scale.py.
 
 Both sides have the same calls. The logical workers of a process share one cache of finished trials; each has its own
-connection, and what chooses and prunes its trials.
+connection, sampler and pruner.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import optuna
 import sqlalchemy as sa
-from finished_trials import N_STEPS, RUNGS, SPACE, fill_optuna, fill_optuna_marks, fill_ours
+from finished_trials import N_STEPS, RUNGS, SPACE, fill_hpopt, fill_optuna, fill_optuna_marks
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import TPESampler
@@ -24,18 +24,18 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.trial import Trial, TrialState, create_trial
 
+from hpopt.analysis.trials import Outcome
 from hpopt.storage import attempts, evaluations, migrate, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.observations import ObservedTrials
-from hpopt.study import plan
 from hpopt.study.reading import parse_study_file
 from hpopt.training.config import PRETRAIN_METRICS
 from hpopt.training.run import Evaluation
 
 HEARTBEAT_EVERY_S = 15
 STUDY = "scale"
-# A budget that is never reached, in every unit that costs something to count.
+# A budget that is never exhausted, with every limit that takes time to compare.
 STUDY_FILE = f"""
 name = "{STUDY}"
 [budget]
@@ -50,13 +50,13 @@ ns_steps      = {{ low = 1, high = 9, type = "int" }}
 max_steps = {N_STEPS}
 eval_steps = 5
 """
-_METRICS = {name: math.pi * place for place, name in enumerate(PRETRAIN_METRICS, 1)}
+_METRICS = {name: math.pi * number for number, name in enumerate(PRETRAIN_METRICS, 1)}
 
 Params = Mapping[str, Any]
 
 
 class Clock:
-    """Takes the milliseconds of a logical worker's calls, and of the parts of each, once it runs."""
+    """Measures the milliseconds of a logical worker's calls, and of the parts of each, once it is running."""
 
     def __init__(self) -> None:
         self.is_running = False
@@ -66,45 +66,45 @@ class Clock:
 
     @contextmanager
     def call(self, name: str) -> Iterator[None]:
-        """Take a call: the sum of the parts inside."""
+        """Measure a call: the sum of its parts."""
         self._sum = 0.0
         yield
-        self._note(self.calls, name, self._sum)
+        self._add(self.calls, name, self._sum)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Take a part of a call."""
+        """Measure a part of a call."""
         started = time.perf_counter()
         yield
         milliseconds = 1000 * (time.perf_counter() - started)
         self._sum += milliseconds
-        self._note(self.parts, name, milliseconds)
+        self._add(self.parts, name, milliseconds)
 
-    def _note(self, table: dict[str, list[float]], name: str, milliseconds: float) -> None:
+    def _add(self, table: dict[str, list[float]], name: str, milliseconds: float) -> None:
         if self.is_running:
             table.setdefault(name, []).append(milliseconds)
 
 
 class LogicalWorker(Protocol):
-    """What a trial asks of the database; all of it from one thread."""
+    """The database calls of a trial, all from one thread."""
 
     def begin(self, params: Params) -> None:
-        """Begin a trial with params that are given, so that nothing is sampled."""
+        """Begin a trial with given params, without sampling."""
 
-    def sweep(self) -> None:
-        """End the trials of workers whose heartbeats expired."""
+    def reap(self) -> None:
+        """End the trials of workers whose heartbeat expired."""
 
     def ask(self) -> None:
         """Begin a trial and sample its params."""
 
-    def rest(self) -> None:
-        """Train: the next call comes much later than the last."""
+    def train(self) -> None:
+        """Train: the next call is much later than the last."""
 
     def heartbeat(self) -> None:
-        """Record a heartbeat of the trial."""
+        """Renew the heartbeat."""
 
     def evaluate(self, step: int, value: float) -> bool:
-        """Write down an evaluation, ask the pruner, and say whether that spares the next heartbeat."""
+        """Record an evaluation, ask the pruner, and return whether this renewed the heartbeat too."""
 
     def end(self, value: float, *, is_complete: bool) -> None:
         """End the trial."""
@@ -113,20 +113,20 @@ class LogicalWorker(Protocol):
 class Side(Protocol):
     """What the logical workers of a process share."""
 
-    def hire(self, seed: int, clock: Clock) -> LogicalWorker:
-        """Add a logical worker, whose calls the clock takes."""
+    def add_worker(self, seed: int, clock: Clock) -> LogicalWorker:
+        """Add a logical worker, whose calls the clock measures."""
 
-    def crowd(self, n_trials: int) -> None:
-        """Start trials that keep running without further calls."""
+    def begin_trials(self, n_trials: int) -> None:
+        """Begin trials that stay running and make no further calls."""
 
 
-def draw_params(draw: random.Random) -> dict[str, Any]:
-    """Draw params at random."""
+def sample_params(generator: random.Random) -> dict[str, Any]:
+    """Sample params uniformly."""
     return {
-        "learning_rate": math.exp(draw.uniform(math.log(1e-3), math.log(0.3))),
-        "warmup_ratio": draw.uniform(0.0, 0.2),
-        "momentum": draw.uniform(0.8, 0.99),
-        "ns_steps": draw.randint(1, 9),
+        "learning_rate": math.exp(generator.uniform(math.log(1e-3), math.log(0.3))),
+        "warmup_ratio": generator.uniform(0.0, 0.2),
+        "momentum": generator.uniform(0.8, 0.99),
+        "ns_steps": generator.randint(1, 9),
     }
 
 
@@ -142,7 +142,7 @@ class PlainOptuna:
 
     @staticmethod
     def fill(url: str, n_trials: int) -> None:
-        """Make the study with its finished trials in an empty database."""
+        """Create the study with its finished trials in an empty database."""
         storage = RDBStorage(url)
         study = optuna.create_study(storage=storage, study_name=STUDY)
         with storage.engine.begin() as connection:
@@ -151,7 +151,7 @@ class PlainOptuna:
         storage.remove_session()
         _analyze(storage.engine)
 
-    def hire(self, seed: int, clock: Clock) -> "PlainOptunaWorker":
+    def add_worker(self, seed: int, clock: Clock) -> "PlainOptunaWorker":
         """Add a logical worker."""
         study = optuna.load_study(
             study_name=STUDY,
@@ -161,12 +161,12 @@ class PlainOptuna:
         )
         return PlainOptunaWorker(study, self._storage, clock)
 
-    def crowd(self, n_trials: int) -> None:
-        """Start trials that keep running without further calls."""
-        draw = random.Random(n_trials)  # noqa: S311 - no secret.
-        worker = self.hire(0, Clock())
+    def begin_trials(self, n_trials: int) -> None:
+        """Begin trials that stay running and make no further calls."""
+        generator = random.Random(n_trials)  # noqa: S311 - not used for security.
+        worker = self.add_worker(0, Clock())
         for _ in range(n_trials):
-            worker.begin(draw_params(draw))
+            worker.begin(sample_params(generator))
 
 
 class PlainOptunaWorker:
@@ -179,18 +179,18 @@ class PlainOptunaWorker:
         self._trial: Trial
 
     def begin(self, params: Params) -> None:
-        """Begin a trial with params that are given."""
+        """Begin a trial with given params."""
         template = create_trial(state=TrialState.RUNNING, params=dict(params), distributions=dict(SPACE))
         self._trial = Trial(self._study, self._storage.create_new_trial(_id_of(self._study), template))
 
-    def sweep(self) -> None:
+    def reap(self) -> None:
         """Fail stale trials, as optimize does before each trial."""
-        with self._clock.call("sweep"), self._clock.part("fail_stale_trials"):
+        with self._clock.call("reap"), self._clock.part("fail_stale_trials"):
             fail_stale_trials(self._study)
 
     def ask(self) -> None:
         """Ask, then suggest each parameter."""
-        # As it is within Study.optimize.
+        # As within Study.optimize.
         self._study._thread_local.in_optimize_loop = True  # noqa: SLF001
         with self._clock.call("ask"):
             with self._clock.part("ask"):
@@ -201,10 +201,10 @@ class PlainOptunaWorker:
                 trial.suggest_float("momentum", 0.8, 0.99)
                 trial.suggest_int("ns_steps", 1, 9)
         self._trial = trial
-        # The heartbeat's thread starts with one.
+        # The thread of the heartbeat starts with one.
         self.heartbeat()
 
-    def rest(self) -> None:
+    def train(self) -> None:
         """Train."""
 
     def heartbeat(self) -> None:
@@ -222,7 +222,7 @@ class PlainOptunaWorker:
         return False
 
     def end(self, value: float, *, is_complete: bool) -> None:
-        """Record the result."""
+        """Tell."""
         with self._clock.call("tell"), self._clock.part("tell"):
             if is_complete:
                 self._study.tell(self._trial, value)
@@ -231,7 +231,7 @@ class PlainOptunaWorker:
 
 
 class Hpopt:
-    """The functions that a worker of hpopt uses; its connection stays open from one evaluation to the next."""
+    """The functions that a worker of hpopt calls; its connection stays open from one evaluation to the next."""
 
     closes_connections = False
 
@@ -240,39 +240,38 @@ class Hpopt:
         self.url = url
         self.database = Database(url)
         self.study = studies.load_study(self.database, STUDY)
-        self.rungs = plan.rungs_of(self.study.file)
         self.observed = ObservedTrials(self.database, self.study)
-        self.history_lock = threading.Lock()
+        self.lock = threading.Lock()
 
     @staticmethod
     def fill(url: str, n_trials: int) -> None:
-        """Make the study with its finished trials in an empty database."""
+        """Create the study with its finished trials in an empty database."""
         database = Database(url)
         migrate.upgrade(database)
         study = studies.create_study(database, parse_study_file(STUDY_FILE, "benchmarks/scale_sides.py"))
         config = asdict(study.file.config(study.file.default_params() or {}))
         with database.begin() as connection:
-            # The defaults, which it has enqueued.
+            # The enqueued defaults would be a waiting trial.
             connection.execute(sa.text("truncate public.trials cascade"))
             fill_optuna(connection, study.study_id, n_trials)
-            fill_ours(connection, study.study_id, config=config, metrics=_METRICS)
+            fill_hpopt(connection, study.study_id, config=config, metrics=_METRICS)
         _analyze(database.engine)
         database.close()
 
-    def hire(self, seed: int, clock: Clock) -> "HpoptWorker":
+    def add_worker(self, seed: int, clock: Clock) -> "HpoptWorker":
         """Add a logical worker."""
         return HpoptWorker(self, Database(self.url), seed, clock)
 
-    def crowd(self, n_trials: int) -> None:
-        """Start trials that keep running without further calls."""
-        draw = random.Random(n_trials)  # noqa: S311 - no secret.
+    def begin_trials(self, n_trials: int) -> None:
+        """Begin trials that stay running and make no further calls."""
+        generator = random.Random(n_trials)  # noqa: S311 - not used for security.
         for seed in range(n_trials):
-            HpoptWorker(self, self.database, seed, Clock(), stale_after_s=3600.0).begin(draw_params(draw))
-        self.database.release()
+            HpoptWorker(self, self.database, seed, Clock(), stale_after_s=3600.0).begin(sample_params(generator))
+        self.database.disconnect()
 
 
-class HpoptIdle(Hpopt):
-    """The same, where each wait is so long that the worker closes its connection meanwhile."""
+class HpoptReconnecting(Hpopt):
+    """The same with evaluations so far apart that the worker closes its connection between them."""
 
     closes_connections = True
 
@@ -290,16 +289,15 @@ class HpoptWorker:
             database, side.study, host="scale", pid=seed, device="cpu", stale_after_s=stale_after_s
         )
         self._attempt: Attempt
-        self._step = 0
 
     def begin(self, params: Params) -> None:
-        """Begin a trial with params that are given."""
+        """Begin a trial with given params."""
         self._reserve()
         self._start(params)
 
-    def sweep(self) -> None:
-        """Look whether the study's file has changed, and reap, as a worker does before each trial."""
-        with self._clock.call("sweep"):
+    def reap(self) -> None:
+        """Read the study again if its file has changed, and reap, as a worker does before each trial."""
+        with self._clock.call("reap"):
             with self._clock.part("reload"):
                 studies.reload(self._database, self._side.study)
             with self._clock.part("reap"):
@@ -310,8 +308,8 @@ class HpoptWorker:
         with self._clock.call("ask"):
             with self._clock.part("reserve"):
                 self._reserve()
-            # A worker has a history to itself: waiting for that of the process is not timed.
-            with self._side.history_lock:
+            # In a fleet each worker has observations of its own: the wait for those of the process is not measured.
+            with self._side.lock:
                 with self._clock.part("refresh"):
                     self._side.observed.refresh()
                 with self._clock.part("propose"):
@@ -319,35 +317,34 @@ class HpoptWorker:
             with self._clock.part("start"):
                 self._start(params)
 
-    def rest(self) -> None:
-        """Train, with the connection closed where that takes long."""
+    def train(self) -> None:
+        """Train, with the connection closed if this takes long."""
         if self._side.closes_connections:
-            self._database.release()
+            self._database.disconnect()
 
     def heartbeat(self) -> None:
         """Renew the heartbeats of worker and attempt."""
         with self._clock.call("heartbeat"):
             self._connect()
-            with self._clock.part("beat"):
+            with self._clock.part("heartbeat"):
                 attempts.heartbeat(self._database, self._side.study.study_id, self._worker_id, self._attempt)
 
     def evaluate(self, step: int, value: float) -> bool:
-        """Record, which also asks the pruner and renews the heartbeats."""
-        rung = self._side.rungs.reached(step, N_STEPS, self._step)
-        self._step = step
+        """Record the evaluation, which also asks the pruner and renews the heartbeats."""
         metrics = {**_METRICS, "val_loss": value}
         evaluation = Evaluation(step=step, n_steps=N_STEPS, tokens=step * 4096, seconds=step * 2.4, metrics=metrics)
         with self._clock.call("evaluation"):
             self._connect()
             with self._clock.part("record"):
-                evaluations.record(self._database, self._side.study, self._attempt, evaluation, rung)
+                evaluations.record(self._database, self._side.study, self._attempt, evaluation)
         return True
 
     def end(self, value: float, *, is_complete: bool) -> None:
-        """Finish."""
-        kind, reason = ("complete", None) if is_complete else ("pruned", "not among the best at step 33")
+        """Finish the attempt."""
+        outcome = Outcome.COMPLETE if is_complete else Outcome.PRUNED
+        reason = None if is_complete else "not among the best at step 33"
         with self._clock.call("tell"), self._clock.part("finish"):
-            attempts.finish(self._database, self._attempt, kind=kind, value=value, reason=reason)
+            attempts.finish(self._database, self._attempt, outcome, value=value, reason=reason)
 
     def _connect(self) -> None:
         if self._side.closes_connections:
@@ -359,7 +356,6 @@ class HpoptWorker:
         if attempt is None:
             raise RuntimeError("nothing was reserved")
         self._attempt = attempt
-        self._step = 0
 
     def _start(self, params: Params) -> None:
         side, number = self._side, self._attempt.number
@@ -382,5 +378,5 @@ def _analyze(engine: sa.Engine) -> None:
 SIDES: Mapping[str, type[PlainOptuna] | type[Hpopt]] = {
     "plain Optuna": PlainOptuna,
     "hpopt": Hpopt,
-    "hpopt, long idle": HpoptIdle,
+    "hpopt, reconnecting": HpoptReconnecting,
 }

@@ -91,7 +91,7 @@ def test_a_study_without_faults_has_every_outcome_and_passes_the_audit(database)
     assert not any(audit.audit(records).values())
 
 
-# A further attempt at the first completed trial, with an Optuna trial of its own: {outcome} and {state}.
+# A further attempt at the first completed trial; {outcome} is how it ended, {state} that of its Optuna trial.
 FURTHER_ATTEMPT = """
     with first as (
         select * from hpopt.attempt where outcome = 'complete' order by attempt_id limit 1

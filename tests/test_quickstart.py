@@ -1,4 +1,4 @@
-"""The study that the README shows, whole: what it promises must stay true."""
+"""The study of the README, from the first trial to the answer."""
 
 import json
 import subprocess

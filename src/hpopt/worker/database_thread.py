@@ -138,6 +138,8 @@ class DatabaseThread:
                 options.disconnect()
                 disconnect_at = math.inf
                 continue
+            else:
+                continue
             disconnect_at = time.monotonic() + options.disconnect_after_s
 
     def _wait_until(self, due: float) -> "_QueuedTask | None":
