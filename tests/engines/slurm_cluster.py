@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
@@ -36,7 +37,7 @@ SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
-KillWait=60
+KillWait=30
 SlurmdTimeout=10
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
@@ -101,15 +102,16 @@ class SlurmCluster:
         self.wait_until_idle()
 
     def processes(self, node):
-        """Return the processes of a node by their environment, and its step managers by their folder."""
+        """Return the processes of the jobs on a node, found by their environment, and the step managers above them."""
         variables = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()}
-        found = []
+        found = set()
         for path in Path("/proc").glob("[0-9]*"):
-            try:
+            with suppress(OSError):
                 if variables <= set((path / "environ").read_bytes().split(b"\0")):
-                    found.append(int(path.name))
-            except OSError:
-                continue
+                    found.add(int(path.name))
+                    parent = (path / "status").read_text().split("PPid:\t")[1].split("\n")[0]
+                    if Path("/proc", parent, "cmdline").read_bytes().startswith(b"slurmstepd:"):
+                        found.add(int(parent))
         return found
 
     def start_node(self, node):
@@ -126,16 +128,17 @@ class SlurmCluster:
 
     def lose_node(self, node):
         """Kill a node's daemon, its step managers and all that runs on it, before any of them can react."""
-        self._daemons[node].send_signal(signal.SIGSTOP)
-        while victims := [pid for pid in self.processes(node) if pid != self._daemons[node].pid]:
-            for pid in victims:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.1)
-        self._daemons[node].kill()
-        self._daemons[node].wait()
+        daemon = self._daemons[node]
+        daemon.send_signal(signal.SIGSTOP)
+        stopped = set()
+        while running := self.processes(node) - stopped:
+            for pid in running:
+                _send(signal.SIGSTOP, pid)
+            stopped |= running
+        for pid in stopped:
+            _send(signal.SIGKILL, pid)
+        daemon.kill()
+        daemon.wait()
 
     def _start(self, name, *command):
         with (self.folder / f"{name}.out").open("ab") as log:
@@ -148,3 +151,8 @@ class SlurmCluster:
         shutil.chown("/run/munge", "munge", "munge")
         if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode != 0:
             subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged", "--force"], check=True)
+
+
+def _send(number, pid):
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
