@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install demo test test-all test-engines compose-test lint schema dashboard clean
+# Words that Optuna's and PostgreSQL's documentation would not use.
+PRIVATE_WORDS := \b(courier|errands?|whoever|anew|gravest|farewell|handed on|went silent|the house)\b|"""(Owns|Give) 
+
+.PHONY: install demo test test-all test-engines compose-test coverage lint docs dashboard clean
 
 install: $(VENV)/.installed
 
@@ -13,23 +16,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev
 	@touch $@
 
-# A study of real trainings on this machine, and its answer: from the program and from the database.
+# A study of 32 real trainings on this machine, and its answer: from the program and from the database.
 demo: install
 	$(BIN)/hpopt run studies/quickstart.toml --workers 2
 	$(BIN)/hpopt best quickstart --format json
 	$(BIN)/hpopt db sql "select * from hpopt.best_params"
 
+# The fast tests, and which of them are the slowest.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
-# The fast tests, those of engines, and those that take minutes.
+# The fast tests, those of the engines, and those that take minutes.
 test-all: test test-engines
 	$(BIN)/python -m pytest -m long
-
-# The images and compose.yaml with podman, on Debian 12 as root: a study driven through them to its answer.
-compose-test: install
-	bash tests/engines/install-containers.sh
-	$(BIN)/python -m pytest -m engine -n 0 -rs tests/engines/test_containers.py
 
 # A real Slurm, Ray and containers, on Debian 12 as root: installs what they need.
 test-engines: install
@@ -38,14 +37,25 @@ test-engines: install
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	$(BIN)/python -m pytest -m engine --dist loadfile -rs
 
+# The images and compose.yaml with podman, on Debian 12 as root: a study from its file to the answer.
+compose-test: install
+	bash tests/engines/install-containers.sh
+	$(BIN)/python -m pytest -m engine -n 0 -rs tests/engines/test_containers.py
+
+# The fast tests with the coverage of src/hpopt, child processes included.
+coverage: install
+	$(BIN)/python -m pytest --cov=hpopt --cov-report=term-missing:skip-covered
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@! git grep -niE '$(PRIVATE_WORDS)' -- ':!Makefile'
 
-# The JSON Schema that editors complete study files with.
-schema: install
+# The generated pages, and the JSON Schema of study files.
+docs: install
+	$(BIN)/python docs/generate.py
 	$(BIN)/python -m hpopt.study.schema > studies/study.schema.json
 
 dashboard: install
@@ -53,4 +63,4 @@ dashboard: install
 
 # What can be made again; studies and their database in .hpopt stay.
 clean:
-	rm -rf $(VENV) report build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) report build dist .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

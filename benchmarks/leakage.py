@@ -1,7 +1,7 @@
-"""How much do validation and training text overlap without a leak, and how much with one? Sets LEAK_ABOVE.
+"""Measure how much validation and training text overlap with and without a leak, to choose LEAK_THRESHOLD.
 
 Splits the standard library's text in several ways, clean and leaky, measures each split as a run does, and prints a
-table. Writes nothing; a quarter of an hour on one core:
+table. Takes a quarter of an hour on one core:
 
     python benchmarks/leakage.py > benchmarks/results/leakage.md
 """
@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hpopt.training.config import PretrainConfig
-from hpopt.training.corpus import drop_near_copies, text_hash
+from hpopt.training.corpus import drop_near_duplicates, hash_text
 from hpopt.training.data import overlapping_windows
-from hpopt.training.leakage import LEAK_ABOVE, Tokens, covered, overlap, window_of
+from hpopt.training.leakage import LEAK_THRESHOLD, Tokens, choose_window, mark_windows, measure_overlap
 from hpopt.training.sources import STDLIB, read_documents
 from hpopt.training.tokenizer import load_tokenizer, train_tokenizer
 
-# The vocabulary of bytes: 256, and the end of a document.
+# The vocabulary of the byte tokenizer: 256 bytes and the end-of-document token.
 BYTES = 257
 HELD_OUT = 0.05
 LEAKED_SHARES = (0.01, 0.02, 0.05, 0.10, 0.25)
@@ -31,7 +31,7 @@ N_LEAKY = 5
 
 
 def encode(texts: list[str], vocab_size: int) -> list[Tokens]:
-    """Give the tokens of each document; BYTES stands for the 256 bytes."""
+    """Return the tokens of each document; with BYTES, those of the byte tokenizer."""
     config = PretrainConfig(tokenizer="bytes" if vocab_size == BYTES else "bpe", vocab_size=vocab_size)
     tokenizer, end = load_tokenizer(config) or train_tokenizer(texts, vocab_size)
     end_id = tokenizer.token_to_id(end)
@@ -39,8 +39,8 @@ def encode(texts: list[str], vocab_size: int) -> list[Tokens]:
 
 
 def split(texts: list[str], salt: int) -> tuple[list[int], list[int]]:
-    """Choose documents for training and validation, as corpus.split_of does but for the salt; ordered by hash."""
-    hashes = [text_hash(f"{salt} {text}") for text in texts]
+    """Return the documents for training and validation, as corpus.assign_split does with a salt; ordered by hash."""
+    hashes = [hash_text(f"{salt} {text}") for text in texts]
     order = sorted(range(len(texts)), key=lambda number: hashes[number])
     positions = [int(hashes[number][:16], 16) / 2**64 for number in order]
     validation = [number for number, position in zip(order, positions, strict=True) if position < HELD_OUT]
@@ -48,40 +48,40 @@ def split(texts: list[str], salt: int) -> tuple[list[int], list[int]]:
 
 
 def measure_leaks(train: Tokens, validation: Tokens, window: int, salt: int) -> Iterator[tuple[str, float]]:
-    """Name each way to leak from one part of the text to the other, and give its overlap."""
+    """Yield a description and the overlap of each kind of leak."""
     for share in LEAKED_SHARES:
         leaked = validation[: round(share * len(validation))]
-        yield f"leak: {share:.0%} of the validation text", overlap(np.append(train, leaked), validation, window)
+        yield f"leak: {share:.0%} of the validation text", measure_overlap(np.append(train, leaked), validation, window)
     stream = np.append(train, validation)
-    yield "leak: windows side by side, at random", windows_overlap(stream, disjoint_windows(len(stream), salt), window)
-    dealt = overlapping_windows(len(stream), SEQUENCE_LENGTH)
-    starts = {name: np.asarray(dealt[name]) for name in dealt}
-    yield "leak: windows at every position, at random", windows_overlap(stream, starts, window)
+    yield "leak: adjacent windows, at random", windows_overlap(stream, disjoint_windows(len(stream), salt), window)
+    windows = overlapping_windows(len(stream), SEQUENCE_LENGTH)
+    starts = {name: np.asarray(windows[name]) for name in windows}
+    yield "leak: windows at all positions, at random", windows_overlap(stream, starts, window)
 
 
 def measure(texts: list[str], kept: list[str], vocab_size: int, n_salts: int) -> dict[str, list[float]]:
-    """Give the overlaps of each way to split, one a salt; leaks are measured for the first few of them."""
+    """Return the overlaps of each kind of split, one per salt; leaks are measured for the first N_LEAKY salts."""
     everything, documents = encode(texts, vocab_size), encode(kept, vocab_size)
     n_bytes = sum(len(text.encode()) for text in texts)
-    window = window_of(sum(map(len, everything)), n_bytes)
-    found: dict[str, list[float]] = {}
+    window = choose_window(sum(map(len, everything)), n_bytes)
+    overlaps: dict[str, list[float]] = {}
     for salt in range(n_salts):
         train, validation = (join(everything, numbers) for numbers in split(texts, salt))
-        found.setdefault("clean, but near-copies kept", []).append(overlap(train, validation, window))
+        overlaps.setdefault("clean, but near-duplicates kept", []).append(measure_overlap(train, validation, window))
         train, validation = (join(documents, numbers) for numbers in split(kept, salt))
-        found.setdefault("clean", []).append(overlap(train, validation, window))
+        overlaps.setdefault("clean", []).append(measure_overlap(train, validation, window))
         for name, share in measure_leaks(train, validation, window, salt) if salt < N_LEAKY else ():
-            found.setdefault(name, []).append(share)
-    return found
+            overlaps.setdefault(name, []).append(share)
+    return overlaps
 
 
 def join(documents: list[Tokens], numbers: list[int]) -> Tokens:
-    """Put documents one after the other."""
+    """Concatenate documents."""
     return np.concatenate([documents[number] for number in numbers])
 
 
 def disjoint_windows(n_tokens: int, salt: int) -> dict[str, npt.NDArray[np.int64]]:
-    """Cut a stream into windows that follow each other, and deal them out at random."""
+    """Divide a stream into adjacent windows, and assign them to splits at random."""
     length = SEQUENCE_LENGTH + 1
     starts = np.random.default_rng(salt).permutation(n_tokens // length) * length
     n_held_out = round(HELD_OUT * len(starts))
@@ -89,38 +89,39 @@ def disjoint_windows(n_tokens: int, salt: int) -> dict[str, npt.NDArray[np.int64
 
 
 def windows_overlap(stream: Tokens, starts: dict[str, npt.NDArray[np.int64]], window: int) -> float:
-    """Measure the overlap of two sets of windows of one stream."""
-    train, validation = (covered(len(stream), starts[name], SEQUENCE_LENGTH + 1) for name in ("train", "validation"))
-    return overlap(stream, stream, window, train_part=train, validation_part=validation)
+    """Return the overlap of two sets of windows of one stream."""
+    parts = {split: mark_windows(len(stream), starts[split], SEQUENCE_LENGTH + 1) for split in ("train", "validation")}
+    return measure_overlap(stream, stream, window, train_part=parts["train"], validation_part=parts["validation"])
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure all splits and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[BYTES, 1024, 4096, 16384])
     parser.add_argument("--salts", type=int, default=20)
     options = parser.parse_args()
     texts = list(read_documents(PretrainConfig(dataset=STDLIB)))
-    kept, _ = drop_near_copies(iter(texts))
+    kept, _ = drop_near_duplicates(iter(texts))
     measured = {size: measure(texts, kept, size, options.salts) for size in options.vocabularies}
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("hpopt", "numpy", "tokenizers"))
     today, python = f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}", platform.python_version()
     print("# Overlap of validation and training text, clean and leaky\n")
     n_splits = f"{options.salts} clean and {N_LEAKY} leaky splits"
     print(f"{today}; {versions}; the standard library of Python {python}: {len(texts)} documents,")
-    print(f"{len(kept)} without near-copies. The least and the most of {n_splits}.\n")
+    print(f"{len(kept)} without near-duplicates. The least and the most of {n_splits}.\n")
     names = ["bytes" if size == BYTES else f"vocabulary {size}" for size in measured]
     print(f"| split | {' | '.join(names)} |\n|---{'|---' * len(names)}|")
     for name in next(iter(measured.values())):
-        cells = (f"{min(found[name]):.2%} to {max(found[name]):.2%}" for found in measured.values())
+        cells = (f"{min(overlaps[name]):.2%} to {max(overlaps[name]):.2%}" for overlaps in measured.values())
         print(f"| {name} | {' | '.join(cells)} |")
-    worst = max(max(found["clean"]) for found in measured.values())
-    print(f"\nThe worst clean split without near-copies overlaps by {worst:.2%}; LEAK_ABOVE is {LEAK_ABOVE:.0%}.")
+    largest = max(max(overlaps["clean"]) for overlaps in measured.values())
+    threshold = f"LEAK_THRESHOLD is {LEAK_THRESHOLD:.0%}"
+    print(f"\nThe largest overlap of a clean split without near-duplicates is {largest:.2%}; {threshold}.")
     for name in next(iter(measured.values())):
-        shares = [share for found in measured.values() for share in found[name]]
-        if name.startswith("leak") and min(shares) <= LEAK_ABOVE:
-            n_missed = sum(share <= LEAK_ABOVE for share in shares)
-            print(f"\nNot always above it: {name} ({n_missed} of {len(shares)} go unseen).")
+        shares = [share for overlaps in measured.values() for share in overlaps[name]]
+        if name.startswith("leak") and min(shares) <= LEAK_THRESHOLD:
+            n_missed = sum(share <= LEAK_THRESHOLD for share in shares)
+            print(f"\nNot always above it: {name} ({n_missed} of {len(shares)} are missed).")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What does a leaky split do to the choice of a learning rate?
+"""Measure how a leaky split changes the choice of a learning rate.
 
-Trains the same model at several learning rates on 60,000 tokens, once with the split that the famous write-up used
-(windows at every position, dealt out at random) and once with documents held out, and prints a table:
+Trains the same model at several learning rates on 60,000 tokens, once with windows at all positions assigned to splits
+at random and once with documents held out, and prints a table:
 
     python benchmarks/memorization.py
 """
@@ -19,7 +19,7 @@ SPLITS = ("overlapping_windows", "documents")
 
 
 def train(split: str, learning_rate: float, steps: int, cache: Path) -> dict[str, float]:
-    """Train to the end, AdamW at a tenth of Muon's learning rate as in the write-up; gives the last metrics."""
+    """Train to the end, with AdamW at a tenth of Muon's learning rate; return the last metrics."""
     config = PretrainConfig(
         d_model=128,
         n_layers=4,
@@ -41,7 +41,7 @@ def train(split: str, learning_rate: float, steps: int, cache: Path) -> dict[str
 
 
 def main() -> None:
-    """Print a row a learning rate."""
+    """Print a table with a row for each learning rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--cache", type=Path, default=Path(".hpopt/cache"))

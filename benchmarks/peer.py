@@ -13,34 +13,36 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from hpopt.training.config import PretrainConfig
-from hpopt.training.data import Batches, Data
+from hpopt.training.data import Batches, PreparedData
 
-# Its third, batched_mm, copies the weights for each token: 11 GB a layer at the middle size of throughput.py.
+# The third implementation, batched_mm, copies the weights for each token: 11 GB per layer at the middle size of
+# throughput.py.
 EXPERTS = ("eager", "grouped_mm")
 
 
-def random_data(config: PretrainConfig, n_tokens: int = 2**20) -> Data:
-    """Make data of random tokens: every row of the embedding is used, and nothing can be learned."""
+def random_data(config: PretrainConfig, n_tokens: int = 2**20) -> PreparedData:
+    """Return random tokens: every row of the embedding is used, and nothing can be learned."""
     generator = np.random.default_rng(0)
     tokens = {
         split: generator.integers(config.vocab_size, size=n_tokens).astype(np.uint16)
         for split in ("train", "validation", "test")
     }
     token_bytes_V = np.ones(config.vocab_size, dtype=np.int64)
-    return Data(tokens=tokens, token_bytes_V=token_bytes_V, meta={"fingerprint": "random", "train_val_overlap": 0.0})
+    meta = {"fingerprint": "random", "train_val_overlap": 0.0}
+    return PreparedData(tokens=tokens, token_bytes_V=token_bytes_V, meta=meta)
 
 
 class Peer:
     """transformers' Mixtral in training, one step at a time."""
 
-    def __init__(self, config: PretrainConfig, data: Data, device: str, experts: str) -> None:
+    def __init__(self, config: PretrainConfig, data: PreparedData, device: str, experts: str) -> None:
         self.config, self.device = config, torch.device(device)
-        # Seeds are global in transformers.
+        # transformers uses the global generator.
         torch.manual_seed(config.seed)
         mixtral = MixtralConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.d_model,
-            # A grouped product wants rows of a multiple of 16 bytes.
+            # A grouped product requires rows of a multiple of 16 bytes.
             intermediate_size=8 * round(config.d_ff * 2 / 3 / 8),
             num_hidden_layers=config.n_layers,
             num_attention_heads=config.n_heads,
@@ -84,7 +86,7 @@ class Peer:
         }
 
     def step(self) -> None:
-        """Take one optimizer step, and wait for the loss as our step does."""
+        """Take one optimizer step, and read the loss as our step does."""
         n_micro_batches = self.config.gradient_accumulation_steps
         for _ in range(n_micro_batches):
             token_BS = torch.from_numpy(self.batches.at(self.position, self.config.batch_size)).to(self.device)

@@ -1,9 +1,9 @@
-"""How often does the analysis claim what is not so, and how often does it find what is? On made-up studies.
+"""Measure how often the analysis makes false claims, and how often it finds planted effects, on synthetic studies.
 
     OMP_NUM_THREADS=1 python benchmarks/planted.py --output benchmarks/results/planted.md
 
-Analyses studies of pure noise and studies with a planted truth (planted_studies.py) as a report does, and counts what
-is claimed about parameters. A quarter of an hour on one core.
+Analyses studies of pure noise and studies with planted effects (planted_studies.py) as a report does, and counts the
+claims about parameters. It takes a quarter of an hour on one core.
 """
 
 import argparse
@@ -21,25 +21,25 @@ from time import perf_counter
 import numpy as np
 from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Effect, Truth, Units, plant, to_units
 
-from hpopt.analysis.importance import measure_importance
-from hpopt.analysis.insights import Insights, gather
+from hpopt.analysis.importance import estimate_importance
+from hpopt.analysis.insights import Insights, compute_insights
 from hpopt.analysis.trials import StudyTable
-from hpopt.findings.detection import find
+from hpopt.findings.detection import detect_findings
 
 TARGET = 0.05
-CLAIMS = ("matters", "stands out", "edge", "interaction", "budget-dependent", "diverging", "importance-biased")
+CLAIMS = ("significant", "edge", "interaction", "budget-dependent", "diverging", "importance-biased")
 COLUMNS = ("any", *CLAIMS)
 ACTIVE = {LEARNING_RATE, MOMENTUM}
 
 
-def diverge_by_accident(_units: Units) -> float:
-    """Diverge in one trial out of ten, whatever the params."""
+def diverge_at_random(_units: Units) -> float:
+    """Diverge with a probability of 0.1, whatever the params."""
     return 0.1
 
 
 NOISE = {
     "random": Truth(),
-    "random, a tenth diverges": Truth(diverges=diverge_by_accident),
+    "random, a tenth diverges": Truth(diverges=diverge_at_random),
     "random, ASHA": Truth(is_pruned=True),
     "TPE": Truth(sampler="tpe"),
     "TPE, ASHA": Truth(sampler="tpe", is_pruned=True),
@@ -48,7 +48,7 @@ NOISE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """A truth, what must be claimed about it (claim and subject), and the places of its optima."""
+    """A truth, the right claims about it with their subjects, and its optima in units of the ranges."""
 
     truth: Truth
     right: Mapping[str, str] = field(default_factory=dict)
@@ -73,33 +73,32 @@ PLANTED = {
 
 
 def claims_of(table: StudyTable, insights: Insights) -> set[tuple[str, str]]:
-    """Give what is claimed about parameters: the claim and its subject."""
-    claims = {(finding.code, finding.subject or "") for finding in find(table, insights)}
-    # That trials diverge is plain to see; the claim is where.
+    """Return the claims about parameters, each with its subject."""
+    claims = {(finding.code, finding.subject or "") for finding in detect_findings(table, insights)}
+    # That trials diverge is an observation; the claim is in which region.
     claims = {claim for claim in claims if claim[0] in CLAIMS and claim[0] != "diverging"}
     claims |= {("diverging", cliff.name) for cliff in insights.divergence.cliffs}
-    for measure in insights.importance:
-        claims |= {("matters", name) for name in measure.matters}
-        claims |= {("stands out", name) for name in measure.stands_out}
+    for importance in insights.importance:
+        claims |= {("significant", name) for name in importance.significant}
     return claims
 
 
 def examine_noise(name: str, n_trials: int, seed: int) -> Counter[str]:
-    """Give the claims about a study of pure noise, all of them wrong."""
+    """Count the claims about a study of pure noise, all of them false."""
     table = plant(NOISE[name], n_trials, seed)
-    claims = {claim for claim, _ in claims_of(table, gather(table))}
+    claims = {claim for claim, _ in claims_of(table, compute_insights(table))}
     return Counter([*claims, *(["any"] * bool(claims))])
 
 
 def examine_planted(name: str, n_trials: int, seed: int) -> Counter[str]:
-    """Count for a planted truth what is found, what is claimed wrongly, and the intervals that hold the truth."""
+    """Count what is found of a planted truth, false claims, and the intervals that contain the true value."""
     planted = PLANTED[name]
     table = plant(planted.truth, n_trials, seed)
-    insights = gather(table)
+    insights = compute_insights(table)
     claims = claims_of(table, insights)
-    right = {*planted.right.items(), *product(("matters", "stands out"), ACTIVE)}
+    right = {*planted.right.items(), *(("significant", name) for name in ACTIVE)}
     counts = Counter(f"found: {claim}" for claim, subject in planted.right.items() if (claim, subject) in claims)
-    counts["found: matters"] += ("matters", LEARNING_RATE) in claims
+    counts["found: significant"] += ("significant", LEARNING_RATE) in claims
     counts.update({f"wrong: {claim}" for claim, _ in claims - right})
     counts.update(_check_intervals(planted, insights))
     return counts
@@ -112,10 +111,10 @@ def _check_intervals(planted: Planted, insights: Insights) -> Iterator[str]:
         if fanova.intervals is not None:
             low, high = fanova.intervals[name]
             yield f"share: {low <= share <= high}"
-    for each in insights.interactions.pairs:
-        if set(each.pair) == ACTIVE and pair > TARGET:
-            yield f"pair: {each.low <= pair <= each.high}"
-            yield f"pair first: {each == insights.interactions.pairs[0]}"
+    for interaction in insights.interactions.pairs:
+        if set(interaction.pair) == ACTIVE and pair > TARGET:
+            yield f"pair: {interaction.low <= pair <= interaction.high}"
+            yield f"pair first: {interaction == insights.interactions.pairs[0]}"
     for parameter in insights.sensitivity.parameters:
         if parameter.name in planted.optima and parameter.best_low is not None and parameter.best_high is not None:
             ends = [
@@ -125,7 +124,7 @@ def _check_intervals(planted: Planted, insights: Insights) -> Iterator[str]:
 
 
 def true_shares(effect: Effect) -> tuple[Mapping[str, float], float]:
-    """Give the true shares at the end: of the two parameters, adding up to 1, and of their pair, of everything."""
+    """Return the true final shares of the two parameters, which sum to 1, and of their pair, of the total variance."""
     grid = (np.arange(100) + 0.5) / 100
     values = np.array([[effect({LEARNING_RATE: one, MOMENTUM: other}, 1.0) for other in grid] for one in grid])
     one, other = values.mean(axis=1).var(), values.mean(axis=0).var()
@@ -134,58 +133,58 @@ def true_shares(effect: Effect) -> tuple[Mapping[str, float], float]:
 
 
 def write_noise(sizes: Sequence[int], n_seeds: int, pool: ProcessPoolExecutor) -> Iterator[str]:
-    """Give the table of false alarms."""
-    yield f"\n## Pure noise: share of {n_seeds} studies with a wrong claim (target: at most {TARGET:.0%})\n"
+    """Yield the lines of the table of false claims."""
+    yield f"\n## Pure noise: share of {n_seeds} studies with a false claim (target: at most {TARGET:.0%})\n"
     yield f"| study | trials | {' | '.join(COLUMNS)} |\n|---|---{'|---' * len(COLUMNS)}|"
     total: Counter[str] = Counter()
     for name, n_trials in product(NOISE, sizes):
         seeds = range(n_seeds)
-        found = sum(pool.map(examine_noise, [name] * n_seeds, [n_trials] * n_seeds, seeds, chunksize=4), Counter())
-        total += found
-        yield f"| {name} | {n_trials} | {' | '.join(f'{found[claim] / n_seeds:.1%}' for claim in COLUMNS)} |"
+        counts = sum(pool.map(examine_noise, [name] * n_seeds, [n_trials] * n_seeds, seeds, chunksize=4), Counter())
+        total += counts
+        yield f"| {name} | {n_trials} | {' | '.join(f'{counts[claim] / n_seeds:.1%}' for claim in COLUMNS)} |"
     n_studies = n_seeds * len(NOISE) * len(sizes)
     yield f"| all | | {' | '.join(f'{total[claim] / n_studies:.1%}' for claim in COLUMNS)} |"
 
 
 def write_planted(sizes: Sequence[int], n_seeds: int, pool: ProcessPoolExecutor) -> Iterator[str]:
-    """Give the table of what is found, and how often intervals hold the truth."""
-    yield f"\n## Planted truths: share of {n_seeds} studies, and of intervals of 90% that hold the truth\n"
-    yield "| study | trials | found | claimed wrongly | shares | pair's share | pair is first | optima |"
+    """Yield the lines of the table of what is found, and how often intervals contain the true value."""
+    yield f"\n## Planted truths: share of {n_seeds} studies, and of 90% intervals that contain the true value\n"
+    yield "| study | trials | found | false claims | shares | pair's share | pair is first | optima |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, n_trials in product(PLANTED, sizes):
         seeds = range(n_seeds)
         counts = sum(pool.map(examine_planted, [name] * n_seeds, [n_trials] * n_seeds, seeds, chunksize=4), Counter())
-        sought = [f"found: {claim}" for claim in ("matters", *PLANTED[name].right)]
+        sought = [f"found: {claim}" for claim in ("significant", *PLANTED[name].right)]
         found = _shares(counts, sought, n_seeds)
         wrong = _shares(counts, sorted(key for key in counts if key.startswith("wrong: ")), n_seeds)
-        held = [_held(counts, check) for check in ("share", "pair", "pair first", "optimum")]
-        yield f"| {name} | {n_trials} | {found} | {wrong} | {' | '.join(held)} |"
+        coverage = [_coverage(counts, check) for check in ("share", "pair", "pair first", "optimum")]
+        yield f"| {name} | {n_trials} | {found} | {wrong} | {' | '.join(coverage)} |"
 
 
 def _shares(counts: Counter[str], keys: Sequence[str], n_seeds: int) -> str:
     return ", ".join(f"{key.split(': ')[1]} {counts[key] / n_seeds:.0%}" for key in keys) or "nothing"
 
 
-def _held(counts: Counter[str], check: str) -> str:
+def _coverage(counts: Counter[str], check: str) -> str:
     right, wrong = counts[f"{check}: True"], counts[f"{check}: False"]
     return f"{right / (right + wrong):.0%}" if right + wrong else "-"
 
 
 def write_times(sizes: Sequence[int]) -> Iterator[str]:
-    """Give the table of what the analysis of one study takes."""
+    """Yield the lines of the table of the time that the analysis of one study takes."""
     yield "\n## Seconds for one study of 6 parameters\n"
     yield "| trials | importance | everything, with findings |\n|---|---|---|"
     for n_trials in sizes:
         table = plant(PLANTED["bowl"].truth, n_trials, 0)
         started = perf_counter()
-        measure_importance(table)
+        estimate_importance(table)
         then = perf_counter()
-        find(table, gather(table))
+        detect_findings(table, compute_insights(table))
         yield f"| {n_trials} | {then - started:.1f} | {perf_counter() - then:.1f} |"
 
 
 def main() -> None:
-    """Examine, print and write the page."""
+    """Run the benchmark, print its tables and write them to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="+", default=[60])
@@ -194,7 +193,7 @@ def main() -> None:
     options = parser.parse_args()
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("hpopt", "numpy", "scipy", "optuna"))
     lines = [
-        "# What the analysis claims about studies whose truth is known\n",
+        "# Claims of the analysis about studies with known effects\n",
         f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}; {versions}; Python {platform.python_version()}. Six parameters.",
     ]
     with ProcessPoolExecutor(options.processes) as pool:

@@ -1,7 +1,4 @@
-"""Owns made-up studies whose truth is known: what matters, what interacts, where the optimum and the cliff are.
-
-Leaves measuring how well it is found to planted.py and to the tests of analysis/.
-"""
+"""Synthetic studies with known effects, interactions, optima and cliffs, for planted.py and the tests."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +13,7 @@ from hpopt.search.direction import Direction
 from hpopt.search.pruner import Rungs
 from hpopt.search.sampler import Draw, propose, to_distributions
 from hpopt.search.space import Categorical, Float, Int, Range
-from hpopt.search.tpe import COMPLETE, PRUNED, Observed
+from hpopt.search.tpe import COMPLETE, PRUNED, Observations
 
 SPACE: Mapping[str, Range] = {
     "learning_rate": Float(low=1e-3, high=0.3, log=True),
@@ -37,10 +34,11 @@ Effect = Callable[[Units, float], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """A study to plant: the loss at a fraction of the schedule as a function of params in units of their ranges.
+    """The true properties of a synthetic study.
 
-    `noise` is the standard deviation of a run, which is the same luck all along its curve but for a fifth of it.
-    `diverges` gives the probability that a trial diverges. A pruned study stops trials as ASHA does.
+    `effect` is the loss as a function of the params in units of their ranges, and of the fraction of the schedule.
+    `noise` is the standard deviation of a run; a fifth of it is drawn for each evaluation, the rest once for the whole
+    curve. `diverges` is the probability that a trial diverges. A pruned study stops trials as ASHA does.
     """
 
     effect: Effect = field(default=lambda _units, _fraction: 0.0)
@@ -55,27 +53,27 @@ LEARNING_RATE, MOMENTUM = "learning_rate", "momentum"
 
 
 def _bowl(units: Units, _fraction: float) -> float:
-    """Best inside of both ranges; the learning rate matters most."""
+    """Return a loss that is best inside of both ranges; the learning rate has the larger effect."""
     return 1.5 * (units[LEARNING_RATE] - 0.6) ** 2 + 0.6 * (units[MOMENTUM] - 0.4) ** 2
 
 
 def _ridge(units: Units, fraction: float) -> float:
-    """A bowl where a high learning rate wants a low momentum."""
+    """Return the loss of a bowl in which the best momentum falls with the learning rate."""
     return _bowl(units, fraction) + 1.5 * (units[LEARNING_RATE] - 0.5) * (units[MOMENTUM] - 0.5)
 
 
 def _slope(units: Units, _fraction: float) -> float:
-    """Best at the high end of the learning rate."""
+    """Return a loss that is best at the high end of the learning rate."""
     return -0.6 * units[LEARNING_RATE] + 0.6 * (units[MOMENTUM] - 0.4) ** 2
 
 
 def _drifting_bowl(units: Units, fraction: float) -> float:
-    """The best learning rate falls from 0.76 of its range at a ninth of the schedule to 0.4 of it at the end."""
+    """Return a loss whose best learning rate falls from 0.76 of its range at 1/9 of the schedule to 0.4 at the end."""
     return 1.5 * (units[LEARNING_RATE] - (0.8 - 0.4 * fraction)) ** 2 + 0.6 * (units[MOMENTUM] - 0.4) ** 2
 
 
 def _cliff(units: Units) -> float:
-    """Diverge beyond four fifths of the learning rate's range."""
+    """Return 1 beyond four fifths of the learning rate's range."""
     return float(units[LEARNING_RATE] > CLIFF_AT)
 
 
@@ -90,7 +88,7 @@ TRUTHS = {
 
 
 def plant(truth: Truth, n_trials: int, seed: int) -> StudyTable:
-    """Run the made-up study: `n_trials` configurations, each with the truth's number of seeds."""
+    """Simulate a study of `n_trials` configurations, each with the truth's number of seeds."""
     rng = np.random.default_rng(seed)
     rows: list[TrialRow] = []
     for number in range(n_trials):
@@ -110,7 +108,7 @@ def plant(truth: Truth, n_trials: int, seed: int) -> StudyTable:
 
 
 def to_units(params: Mapping[str, Scalar]) -> dict[str, float]:
-    """Place params in [0, 1] on the scales of their ranges."""
+    """Return params in units of their ranges, from 0 to 1 on their scales."""
     return {name: _unit(SPACE[name], value) for name, value in params.items()}
 
 
@@ -128,9 +126,9 @@ def _propose(sampler: str, rows: list[TrialRow], seed: int, number: int) -> dict
     return propose(draw, to_distributions(SPACE), _observe(rows), {})
 
 
-def _observe(rows: list[TrialRow]) -> Observed:
+def _observe(rows: list[TrialRow]) -> Observations:
     values = {name: np.array([_internal(SPACE[name], row.params[name]) for row in rows], dtype=float) for name in SPACE}
-    return Observed(
+    return Observations(
         values=values,
         kind=np.array([COMPLETE if row.state == "COMPLETE" else PRUNED for row in rows], dtype=np.int8),
         step=np.array([row.curve[-1].step for row in rows], dtype=np.int64),
@@ -143,25 +141,25 @@ def _internal(range_: Range, value: Scalar) -> float:
 
 
 def run(truth: Truth, rng: np.random.Generator, rows: list[TrialRow], params: Mapping[str, Scalar]) -> TrialRow:
-    """Run one trial after the others of a made-up study."""
+    """Simulate one trial, after the trials `rows`."""
     units = to_units(params)
-    luck, jitter, fate = rng.normal(), rng.normal(size=len(STEPS)), rng.random()
+    run_noise, step_noises, chance = rng.normal(), rng.normal(size=len(STEPS)), rng.random()
     curve: list[CurvePoint] = []
-    outcome: Outcome = "complete"
-    for step, own in zip(STEPS, jitter, strict=True):
+    outcome = Outcome.COMPLETE
+    for step, step_noise in zip(STEPS, step_noises, strict=True):
         fraction = step / N_STEPS
-        noise = truth.noise * (math.sqrt(0.96) * luck + 0.2 * own)
+        noise = truth.noise * (math.sqrt(0.96) * run_noise + 0.2 * step_noise)
         value = 3.0 + 2.0 * math.exp(-5 * fraction) + truth.effect(units, fraction) + noise
         curve.append(CurvePoint(step=step, tokens=step * TOKENS_PER_STEP, seconds=step * 0.5, value=value))
-        if fraction > 1 / 2 and fate < truth.diverges(units):
-            outcome = "diverged"
-        elif truth.is_pruned and _is_cut(rows, curve):
-            outcome = "pruned"
-        if outcome != "complete":
+        if fraction > 1 / 2 and chance < truth.diverges(units):
+            outcome = Outcome.DIVERGED
+        elif truth.is_pruned and _is_pruned(rows, curve):
+            outcome = Outcome.PRUNED
+        if outcome is not Outcome.COMPLETE:
             break
     return TrialRow(
         trial=len(rows),
-        state="COMPLETE" if outcome == "complete" else "PRUNED",
+        state=outcome.optuna_state,
         outcome=outcome,
         value=value,
         params=params,
@@ -171,11 +169,10 @@ def run(truth: Truth, rng: np.random.Generator, rows: list[TrialRow], params: Ma
     )
 
 
-def _is_cut(rows: list[TrialRow], curve: list[CurvePoint]) -> bool:
-    before = curve[-2].step if len(curve) > 1 else 0
-    rung = RUNGS.reached(curve[-1].step, N_STEPS, before)
-    if rung is None:
+def _is_pruned(rows: list[TrialRow], curve: list[CurvePoint]) -> bool:
+    rung = RUNGS.reached(curve[-1].step, N_STEPS)
+    if rung is None or (len(curve) > 1 and RUNGS.reached(curve[-2].step, N_STEPS) == rung):
         return False
     others = [point for row in rows for point in row.curve if point.step == curve[-1].step]
     n_better = sum((point.value or 0.0) < (curve[-1].value or 0.0) for point in others)
-    return RUNGS.is_hopeless(n=len(others) + 1, n_better=n_better)
+    return RUNGS.should_prune(n_trials=len(others) + 1, n_better=n_better)

@@ -1,7 +1,7 @@
-"""How fast is a training step, against transformers' Mixtral with torch.optim.Muon on the same machine?
+"""Measure the speed of a training step against transformers' Mixtral with torch.optim.Muon on the same machine.
 
-Each side trains in a process of its own, a step at a time and in turns, so that a noisy machine is noisy for both
-(peer.py says what the peer is):
+Each side trains in a process of its own, one step at a time in turns, so that noise of the machine affects both
+(peer.py describes the peer):
 
     python benchmarks/throughput.py [--sizes small middle] [--precisions fp32 bf16] [--seconds 60] [--threads N]
 """
@@ -23,7 +23,7 @@ from peer import EXPERTS, Peer, random_data
 from hpopt.training.config import PretrainConfig
 from hpopt.training.hardware import peak_memory_gib
 from hpopt.training.run import Run
-from hpopt.training.trainer import Training
+from hpopt.training.trainer import Trainer
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -47,7 +47,7 @@ _WARMUP_STEPS = 2
 
 
 class Step(NamedTuple):
-    """What a side says of a step: its seconds, those of its optimizers, and the peak memory so far."""
+    """The duration of a step, that of its optimizers, and the peak memory so far."""
 
     seconds: float
     optimizer_seconds: float
@@ -61,7 +61,7 @@ class Timed:
         data = random_data(config)
         self._memory_before_gib = peak_memory_gib(torch.device("cpu"))
         if side == "hpopt":
-            self.training: Training | Peer = Training(config, Run(folder=Path(tempfile.mkdtemp()), cache=Path()), data)
+            self.training: Trainer | Peer = Trainer(config, Run(folder=Path(tempfile.mkdtemp()), cache=Path()), data)
             for group in self.training.optimizers["muon"].param_groups:
                 group["dtype"] = torch.bfloat16
         else:
@@ -87,7 +87,7 @@ class Timed:
 
 
 class Side:
-    """The process of a side, seen from outside, and the steps that it took since its warm-up."""
+    """The process of a side, and the steps that it took since its warmup."""
 
     def __init__(self, connection: Connection, config: PretrainConfig) -> None:
         self._connection = connection
@@ -99,7 +99,7 @@ class Side:
         self.steps.clear()
 
     def step(self) -> None:
-        """Have it take one step."""
+        """Let the process take one step."""
         self._connection.send("step")
         self.steps.append(self._connection.recv())
 
@@ -116,7 +116,7 @@ class Side:
 
 @contextmanager
 def started(side: str, config: PretrainConfig, threads: int) -> Iterator[Side]:
-    """Start the process of a side, and stop it."""
+    """Start the process of a side, and stop it at the end."""
     ours, theirs = get_context("spawn").Pipe()
     process = get_context("spawn").Process(target=serve, args=(theirs, side, config, threads))
     process.start()
@@ -128,7 +128,7 @@ def started(side: str, config: PretrainConfig, threads: int) -> Iterator[Side]:
 
 
 def serve(connection: Connection, side: str, config: PretrainConfig, threads: int) -> None:
-    """Take a step whenever asked to."""
+    """Take a step for each message, until the message is not `step`."""
     torch.set_num_threads(threads)
     timed = Timed(side, config)
     connection.send(sum(p.numel() for p in timed.training.model.parameters()))
@@ -137,7 +137,7 @@ def serve(connection: Connection, side: str, config: PretrainConfig, threads: in
 
 
 def fastest_experts(config: PretrainConfig, threads: int) -> str:
-    """Choose the peer's experts implementation by trying each."""
+    """Return the fastest implementation of the peer's experts."""
     speeds = {}
     for experts in EXPERTS:
         with started(experts, config, threads) as side:
@@ -168,7 +168,7 @@ def compare(size: str, precision: str, seconds: float, threads: int) -> None:
 
 
 def main() -> None:
-    """Print a Markdown table: a row a side, size and precision."""
+    """Print a Markdown table with a row for each size, precision and side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts PgBouncer with the worker's password from its secret. PgBouncer wants the password itself, not a hash: it also
-# logs in to Postgres with it.
+# Start PgBouncer with the worker's password from its secret. PgBouncer needs the password itself and not a hash, because
+# it also authenticates to Postgres with it.
 set -eu
 umask 077
 sed 's/"/""/g; s/.*/"worker" "&"/' /run/secrets/worker-password > /tmp/userlist.txt

@@ -1,8 +1,10 @@
-"""Formats of numbers, durations, lists and JSON."""
+"""Numbers, durations and lists are formatted for people, and values as JSON for programs."""
 
 import json
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,40 +23,85 @@ from hpopt.search.space import Float
 
 
 @pytest.mark.parametrize(
-    ("shown", "expected"),
+    ("text", "expected"),
     [
         (format_number(0.123456), "0.1235"),
         (format_number(1e-5), "1e-05"),
         (format_number(None), "-"),
         (format_number(value=True), "True"),
+        (format_number(0.0), "0"),
+        (format_number(2.5e6), "2.5e+06"),
+        (format_number(12345678), "12345678"),
+        (format_number("muon"), "muon"),
+        (format_number(math.nan), "nan"),
         (format_number(0.08312, digits=3), "0.0831"),
         (format_metric(3.81869), "3.8187"),
         (format_metric(0.0012345), "0.001234"),
         (format_metric(0.0), "0.0000"),
+        (format_metric(-1.23456e300), "-1.235e+300"),
+        (format_metric(-0.0012345), "-0.001234"),
+        (format_metric(-12.5), "-12.5000"),
+        (format_metric(math.inf), "inf"),
         (format_percent(0.004), "<1%"),
         (format_percent(0.0), "0%"),
+        (format_percent(0.01), "1%"),
         (format_percent(0.62), "62%"),
+        (format_percent(1.0), "100%"),
+        (format_duration(0), "0 s"),
         (format_duration(42.4), "42 s"),
+        (format_duration(59.6), "1 min 00 s"),
         (format_duration(185), "3 min 05 s"),
+        (format_duration(3599.6), "1 h 00 min"),
         (format_duration(7620), "2 h 07 min"),
+        (format_duration(100 * 3600), "100 h 00 min"),
         (format_count(1, "trial"), "1 trial"),
         (format_count(0, "trial"), "0 trials"),
+        (join_words([]), ""),
         (join_words(["a"]), "a"),
+        (join_words(["a", "b"]), "a and b"),
         (join_words(["a", "b", "c"]), "a, b and c"),
     ],
 )
-def test_values_are_formatted(shown: str, expected: str):
-    assert shown == expected
+def test_values_are_formatted(text: str, expected: str):
+    assert text == expected
 
 
 def test_json_takes_numpy_numbers_times_enums_and_models():
-    value = {"n": np.int64(3), "x": np.float32(0.5), "at": datetime(2026, 11, 27, tzinfo=UTC), "how": Outcome.LOST}
-    expected = {"n": 3, "x": 0.5, "at": "2026-11-27T00:00:00+00:00", "how": "lost"}
+    value = {"n": np.int64(3), "x": np.float32(0.5), "at": datetime(2026, 11, 27, tzinfo=UTC), "end": Outcome.LOST}
+    expected = {"n": 3, "x": 0.5, "at": "2026-11-27T00:00:00+00:00", "end": "lost"}
     assert json.loads(to_json(value)) == expected
     assert json.loads(to_json(Float(low=0.1, high=1))) == {"low": 0.1, "high": 1}
 
 
-def test_numbers_that_are_not_finite_become_null_or_what_postgres_casts():
+def test_numbers_that_are_not_finite_become_null_or_the_strings_that_postgres_casts():
     values = [math.nan, math.inf, -math.inf]
     assert to_json(values) == "[null, null, null]"
     assert to_json(values, keep_non_finite=True) == '["NaN", "Infinity", "-Infinity"]'
+
+
+def test_numbers_that_are_not_finite_are_found_at_any_depth():
+    value = {"curve": [(1, math.nan)], "best": np.float64(math.inf)}
+    assert json.loads(to_json(value)) == {"curve": [[1, None]], "best": None}
+    assert json.loads(to_json(value, keep_non_finite=True)) == {"curve": [[1, "NaN"]], "best": "Infinity"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A record with a field that JSON has no type for."""
+
+    x: float
+    path: Path | None = None
+
+
+def test_json_takes_dataclasses_and_writes_what_it_has_no_type_for_as_a_string():
+    value = {1: Point(x=0.5, path=Path("/data")), "is_last": True, "type": Point, "missing": None}
+    assert json.loads(to_json(value)) == {
+        "1": {"x": 0.5, "path": "/data"},
+        "is_last": True,
+        "type": str(Point),
+        "missing": None,
+    }
+
+
+def test_json_can_be_indented():
+    assert to_json({"n": [1]}, indent=2) == '{\n  "n": [\n    1\n  ]\n}'

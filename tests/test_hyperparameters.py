@@ -9,8 +9,8 @@ from hpopt.training.config import PretrainConfig
 ENTRIES = pytest.mark.parametrize("entry", HYPERPARAMETERS.values(), ids=HYPERPARAMETERS)
 
 
-def test_the_dictionary_holds_exactly_what_objectives_take():
-    """An entry that nothing takes is a promise to the reader that nobody keeps."""
+def test_hyperparameters_are_the_fields_of_the_config():
+    """`hpopt params` documents all fields and nothing else."""
     assert set(HYPERPARAMETERS) == {f.name for f in fields(PretrainConfig)}
 
 
@@ -20,8 +20,8 @@ def test_every_default_is_allowed(entry):
 
 
 @ENTRIES
-def test_every_entry_explains_itself_in_sentences(entry):
-    """What has an order says what either direction does, what has none says what changing it does; never both."""
+def test_every_entry_describes_its_effect_in_sentences(entry):
+    """Either `raising` and `lowering`, or `changing` for values without an order; never both."""
     texts = [entry.changing] if entry.choices or entry.changing else [entry.raising, entry.lowering]
     assert all(text.endswith(".") for text in texts)
     assert bool(entry.changing) != bool(entry.raising)
@@ -31,7 +31,7 @@ def test_every_entry_explains_itself_in_sentences(entry):
 
 @ENTRIES
 def test_the_usual_range_is_allowed_and_can_be_searched(entry):
-    """A user who copies the range that `hpopt params` shows must not be refused."""
+    """A study file with the range that `hpopt params` shows must be valid."""
     if entry.changing:
         assert entry.usual_low is entry.usual_high is None
         return
@@ -42,14 +42,14 @@ def test_the_usual_range_is_allowed_and_can_be_searched(entry):
 
 
 @pytest.mark.parametrize("entry", [e for e in HYPERPARAMETERS.values() if e.unused_if], ids=lambda e: e.name)
-def test_what_switches_a_hyperparameter_off_is_itself_one(entry):
+def test_unused_if_names_a_hyperparameter_and_a_value_that_is_not_its_default(entry):
     switch, off = entry.unused_if
     assert check_value(switch, off) == off
     assert HYPERPARAMETERS[switch].default != off
 
 
-def test_a_whole_number_passes_as_a_number():
-    """`learning_rate = 1` is natural in TOML, and the config must hold a float whatever was written."""
+def test_an_int_is_converted_where_a_float_is_expected():
+    """`learning_rate = 1` is natural in TOML."""
     assert type(check_value("learning_rate", 1)) is float
 
 
@@ -85,16 +85,16 @@ def test_a_closed_bound_is_allowed(name, value):
         ("momentun", 0.9, "momentun: no such hyperparameter; did you mean 'momentum'?"),
     ],
 )
-def test_a_value_is_refused_by_name_with_what_is_allowed(name, value, message):
-    """The message is all that the user of a failed run sees."""
+def test_a_value_is_refused_with_its_name_and_what_is_allowed(name, value, message):
+    """The message is all that the user sees."""
     with pytest.raises(ConfigError) as refusal:
         check_value(name, value)
     assert str(refusal.value) == message
     assert refusal.value.key == name
 
 
-def test_true_is_true_or_false_and_one_is_not():
-    """A user's config may have a switch, and Python takes 1 for True."""
+def test_true_is_a_bool_and_one_is_not():
+    """A user's config may have a bool, and in Python 1 == True."""
     assert check_type("compile", True, bool) is True  # noqa: FBT003 - the value under test.
     with pytest.raises(ConfigError, match="compile: 1 is not true or false"):
         check_type("compile", 1, bool)

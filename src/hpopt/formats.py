@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# A metric below this is shown with significant digits instead of decimals.
-_SMALL = 0.01
+# A metric below or above these is shown with significant digits instead of decimals.
+_SMALL, _LARGE = 0.01, 1e6
 _PERCENT = 0.01
 
 
@@ -24,8 +24,8 @@ def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # 
 
 
 def format_metric(value: float) -> str:
-    """Format a metric with four decimals, or with four significant digits where it is below 0.01."""
-    return f"{value:.4f}" if abs(value) >= _SMALL or value == 0 else f"{value:.4g}"
+    """Format a metric with four decimals, or with four significant digits if it is below 0.01 or from 1e6 on."""
+    return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or value == 0 else f"{value:.4g}"
 
 
 def format_percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""Owns the dictionary: every hyperparameter that hpopt knows, once. Leaves their combinations to the configs.
+"""Define every hyperparameter of the built-in training function: meaning, default, range, and effect on training.
 
 The defaults of the model and the usual ranges are those of a small Mixture-of-Experts model trained with Muon.
 """
@@ -12,7 +12,7 @@ from hpopt.errors import ConfigError, did_you_mean
 
 Scalar = bool | int | float | str
 
-# The largest integer that TOML extrapolated to carry.
+# The largest integer of TOML 1.0, which has 64 bits.
 LARGEST_INT = 2**63 - 1
 
 TYPE_NAMES: dict[type[Scalar], str] = {
@@ -25,12 +25,14 @@ TYPE_NAMES: dict[type[Scalar], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameter:
-    """One entry of the dictionary.
+    """A hyperparameter of the built-in training function.
 
-    `low` and `high` are the values beyond which it means nothing (inclusive unless `low_open` or `high_open`);
-    `usual_low` and `usual_high` are where a search looks first, on a logarithmic scale if `log`.
-    It does nothing where another hyperparameter has the value of `unused_if`, or another than that of `unused_unless`.
-    What has an order says what `raising` and `lowering` it does; what has none says what `changing` it does.
+    `low` and `high` bound the allowed values (inclusive unless `low_open` or `high_open`); `usual_low` and `usual_high`
+    bound the range to search first, on a logarithmic scale if `log`.
+    `unused_if` names another hyperparameter and the value of it with which this one has no effect; `unused_unless` the
+    only value with which this one has an effect.
+    `raising` and `lowering` describe the effect of a larger and a smaller value, or `changing` that of another value
+    for a hyperparameter whose values have no order.
     """
 
     name: str
@@ -53,17 +55,20 @@ class Hyperparameter:
 
     @property
     def type(self) -> type[Scalar]:
-        """bool, int, float or str: the type of the default."""
+        """The type of the default: bool, int, float or str."""
         return type(self.default)
 
 
 def default_of(name: str) -> Any:  # noqa: ANN401 - the type is the entry's.
-    """Give the default of a hyperparameter."""
+    """Return the default of a hyperparameter."""
     return HYPERPARAMETERS[name].default
 
 
 def check_value(name: str, value: object) -> Scalar:
-    """Give the value in the entry's type (an int passes as a float), or raise ConfigError saying what is allowed."""
+    """Return the value in the type of the hyperparameter; an int is converted where a float is expected.
+
+    Raises ConfigError for an unknown name, another type, or a value that is not allowed.
+    """
     if name not in HYPERPARAMETERS:
         raise ConfigError(name, f"no such hyperparameter{did_you_mean(name, HYPERPARAMETERS)}")
     entry = HYPERPARAMETERS[name]
@@ -75,7 +80,10 @@ def check_value(name: str, value: object) -> Scalar:
 
 
 def check_type(name: str, value: object, expected: type[Scalar]) -> Scalar:
-    """Give the value in the expected type (an int passes as a float), or raise ConfigError."""
+    """Return the value in the expected type; an int is converted where a float is expected.
+
+    Raises ConfigError for another type and for an int of more than 64 bits.
+    """
     if type(value) is int and abs(value) > LARGEST_INT:
         raise ConfigError(name, f"{value} does not fit into 64 bits")
     if expected is float and type(value) is int:
@@ -86,10 +94,10 @@ def check_type(name: str, value: object, expected: type[Scalar]) -> Scalar:
     raise ConfigError(name, f"{value!r} is not {TYPE_NAMES[expected]}")
 
 
-def not_one_of(value: object, known: Iterable[object]) -> str:
-    """Say that a value is none of the known ones, in their order, and which is the nearest."""
-    names = [str(name) for name in known]
-    # They are listed already, so only a misspelled word adds anything.
+def not_one_of(value: object, allowed: Iterable[object]) -> str:
+    """Return a message that lists the allowed values, in their order, and names the nearest one."""
+    names = [str(name) for name in allowed]
+    # did_you_mean lists all names where none is near; they are in the message already.
     near = did_you_mean(value, names) if isinstance(value, str) else ""
     hint = near if near.startswith("; did you mean") else ""
     return f"{value!r} is not one of {', '.join(names)}{hint}"
@@ -156,7 +164,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         log=True,
         raising="Lets a token attend in more ways at once, with narrower heads and the same parameter count; heads"
         " under about 32 dimensions tell keys apart poorly.",
-        lowering="Gives fewer, wider heads at the same parameter count; a small effect unless very few are left.",
+        lowering="Makes heads fewer and wider at the same parameter count; a small effect unless very few are left.",
     ),
     Hyperparameter(
         name="d_ff",
@@ -194,8 +202,8 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         low=1,
         usual_low=1,
         usual_high=4,
-        raising="Costs compute in the expert layers in proportion and makes routing smoother; the gain per expert"
-        " shrinks quickly after the second.",
+        raising="Increases the compute of the expert layers in proportion and makes routing smoother; the gain per"
+        " expert shrinks quickly after the second.",
         lowering="Makes steps cheaper; at 1 the only expert's weight is always one, so nothing but the load balancing"
         " loss trains the router.",
     ),
@@ -215,7 +223,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
     ),
     Hyperparameter(
         name="load_balancing_weight",
-        meaning="weight of the auxiliary loss that asks the router to spread tokens over the experts",
+        meaning="weight of the auxiliary loss that makes the router spread tokens over the experts",
         default=0.01,
         low=0,
         usual_low=0.001,
@@ -230,7 +238,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
     # Optimizer
     Hyperparameter(
         name="optimizer",
-        meaning="what trains the matrices of attention and experts, at learning_rate; the rest is always AdamW's",
+        meaning="optimizer of the matrices of attention and experts, at learning_rate; AdamW always trains the rest",
         default="muon",
         choices=("muon", "adamw"),
         changing="Muon gives every direction of a matrix an update of about the same size and usually needs fewer"
@@ -238,7 +246,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
     ),
     Hyperparameter(
         name="learning_rate",
-        meaning="peak learning rate of the matrices of attention and experts, Muon's unless optimizer says adamw",
+        meaning="peak learning rate of the matrices of attention and experts, whichever optimizer trains them",
         default=0.02,
         low=0,
         low_open=True,
@@ -246,13 +254,13 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_high=0.1,
         log=True,
         raising="Moves faster, which a short run needs; past the optimum the loss plateaus or spikes early, and more"
-        " warmup, a larger batch or lower momentum buys some room.",
+        " warmup, a larger batch or lower momentum raises that limit a little.",
         lowering="Trains more smoothly and may reach a lower loss when there are many steps; in a small budget the"
-        " model simply does not get far, so an optimum holds for its max_steps and batch only.",
+        " model remains undertrained, so an optimum holds for its max_steps and batch size only.",
     ),
     Hyperparameter(
         name="adamw_learning_rate",
-        meaning="peak learning rate of embedding, router and gains, which are AdamW's; on the same schedule",
+        meaning="peak learning rate of embedding, router and gains, which AdamW trains on the same schedule",
         default=0.002,
         low=0,
         low_open=True,
@@ -261,12 +269,12 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         log=True,
         raising="Lets embeddings and router move faster, which matters most early and for rare tokens; too much makes"
         " the logits swing and the loss spike.",
-        lowering="Keeps the embeddings steady but late: the blocks then learn on top of a nearly random vocabulary"
-        " for a good part of a short run.",
+        lowering="Makes the embeddings more stable but slow to learn: for a good part of a short run the blocks then"
+        " train on nearly random embeddings.",
     ),
     Hyperparameter(
         name="momentum",
-        meaning="decay of Muon's running average of gradients, which remembers about 1 / (1 - momentum) steps",
+        meaning="decay of Muon's running average of gradients, over about 1 / (1 - momentum) steps",
         default=0.95,
         low=0,
         high=1,
@@ -275,7 +283,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_high=0.99,
         unused_if=("optimizer", "adamw"),
         raising="Averages more steps (20 at 0.95, 100 at 0.99), which helps with noisy small batches; it reacts later,"
-        " and an average longer than the warmup wastes a short run.",
+        " and an average over more steps than the warmup has wastes much of a short run.",
         lowering="Follows the current gradient more closely; with small batches the orthogonalized update then"
         " amplifies noise, so the best learning rate gets lower.",
     ),
@@ -296,12 +304,12 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
     ),
     Hyperparameter(
         name="weight_decay",
-        meaning="decoupled weight decay: each step shrinks the weights by learning rate times this",
+        meaning="decoupled weight decay: each step shrinks the weights by the learning rate times this factor",
         default=0.0,
         low=0,
         usual_low=0.0,
         usual_high=0.2,
-        raising="Keeps weights small, which helps long runs and repeated data; its pull scales with the learning"
+        raising="Keeps weights small, which helps long runs and repeated data; its effect scales with the learning"
         " rate, so the two are best tuned together.",
         lowering="Lets weights grow freely; in a run of a few hundred steps there is seldom a difference to see.",
     ),
@@ -338,7 +346,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_low=0.3,
         usual_high=3.0,
         log=True,
-        raising="Clips more rarely, so that one odd batch weighs more in the running averages; 0 never clips at all.",
+        raising="Clips less often, so that an unusual batch weighs more in the running averages; 0 never clips.",
         lowering="Clips more often, down to every step; neither Muon nor AdamW then moves less in the long run,"
         " since both rescale the gradient: clipping only evens out the weight of the batches.",
     ),
@@ -352,30 +360,30 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_low=100,
         usual_high=10_000,
         log=True,
-        raising="Trains on more tokens for time in proportion; the best learning rate usually falls, so retune it"
-        " rather than carry it over from a short run.",
+        raising="Trains on more tokens in proportionally more time; the best learning rate usually falls, so tune it"
+        " again rather than reuse that of a short run.",
         lowering="Is cheaper and favors high learning rates; rankings found at very few steps may not hold for"
         " the full run.",
         unused_unless=("max_tokens", 0),
     ),
     Hyperparameter(
         name="max_tokens",
-        meaning="length of the run and of the learning rate schedule in tokens, rounded down to whole steps; 0 leaves"
-        " it to max_steps",
+        meaning="length of the run and of the learning rate schedule in tokens, rounded down to whole steps; with 0,"
+        " max_steps is the length",
         default=0,
         unit="tokens",
         low=0,
         usual_low=1_000_000,
         usual_high=10_000_000_000,
         log=True,
-        raising="Trains longer for time in proportion. At a fixed number of tokens, batch sizes are compared at the"
+        raising="Trains longer in proportion. At a fixed number of tokens, batch sizes are compared at the"
         " same cost; at a fixed number of steps the larger batch sees more text.",
         lowering="Is cheaper and favors small batches, which take more steps for the same tokens, and high learning"
         " rates.",
     ),
     Hyperparameter(
         name="lr_scheduler_type",
-        meaning="course of the learning rate after warmup",
+        meaning="shape of the learning rate schedule after warmup",
         default="cosine",
         choices=("cosine", "linear", "wsd", "constant"),
         changing="Cosine and linear fall from the end of warmup to min_lr_ratio at the last step; wsd stays at its"
@@ -407,12 +415,12 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         unused_if=("lr_scheduler_type", "constant"),
         raising="Keeps the last steps moving, and noisier: most of the drop in loss from decay is lost as it nears 1.",
         lowering="Settles into a lower loss at the end of this run; at 0 the last steps change almost nothing, which"
-        " is a poor place to go on training from.",
+        " is a poor start for further training.",
     ),
     # Batch
     Hyperparameter(
         name="batch_size",
-        meaning="sequences in a micro-batch: what is on the device at once",
+        meaning="sequences in a micro-batch, which are on the device at once",
         default=24,
         unit="sequences",
         low=1,
@@ -433,14 +441,14 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_low=1,
         usual_high=16,
         log=True,
-        raising="Makes the global batch larger at no memory, for a step that is slower in proportion; the averaged"
+        raising="Makes the global batch larger without more memory, and each step slower in proportion; the averaged"
         " gradient is that of one large batch, so the best learning rate tends to rise.",
         lowering="Takes more optimizer steps for the same tokens, each on a noisier gradient, and spends a larger"
         " share of the time in the optimizer, which for Muon is noticeable.",
     ),
     Hyperparameter(
         name="sequence_length",
-        meaning="tokens in a training sequence: how far back a prediction can look",
+        meaning="tokens in a training sequence, and thus the longest context of a prediction",
         default=512,
         unit="tokens",
         low=2,
@@ -458,65 +466,65 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         meaning="the text to train on: python-stdlib, a folder, a .txt, .jsonl or .parquet file, or a Hugging Face"
         " dataset (owner/name, or owner/name@revision)",
         default="python-stdlib",
-        changing="Gives another problem with another loss scale: values are comparable within one dataset only, and"
-        " good learning rates carry over roughly at best.",
+        changing="Makes it another problem with another scale of the loss: values are comparable within one dataset"
+        " only, and good learning rates transfer roughly at best.",
     ),
     Hyperparameter(
         name="dataset_config",
-        meaning="which configuration of a Hugging Face dataset; default takes the dataset's own",
+        meaning="configuration of a Hugging Face dataset; default is the dataset's own default",
         default="default",
-        changing="Gives another text under the same name, often of another kind or language, so it is another problem"
-        " as with dataset.",
+        changing="Selects another text under the same name, often of another kind or language; as with dataset, it is"
+        " another problem.",
     ),
     Hyperparameter(
         name="text_field",
-        meaning="the field that holds the text in the rows of a .jsonl or .parquet file or a Hugging Face dataset",
+        meaning="field of the text in the rows of a .jsonl or .parquet file or a Hugging Face dataset",
         default="text",
         changing="Reads another column of the same rows: a title or a prompt is shorter and easier to predict than a"
         " body, so losses do not compare.",
     ),
     Hyperparameter(
         name="max_documents",
-        meaning="documents to read, from the first on, before near-copies are dropped; 0 reads all",
+        meaning="number of documents to read, from the first on, before near-duplicates are dropped; 0 reads all",
         default=0,
         unit="documents",
         low=0,
         usual_low=1000,
         usual_high=10_000_000,
         log=True,
-        raising="Gives more text to train on, a larger validation split with it, and longer preparation; the validation"
-        " text is another one, so losses of different values do not compare.",
-        lowering="Prepares sooner, from a start of the source that may not be typical of it; the splits shrink in"
-        " proportion, and a small validation split ranks trials by chance.",
+        raising="Adds text to train on, enlarges the validation split with it, and takes longer to prepare; the"
+        " validation text differs, so losses with different values are not comparable.",
+        lowering="Prepares sooner, from the beginning of the source, which may not be typical of it; the splits shrink"
+        " in proportion, and a small validation split ranks trials by chance.",
     ),
     Hyperparameter(
         name="split",
-        meaning="how text is held out: whole documents, or windows that overlap those trained on (a mistake to study)",
+        meaning="how text is held out: whole documents, or windows that overlap those trained on (a leak, to study it)",
         default="documents",
         choices=("documents", "overlapping_windows"),
-        changing="documents measures what carries over to new text; overlapping_windows puts nearly every validation"
-        " token into training, so that the lowest loss goes to the setting that memorizes best.",
+        changing="documents measures the loss on new text; overlapping_windows puts nearly every validation token"
+        " into training, so that the setting that memorizes best has the lowest loss.",
     ),
     Hyperparameter(
         name="tokenizer",
-        meaning="what cuts text into tokens: bpe (trained on the training documents), bytes, a folder with a tokenizer,"
-        " or a Hugging Face name (owner/name, or owner/name@revision)",
+        meaning="tokenizer of the text: bpe (trained on the training documents), bytes, a folder with a tokenizer, or a"
+        " Hugging Face name (owner/name, or owner/name@revision)",
         default="bpe",
-        changing="Changes how many bytes a token stands for, and with it the loss per token and the text that fits"
+        changing="Changes how many bytes a token represents, and with it the loss per token and how much text fits"
         " into a sequence; compare val_bits_per_byte, which does not depend on it.",
     ),
     Hyperparameter(
         name="vocab_size",
-        meaning="size of the vocabulary, and of the embedding: bpe learns that many tokens, others must fit into it",
+        meaning="size of the vocabulary and of the embedding: bpe learns this many tokens, others must fit into it",
         default=4096,
         unit="tokens",
         low=257,
         usual_low=2048,
         usual_high=65_536,
         log=True,
-        raising="Packs more text into a token, for larger embedding and output layers with rarer, less trained rows;"
-        " loss per token rises, so compare val_bits_per_byte.",
-        lowering="Makes the output layer cheap and each token well trained, while the same text takes more tokens and"
+        raising="Represents more text by a token, at the cost of a larger embedding with rows that are used and trained"
+        " less; the loss per token rises, so compare val_bits_per_byte.",
+        lowering="Makes the output layer cheap and each token well trained, while the same text needs more tokens and"
         " less of it fits into a sequence.",
     ),
     Hyperparameter(
@@ -528,7 +536,7 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_low=1_000_000,
         usual_high=1_000_000_000,
         log=True,
-        raising="Gives more distinct text and fewer epochs at the same number of steps, and thereby less to memorize.",
+        raising="Adds distinct text: fewer epochs at the same number of steps, and thus less memorization.",
         lowering="Repeats the same text more often; after a few epochs the model memorizes it, and the validation loss"
         " stops following the training loss.",
     ),
@@ -542,48 +550,48 @@ _ENTRIES: tuple[Hyperparameter, ...] = (
         usual_low=10,
         usual_high=500,
         log=True,
-        raising="Spends less time on evaluation and lets a hopeless trial run longer before it can be stopped.",
-        lowering="Draws finer curves and stops hopeless trials earlier, for time spent on evaluation.",
+        raising="Spends less time on evaluation, and lets an unpromising trial run longer before it can be pruned.",
+        lowering="Records finer curves and prunes unpromising trials earlier, at the cost of time for evaluation.",
     ),
     Hyperparameter(
         name="eval_tokens",
-        meaning="validation tokens that each evaluation reads, the same ones every time; 0 reads all",
+        meaning="validation tokens of each evaluation, always the same ones; 0 reads all",
         default=65_536,
         unit="tokens",
         low=0,
         usual_low=16_384,
         usual_high=1_048_576,
         log=True,
-        raising="Measures the loss with less sampling error, so that smaller differences between trials count, for"
-        " a longer evaluation.",
+        raising="Measures the loss with less sampling error, so that smaller differences between trials are real, at"
+        " the cost of a longer evaluation.",
         lowering="Evaluates faster; the winner may then be the one that suits these few tokens.",
     ),
     # Run
     Hyperparameter(
         name="precision",
-        meaning="arithmetic of the matrix products; auto takes bf16 where the device is fast at it",
+        meaning="dtype of the matrix products; auto selects bf16 on devices with fast support for it",
         default="auto",
         choices=("auto", "fp32", "bf16"),
         changing="bf16 halves the memory of activations and is several times faster on recent GPUs, for a loss that is"
-        " usually the same within the noise of a seed; fp32 is the reference to check that against.",
+        " usually the same within the noise of a seed; fp32 is the reference to check against.",
     ),
     Hyperparameter(
         name="compile",
         meaning="compile the model's forward and backward pass with torch.compile",
         default=False,
-        changing="Costs a minute at the first trial of each shape in a worker and a C++ compiler or Triton, and gives"
-        " the same training up to rounding. On a CPU it is slower; on a GPU it may pay where trials are longer than"
-        " that.",
+        changing="Takes a minute at the first trial of each shape in a worker, needs a C++ compiler or Triton, and does"
+        " the same training up to rounding. On a CPU it is slower; on a GPU it may be worthwhile if trials are longer"
+        " than that.",
     ),
     Hyperparameter(
         name="seed",
-        meaning="seed of the initial weights, the order of the data and dropout; a trial is params and a seed",
+        meaning="seed of the initial weights, the order of the data and dropout; a trial is a configuration and a seed",
         default=0,
         low=0,
-        # numpy takes no larger seed.
+        # NumPy accepts no larger seed.
         high=2**32 - 1,
-        changing="Repeats the run with other luck: the spread over seeds is the noise below which two settings"
-        " are a tie, so it is never searched.",
+        changing="Repeats the run with other random numbers: the spread over seeds is the noise below which two"
+        " settings are a tie, so it is never searched.",
     ),
 )
 

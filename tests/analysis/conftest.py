@@ -1,4 +1,4 @@
-"""Owns made-up tables for the tests of analysis."""
+"""Fixtures that build study tables for the tests of analysis/."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.analysis.trials import Outcome, StudyTable, TrialRow
 from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int, Range
 
@@ -18,20 +18,20 @@ SPACE: Mapping[str, Range] = {
 
 
 def build_table(rows: list[TrialRow], space: Mapping[str, Range] = SPACE, **changes: Any) -> StudyTable:
-    words: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
-    words |= {"file_text": "", "search_space": space, "trials": tuple(rows), **changes}
-    return StudyTable(**{**words, "direction": Direction(words["direction"])})
+    fields: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
+    fields |= {"file_text": "", "search_space": space, "trials": tuple(rows), **changes}
+    return StudyTable(**{**fields, "direction": Direction(fields["direction"])})
 
 
 @pytest.fixture
 def make_table() -> Callable[..., StudyTable]:
-    """Makes a table of given rows."""
+    """Builds a table of given rows."""
     return build_table
 
 
 @pytest.fixture
 def sample_table() -> Callable[..., StudyTable]:
-    """Makes a table of random trials whose value is a function of the params, and noise."""
+    """Builds a table of random trials whose value is a function of the params plus noise."""
 
     def sample(value: Callable[[dict[str, Any]], float], n_trials: int = 40, noise: float = 0.01, **changes: Any):
         rng = np.random.default_rng(3)
@@ -43,7 +43,7 @@ def sample_table() -> Callable[..., StudyTable]:
                 "optimizer": str(rng.choice(["muon", "adamw", "sgd"])),
             }
             loss = value(params) + noise * rng.normal()
-            rows.append(TrialRow(trial=trial, state="COMPLETE", value=loss, params=params, outcome="complete"))
+            rows.append(TrialRow(trial=trial, state="COMPLETE", value=loss, params=params, outcome=Outcome.COMPLETE))
         return build_table(rows, **changes)
 
     return sample

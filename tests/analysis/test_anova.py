@@ -1,19 +1,18 @@
-"""Sums of products equal what brute force over a whole grid gives."""
+"""Functional ANOVA by sums of products against brute force over the whole grid."""
 
 from itertools import product
 
 import numpy as np
 import pytest
 
-from hpopt.analysis.anova import average, decompose
+from hpopt.analysis.anova import average_curve, decompose, draw_functions, draw_surrogates, expand_mean
 from hpopt.analysis.model import build_model
-from hpopt.analysis.posterior import draw_functions, draw_variants, expand_mean
 
 
 def bent(params):
     """A bowl in the learning rate, a step between optimizers, and a joint effect of two."""
-    place = np.log10(params["learning_rate"]) + 2
-    return place**2 + (params["optimizer"] == "sgd") + 0.2 * place * (params["ns_steps"] - 5)
+    x = np.log10(params["learning_rate"]) + 2
+    return x**2 + (params["optimizer"] == "sgd") + 0.2 * x * (params["ns_steps"] - 5)
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def grid(model):
     """The surrogate's mean on the grids of all axes: an array with a dimension an axis."""
     grids = [axis.grid for axis in model.surrogate.axes]
     mean, _ = model.surrogate.predict(np.array(list(product(*grids))))
-    return mean.reshape([len(each) for each in grids])
+    return mean.reshape([len(axis_grid) for axis_grid in grids])
 
 
 def test_the_parts_of_single_parameters_are_variances_of_averages(model, grid):
@@ -36,8 +35,8 @@ def test_the_parts_of_single_parameters_are_variances_of_averages(model, grid):
         assert scale * part[0] == pytest.approx(grid.mean(axis=others).var(), rel=1e-6)
 
 
-def test_the_part_of_a_pair_is_what_neither_has_alone(model, grid):
-    """The whole variance is summed over 512 points."""
+def test_the_part_of_a_pair_is_the_variance_that_neither_explains_alone(model, grid):
+    """The total variance is summed over 512 points only, hence the tolerance."""
     surface = grid.mean(axis=2)
     joint = surface.var() - surface.mean(axis=0).var() - surface.mean(axis=1).var()
     scale = model.surrogate.scale**2
@@ -46,23 +45,23 @@ def test_the_part_of_a_pair_is_what_neither_has_alone(model, grid):
 
 
 def test_the_average_curve_is_the_mean_over_all_others(model, grid):
-    mean, _ = average(model.surrogate, 1)
+    mean, _ = average_curve(model.surrogate, 1)
     assert mean == pytest.approx(grid.mean(axis=(0, 2)))
 
 
 def test_the_band_of_an_average_is_that_of_the_mean_of_correlated_values(model):
-    """Brute force: the variance of a mean is the mean of the covariance matrix."""
+    """The variance of a mean is the mean of the covariance matrix."""
     surrogate = model.surrogate
     first, third = (surrogate.axes[i].grid for i in (0, 2))
     points = np.array([(one, 0.5, other) for one, other in product(first, third)])
     _, covariance = surrogate.predict(points)
-    _, std = average(surrogate, 1)
+    _, std = average_curve(surrogate, 1)
     middle = int(np.flatnonzero(surrogate.axes[1].nodes == 0.5)[0])
     assert std[middle] == pytest.approx(np.sqrt(covariance.mean()), rel=1e-5)
 
 
 def test_draws_have_the_mean_and_covariance_of_the_posterior(model):
-    """The random features must stand for the kernel, also for choices without an order."""
+    """The random features must reproduce the kernel, also for choices without an order."""
     surrogate, rng = model.surrogate, np.random.default_rng(0)
     index = ([0, 10, 19, 5, 15], [0, 8, 4, 4, 2], [0, 1, 2, 0, 2])
     points = np.array([axis.grid[at] for axis, at in zip(surrogate.axes, index, strict=True)]).T
@@ -80,12 +79,12 @@ def evaluate(expansion, index):
     return np.real(np.prod(rows, axis=0) @ expansion.coefficients)
 
 
-def test_variants_are_as_uncertain_as_there_are_few_trials(sample_table):
-    """The length scale of the parameter that matters is known better from more trials."""
+def test_drawn_surrogates_vary_less_with_more_trials(sample_table):
+    """The length scale of a parameter with an effect is known better from more trials."""
     spreads = []
     for n_trials in (15, 120):
         surrogate = build_model(sample_table(bent, n_trials=n_trials, noise=0.2)).surrogate
-        spreads.append(np.std([variant.theta[2] for variant in draw_variants(surrogate)]))
+        spreads.append(np.std([drawn.theta[2] for drawn in draw_surrogates(surrogate)]))
     assert spreads[1] < spreads[0]
 
 

@@ -33,20 +33,17 @@ def test_coefficients_are_those_of_scipy_on_the_scale_of_the_range(table):
     assert loss.pearson == pytest.approx(pearsonr([math.log(rate) for rate in RATES], LOSSES).statistic)
     assert loss.spearman == pytest.approx(spearmanr(RATES, LOSSES).statistic)
     assert loss.p_value == pytest.approx(spearmanr(RATES, LOSSES).pvalue)
-    perplexity = next(each for each in others if each.metric == "perplexity")
-    assert perplexity.spearman == pytest.approx(loss.spearman)  # Its order is the same.
+    perplexity = next(correlation for correlation in others if correlation.metric == "perplexity")
+    assert perplexity.spearman == pytest.approx(loss.spearman)  # The order of the values is the same.
     assert perplexity.pearson != pytest.approx(loss.pearson)
 
 
-def test_metrics_that_do_not_vary_or_are_no_numbers_give_a_reason(table):
-    reasons = {each.metric: each.reason for each in correlate(table)}
+def test_metrics_that_are_constant_or_not_finite_give_a_reason(table):
+    reasons = {correlation.metric: correlation.reason for correlation in correlate(table)}
     assert reasons["same"] == "the metric has the same value in all of them"
     assert reasons["broken"] == "not enough data: 10 complete trials are needed, there are 0"
 
 
-def test_words_are_not_correlated(sample_table):
-    """Choices without an order have no direction."""
-    assert {each.parameter for each in correlate(sample_table(lambda p: p["ns_steps"]))} == {
-        "learning_rate",
-        "ns_steps",
-    }
+def test_choices_without_an_order_are_not_correlated(sample_table):
+    correlations = correlate(sample_table(lambda p: p["ns_steps"]))
+    assert {correlation.parameter for correlation in correlations} == {"learning_rate", "ns_steps"}

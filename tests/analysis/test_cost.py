@@ -5,12 +5,13 @@ import pytest
 
 from hpopt.analysis.cost import sum_cost
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.search.direction import Direction
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def row(state: str, last_step: int, *, pace: float = 1.0, loading: float = 0.0, **changes: Any) -> TrialRow:
-    """A trial with an evaluation every 10 steps, after `loading` seconds and then `pace` seconds a step."""
+    """A trial with an evaluation every 10 steps, after `loading` seconds and then `pace` seconds per step."""
     curve = tuple(
         CurvePoint(step=step, tokens=step, seconds=loading + pace * step, value=1.0)
         for step in range(10, last_step + 1, 10)
@@ -21,11 +22,11 @@ def row(state: str, last_step: int, *, pace: float = 1.0, loading: float = 0.0, 
 
 
 def table(*rows: TrialRow) -> StudyTable:
-    words: dict[str, Any] = {"name": "s", "metric": "loss", "direction": "minimize", "objective": "pretrain"}
-    return StudyTable(**words, file_text="", search_space={}, trials=rows)
+    fields: dict[str, Any] = {"name": "s", "metric": "loss", "direction": Direction.MINIMIZE, "objective": "pretrain"}
+    return StudyTable(**fields, file_text="", search_space={}, trials=rows)
 
 
-def test_hours_are_added_up_by_what_became_of_the_trial():
+def test_hours_are_summed_by_the_state_of_the_trial():
     cost = sum_cost(
         table(
             row("COMPLETE", 100, device_seconds=3600),
@@ -38,30 +39,30 @@ def test_hours_are_added_up_by_what_became_of_the_trial():
     assert cost.tokens == 120
 
 
-def test_a_pruned_trial_saves_its_missing_steps_at_its_own_speed():
-    """By hand: 80 steps of 2 s and 50 of 1 s, though a complete trial takes 9 s a step."""
+def test_a_pruned_trial_saves_its_remaining_steps_at_its_own_speed():
+    """80 steps of 2 s and 50 of 1 s are saved, although a complete trial takes 9 s per step."""
     cost = sum_cost(table(row("COMPLETE", 100, pace=9), row("PRUNED", 20, pace=2), row("PRUNED", 50, pace=1)))
     assert cost.saved_hours == pytest.approx((80 * 2 + 50 * 1) / 3600)
 
 
-def test_loading_is_no_part_of_the_speed():
-    """A trial pruned after a minute of compiling and 20 s of steps would seem to save four times too much."""
+def test_loading_is_excluded_from_the_speed():
+    """With it, a trial pruned after a minute of compiling and 20 s of steps would save four times too much."""
     cost = sum_cost(table(row("COMPLETE", 100), row("PRUNED", 20, loading=60)))
     assert cost.saved_hours == pytest.approx(80 / 3600)
 
 
-def test_devices_of_one_worker_are_saved_together():
+def test_the_time_of_all_devices_of_a_worker_is_saved():
     times = {"started_at": START, "finished_at": START + timedelta(seconds=20)}
     cost = sum_cost(table(row("COMPLETE", 100), row("PRUNED", 20, device_seconds=80, **times)))
     assert cost.saved_hours == pytest.approx(4 * 80 / 3600)
 
 
-def test_without_a_complete_trial_nothing_is_claimed_to_be_saved():
-    """Nobody has seen how long a whole run is."""
+def test_without_a_complete_trial_the_saving_is_unknown():
+    """The length of a full schedule is unknown."""
     assert sum_cost(table(row("PRUNED", 20))).saved_hours is None
 
 
 @pytest.mark.parametrize("pruned", [row("PRUNED", 0), row("PRUNED", 100), row("PRUNED", 10)])
-def test_trials_without_a_usable_curve_are_no_obstacle(pruned: TrialRow):
+def test_pruned_trials_without_remaining_steps_save_nothing(pruned: TrialRow):
     saved = sum_cost(table(row("COMPLETE", 100), pruned)).saved_hours
     assert saved == pytest.approx(90 / 3600 if len(pruned.curve) == 1 else 0)

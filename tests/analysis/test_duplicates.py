@@ -1,6 +1,6 @@
 import math
 
-from hpopt.analysis.duplicates import find_twins
+from hpopt.analysis.duplicates import find_duplicates
 from hpopt.analysis.trials import CurvePoint, TrialRow
 
 
@@ -9,37 +9,37 @@ def run(trial, values, seed=0, **params):
     return TrialRow(trial=trial, state="COMPLETE", value=values[-1], params=params, seed=seed, curve=curve)
 
 
-def test_a_treatment_that_never_arrived_is_named(make_table):
-    """Baseline and treatment agree to the last digit: the warmup never reached the trainer."""
+def test_a_param_that_the_training_ignores_is_named(make_table):
+    """Baseline and treatment agree to the last digit: the trainer ignored the warmup."""
     rows = [
         run(0, [3.0, 2.5], warmup=0.0, lr=0.1),
         run(1, [3.0, 2.5], warmup=0.2, lr=0.1),
         run(2, [3.0, 2.0], warmup=0.1, lr=0.2),
     ]
-    (twins,) = find_twins(make_table(rows))
-    assert (twins.trials, twins.differ_in) == ((0, 1), ("warmup",))
+    (group,) = find_duplicates(make_table(rows))
+    assert (group.trials, group.differ_in) == ((0, 1), ("warmup",))
 
 
-def test_seeds_that_never_arrived_are_seen(make_table):
-    (twins,) = find_twins(make_table([run(i, [3.0, 2.5], seed=i, lr=0.1) for i in range(3)]))
-    assert (twins.differ_in, twins.seeds) == ((), (0, 1, 2))
+def test_seeds_that_the_training_ignores_are_found(make_table):
+    (group,) = find_duplicates(make_table([run(i, [3.0, 2.5], seed=i, lr=0.1) for i in range(3)]))
+    assert (group.differ_in, group.seeds) == ((), (0, 1, 2))
 
 
-def test_the_last_digit_counts(make_table):
+def test_curves_that_differ_in_the_last_digit_are_not_duplicates(make_table):
     rows = [run(0, [3.0, 2.5], lr=0.1), run(1, [3.0, math.nextafter(2.5, 3)], lr=0.2)]
-    assert find_twins(make_table(rows)) == ()
+    assert find_duplicates(make_table(rows)) == ()
 
 
-def test_one_value_is_no_curve(make_table):
-    """Accuracies of ten examples agree by chance."""
-    assert find_twins(make_table([run(i, [0.3], lr=0.1 * i) for i in range(3)])) == ()
+def test_equal_single_values_are_not_duplicates(make_table):
+    """Accuracies over ten examples are often equal by chance."""
+    assert find_duplicates(make_table([run(i, [0.3], lr=0.1 * i) for i in range(3)])) == ()
 
 
-def test_repeats_with_one_seed_are_no_finding(make_table):
-    assert find_twins(make_table([run(i, [3.0, 2.5], seed=7, lr=0.1) for i in range(2)])) == ()
+def test_repeats_of_one_seed_are_not_reported(make_table):
+    assert find_duplicates(make_table([run(i, [3.0, 2.5], seed=7, lr=0.1) for i in range(2)])) == ()
 
 
-def test_what_the_dictionary_knows_to_be_idle_is_no_finding(make_table):
-    """Newton-Schulz steps do nothing under AdamW."""
+def test_a_parameter_that_is_known_to_have_no_effect_is_not_reported(make_table):
+    """Newton-Schulz steps have no effect with AdamW."""
     rows = [run(i, [3.0, 2.5], optimizer="adamw", ns_steps=steps) for i, steps in enumerate((3, 5))]
-    assert find_twins(make_table(rows)) == ()
+    assert find_duplicates(make_table(rows)) == ()

@@ -1,4 +1,4 @@
-"""No study is too odd to be analysed: each analysis answers or says why not."""
+"""Every study can be analysed: each analysis returns a result or the reason why there is none."""
 
 import math
 from dataclasses import replace
@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from hpopt.analysis.insights import gather
+from hpopt.analysis.insights import compute_insights
 from hpopt.analysis.trials import TrialRow
-from hpopt.findings.detection import find
+from hpopt.findings.detection import detect_findings
 from hpopt.search.space import Categorical, Float, Int
 
 
 def rows_of(params: list[dict[str, Any]], values: list[float]) -> list[TrialRow]:
     return [
-        TrialRow(trial=i, state="COMPLETE", value=value, params=each, seed=i)
-        for i, (each, value) in enumerate(zip(params, values, strict=True))
+        TrialRow(trial=i, state="COMPLETE", value=value, params=own, seed=i)
+        for i, (own, value) in enumerate(zip(params, values, strict=True))
     ]
 
 
 SPACE = {"x": Float(low=0.0, high=1.0), "k": Int(low=3, high=3), "c": Categorical(choices=("a", "b"))}
-ODD = {
+UNUSUAL = {
     "replicates of one configuration": rows_of([{"x": 0.5, "k": 3, "c": "a"}] * 12, [i / 10 for i in range(12)]),
     "two arms": rows_of([{"x": 0.5, "k": 3, "c": "ab"[i % 2]} for i in range(12)], [i / 10 for i in range(12)]),
     "a value of 1e300": rows_of(
@@ -35,27 +35,27 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", UNUSUAL)
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_an_odd_study_gets_answers_or_reasons(make_table, name):
-    table = make_table(ODD[name], SPACE)
-    insights = gather(table)
-    find(table, insights)
+def test_an_unusual_study_gets_results_or_reasons(make_table, name):
+    table = make_table(UNUSUAL[name], SPACE)
+    insights = compute_insights(table)
+    detect_findings(table, insights)
     assert insights.sensitivity.parameters or insights.sensitivity.reason
     assert insights.interactions.pairs or insights.interactions.reason
-    assert all(measure.shares or measure.reason for measure in insights.importance)
+    assert all(importance.shares or importance.reason for importance in insights.importance)
     assert insights.budget.parameters or insights.budget.reason
     for parameter in insights.sensitivity.parameters:
         assert all(math.isfinite(value) for value in (*parameter.profile.mean, *parameter.average.high))
 
 
-def test_replicates_alone_say_nothing_about_parameters(make_table):
-    insights = gather(make_table(ODD["replicates of one configuration"], SPACE))
+def test_replicates_alone_measure_noise_but_no_parameter(make_table):
+    insights = compute_insights(make_table(UNUSUAL["replicates of one configuration"], SPACE))
     assert insights.sensitivity.reason == "all complete trials have the same params"
     assert insights.noise.source == "replicates"
 
 
-def test_a_study_gives_the_same_numbers_each_time(sample_table):
-    """A report that is written again must not change its mind."""
+def test_the_analysis_is_deterministic(sample_table):
+    """A report that is written again must have the same numbers."""
     table = sample_table(lambda p: p["ns_steps"], n_trials=30, noise=1.0)
-    assert gather(table) == gather(replace(table))
+    assert compute_insights(table) == compute_insights(replace(table))

@@ -23,29 +23,28 @@ def runs(early, final, **changes):
     ]
 
 
-def test_a_winner_that_starts_slowly_would_be_cut(make_table):
-    """By hand: of 12 trials 4 go on, and the best at the end is 12th at the rung."""
+def test_a_winner_that_starts_slowly_would_be_pruned(make_table):
+    """Of 12 trials 4 are kept, and the best at the end ranks 12th at the rung."""
     early, final = list(range(12)), [*range(20, 31), 0]
     check = check_pruning(make_table(runs(early, final)))
     first = check.rungs[0]
     assert (first.fraction, first.n_trials, first.n_kept, first.rank_of_best) == (pytest.approx(1 / 9), 12, 4, 12)
-    assert first.would_cut_best
-    assert first.agreement == pytest.approx(spearmanr(early, final).statistic)
-    assert check.loses_best > 0.5
+    assert first.rank_correlation == pytest.approx(spearmanr(early, final).statistic)
+    assert check.best_pruned_share > 0.5
 
 
-def test_early_values_that_tell_the_end_lose_nothing(make_table):
+def test_the_best_is_kept_if_early_ranks_equal_final_ranks(make_table):
     check = check_pruning(make_table(runs(range(12), range(12))))
-    assert (check.loses_best, check.rungs[0].agreement) == (0.0, pytest.approx(1.0))
+    assert (check.best_pruned_share, check.rungs[0].rank_correlation) == (0.0, pytest.approx(1.0))
 
 
-def test_the_direction_decides_who_is_better(make_table):
-    values = [-each for each in range(12)]
-    assert check_pruning(make_table(runs(values, values), direction="maximize")).loses_best == 0.0
+def test_the_direction_decides_which_trial_is_better(make_table):
+    values = [-i for i in range(12)]
+    assert check_pruning(make_table(runs(values, values), direction="maximize")).best_pruned_share == 0.0
 
 
-def test_pruned_trials_count_where_they_came_to(make_table):
-    """The winner is compared with all that reached the rung, not only with those that went on."""
+def test_pruned_trials_count_at_the_rungs_that_they_reached(make_table):
+    """The winner is compared with all that reached the rung, not only with those that were kept."""
     pruned = [
         TrialRow(
             trial=12 + i,

@@ -8,7 +8,7 @@ from hpopt.search.space import Categorical, Float, Int
 
 
 @pytest.mark.parametrize(
-    ("name", "range_", "side", "wider"),
+    ("name", "range_", "side", "widened"),
     [
         # Logarithmic ranges grow by a factor: the root of their own width, at most 10.
         ("x", Float(low=0.01, high=1.0, log=True), "high", Float(low=0.01, high=10.0, log=True)),
@@ -16,24 +16,24 @@ from hpopt.search.space import Categorical, Float, Int
         # Others by half of their width.
         ("x", Float(low=0.0, high=0.2), "high", Float(low=0.0, high=0.3)),
         ("x", Float(low=0.0, high=1.0, step=0.25), "high", Float(low=0.0, high=1.5, step=0.25)),
-        # Whole numbers stay whole, and gain at least one.
+        # Integers stay integers, and grow by at least one.
         ("x", Int(low=1, high=9), "high", Int(low=1, high=13)),
         ("x", Int(low=4, high=5), "high", Int(low=4, high=6)),
         ("x", Int(low=16, high=64, log=True), "low", Int(low=8, high=64, log=True)),
         ("x", Int(low=2, high=10, step=4), "high", Int(low=2, high=14, step=4)),
-        # Choices go on as they came: by ratio, or by difference.
+        # Choices continue by the ratio or the difference of the last two.
         ("x", Categorical(choices=(16, 32, 64)), "high", Categorical(choices=(16, 32, 64, 128))),
         ("x", Categorical(choices=(3, 5, 7)), "low", Categorical(choices=(1, 3, 5, 7))),
     ],
 )
-def test_a_range_grows_on_the_side_of_its_optimum(make_table: Callable[..., StudyTable], name, range_, side, wider):
-    assert widen(make_table([], {name: range_}), name, side) == wider
+def test_a_range_grows_on_the_side_of_its_optimum(make_table: Callable[..., StudyTable], name, range_, side, widened):
+    assert widen(make_table([], {name: range_}), name, side) == widened
 
 
 @pytest.mark.parametrize(
-    ("name", "range_", "side", "wider"),
+    ("name", "range_", "side", "widened"),
     [
-        # momentum must stay below 1: half of the way that is left.
+        # momentum must stay below 1: half of the remaining distance.
         ("momentum", Float(low=0.8, high=0.99), "high", Float(low=0.8, high=0.995)),
         # warmup_ratio cannot be less than 0, and ns_steps not less than 1 step.
         ("warmup_ratio", Float(low=0.0, high=0.2), "low", None),
@@ -43,6 +43,6 @@ def test_a_range_grows_on_the_side_of_its_optimum(make_table: Callable[..., Stud
         ("ns_steps", Categorical(choices=(1, 3, 5)), "low", None),
     ],
 )
-def test_the_dictionary_bounds_what_is_offered(make_table: Callable[..., StudyTable], name, range_, side, wider):
-    """A study file with the offered range must be one that hpopt accepts."""
-    assert widen(make_table([], {name: range_}), name, side) == wider
+def test_a_widened_range_has_valid_values_only(make_table: Callable[..., StudyTable], name, range_, side, widened):
+    """A study file with the widened range must be valid."""
+    assert widen(make_table([], {name: range_}), name, side) == widened

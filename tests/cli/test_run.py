@@ -486,9 +486,7 @@ def test_a_worker_that_fails_at_its_start_ends_the_run_with_the_end_of_its_log(w
     done = workspace.hpopt("run", "small.toml", "--workers", "1")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(
-        "hpopt: a worker failed (exit code 2): hpopt: study 'small': objective: cannot import held: "
-    )
+    assert last.startswith("hpopt: a worker exited with code 2: hpopt: study 'small': objective: cannot import held: ")
     assert "OSError: no such module here" in last
 
 

@@ -10,7 +10,7 @@ from finished_trials import make_finished_study
 from hpopt.storage.database import Database
 
 QUICKSTART = (Path(__file__).parents[2] / "studies" / "quickstart.toml").read_text()
-LEAK = "93% of the validation text is trained on too"
+LEAK = "93% of the validation text is also training text"
 
 
 @pytest.fixture

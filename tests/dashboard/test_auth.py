@@ -1,4 +1,4 @@
-"""The gate by itself, in front of an application that takes anything: real requests to a real server."""
+"""AuthMiddleware in front of an application that accepts everything, with real HTTP requests."""
 
 import base64
 import json
@@ -12,72 +12,75 @@ from wsgiref.validate import validator
 
 import pytest
 
-from hpopt.dashboard.auth import HEADERS, guard
+from hpopt.dashboard.auth import SECURITY_HEADERS, AuthMiddleware
 
 PASSWORD = "Grüße an 12 Nachbarn"
-WRITING = ["POST", "PUT", "PATCH", "DELETE", "TRACE"]
+TIMEOUT_S = 60
+UNSAFE_METHODS = ["POST", "PUT", "PATCH", "DELETE", "TRACE"]
 
 
-class Quiet(WSGIRequestHandler):
-    """Logs nothing."""
+class QuietHandler(WSGIRequestHandler):
+    """A request handler without an access log."""
 
     def log_message(self, *_arguments):
         pass
 
 
-class Gate:
-    """A served gate, and what it let through."""
+class Server:
+    """The served middleware, the requests that it passed on, and what it logged."""
 
-    def __init__(self, port: int, reached: list[str], said: list[str]):
+    def __init__(self, port: int, passed: list[str], logged: list[str]):
         self.port = port
-        self.reached = reached
-        self.said = said
+        self.passed = passed
+        self.logged = logged
 
-    def ask(self, method: str = "GET", path: str = "/", headers: dict[str, str] | None = None) -> HTTPResponse:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+    def request(self, method: str = "GET", path: str = "/", headers: dict[str, str] | None = None) -> HTTPResponse:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         connection.request(method, path, headers=headers or {})
-        answer = connection.getresponse()
-        answer.body = answer.read()
+        response = connection.getresponse()
+        response.body = response.read()
         connection.close()
-        return answer
+        return response
 
 
 @contextmanager
-def serve(password: str | None = None, *, writable: bool = False) -> Iterator[Gate]:
-    reached: list[str] = []
-    said: list[str] = []
+def serve(password: str | None = None, *, writable: bool = False) -> Iterator[Server]:
+    passed: list[str] = []
+    logged: list[str] = []
 
     def app(environ, start_response):
-        reached.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
-        # As optuna-dashboard does it: a policy of its own, which must not stand beside ours.
+        passed.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        # An application with a policy of its own, which must not stand beside that of the middleware.
         start_response("200 OK", [("Content-Type", "text/plain"), ("content-security-policy", "default-src *")])
-        return [b"through"]
+        return [b"passed"]
 
-    # The validator holds both sides to the rules of WSGI.
-    gate = validator(guard(validator(app), password=password, writable=writable, say=said.append))
-    with make_server("127.0.0.1", 0, gate, handler_class=Quiet) as server:
+    # The validators hold both sides to PEP 3333.
+    middleware = AuthMiddleware(validator(app), password=password, writable=writable, log=logged.append)
+    with make_server("127.0.0.1", 0, validator(middleware), handler_class=QuietHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield Gate(server.server_port, reached, said)
+            yield Server(server.server_port, passed, logged)
         finally:
             server.shutdown()
             thread.join()
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Gate]]:
+def start() -> Iterator[Callable[..., Server]]:
     with ExitStack() as servers:
         yield lambda *arguments, **options: servers.enter_context(serve(*arguments, **options))
 
 
 @pytest.fixture
-def open_gate(start) -> Gate:
+def open_server(start) -> Server:
+    """A server without a password."""
     return start()
 
 
 @pytest.fixture
-def locked_gate(start) -> Gate:
+def protected_server(start) -> Server:
+    """A server with a password."""
     return start(PASSWORD)
 
 
@@ -85,15 +88,15 @@ def login(user: str = "hpopt", password: str = PASSWORD, scheme: str = "Basic") 
     return {"Authorization": f"{scheme} {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
-@pytest.mark.parametrize("method", ["GET", *WRITING])
-def test_without_a_password_this_machine_may_do_everything(open_gate: Gate, method: str):
-    assert open_gate.ask(method, "/api").status == 200
-    assert open_gate.reached == [f"{method} /api"]
+@pytest.mark.parametrize("method", ["GET", *UNSAFE_METHODS])
+def test_without_a_password_this_machine_may_read_and_write(open_server: Server, method: str):
+    assert open_server.request(method, "/api").status == 200
+    assert open_server.passed == [f"{method} /api"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:80", "127.0.0.1", "127.0.0.1:9", "127.1.2.3", "[::1]:8080"])
-def test_without_a_password_the_names_of_this_machine_are_served(open_gate: Gate, host: str):
-    assert open_gate.ask(headers={"Host": host}).status == 200
+def test_without_a_password_the_names_of_this_machine_are_served(open_server: Server, host: str):
+    assert open_server.request(headers={"Host": host}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -104,16 +107,16 @@ def test_without_a_password_the_names_of_this_machine_are_served(open_gate: Gate
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/healthz"])
-def test_without_a_password_other_names_are_refused(open_gate: Gate, host: str, path: str):
-    """A page of evil.example may have that name point to 127.0.0.1, and the browser takes us for a part of it."""
-    answer = open_gate.ask(path=path, headers={"Host": host})
-    assert (answer.status, open_gate.reached) == (403, [])
-    assert "localhost" in json.loads(answer.body)["reason"]
+def test_without_a_password_other_names_are_refused(open_server: Server, host: str, path: str):
+    """DNS rebinding: evil.example may resolve to 127.0.0.1, and its page is then of the dashboard's origin."""
+    response = open_server.request(path=path, headers={"Host": host})
+    assert (response.status, open_server.passed) == (403, [])
+    assert "localhost" in json.loads(response.body)["reason"]
 
 
-def test_with_a_password_any_name_is_served(locked_gate: Gate):
-    """Only its operator knows under which names a server is reached; no foreign page knows the password."""
-    assert locked_gate.ask(headers={"Host": "gpu-node-7.example:8080", **login()}).status == 200
+def test_with_a_password_any_name_is_served(protected_server: Server):
+    """Only its operator knows the names of a server; no foreign page knows the password."""
+    assert protected_server.request(headers={"Host": "gpu-node-7.example:8080", **login()}).status == 200
 
 
 @pytest.mark.parametrize(
@@ -131,59 +134,59 @@ def test_with_a_password_any_name_is_served(locked_gate: Gate):
         {"Authorization": "Basic \xfc"},
     ],
 )
-def test_who_does_not_know_the_password_is_asked_for_it(locked_gate: Gate, headers: dict[str, str]):
+def test_a_request_without_the_right_password_is_refused_with_401(protected_server: Server, headers: dict[str, str]):
     for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
-        answer = locked_gate.ask(method, headers=headers)
-        assert answer.status == 401
-        assert answer.headers["WWW-Authenticate"] == 'Basic realm="hpopt", charset="UTF-8"'
-    assert locked_gate.reached == []
+        response = protected_server.request(method, headers=headers)
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"] == 'Basic realm="hpopt", charset="UTF-8"'
+    assert protected_server.passed == []
 
 
-def test_a_wrong_password_is_said_to_whoever_runs_it_but_not_itself(locked_gate: Gate):
-    """A browser asks once without one, which is no news; guesses are, and may be nearly right."""
-    locked_gate.ask()
-    assert locked_gate.said == []
-    locked_gate.ask(headers=login(password=PASSWORD[:-1]))
-    assert locked_gate.said == ["refused: a wrong password, from 127.0.0.1"]
+def test_a_failed_login_is_logged_without_the_password(protected_server: Server):
+    """A browser sends its first request without one, which is not logged; a wrong one may be nearly right."""
+    protected_server.request()
+    assert protected_server.logged == []
+    protected_server.request(headers=login(password=PASSWORD[:-1]))
+    assert protected_server.logged == ["authentication failed for a request from 127.0.0.1"]
 
 
 @pytest.mark.parametrize("scheme", ["Basic", "basic"])
-def test_who_knows_the_password_is_let_through(locked_gate: Gate, scheme: str):
-    answer = locked_gate.ask(headers=login(scheme=scheme))
-    assert (answer.status, answer.body) == (200, b"through")
+def test_a_request_with_the_right_password_is_passed_on(protected_server: Server, scheme: str):
+    response = protected_server.request(headers=login(scheme=scheme))
+    assert (response.status, response.body) == (200, b"passed")
 
 
-def test_the_probe_of_health_needs_no_password(locked_gate: Gate):
-    assert locked_gate.ask(path="/healthz").status == 200
+def test_the_health_probe_needs_no_password(protected_server: Server):
+    assert protected_server.request(path="/healthz").status == 200
 
 
 @pytest.mark.parametrize("path", ["/healthz/", "/healthz/../api", "/api?/healthz", "/HEALTHZ"])
-def test_what_only_looks_like_the_probe_needs_the_password(locked_gate: Gate, path: str):
-    assert locked_gate.ask(path=path).status == 401
+def test_paths_that_resemble_the_health_probe_need_the_password(protected_server: Server, path: str):
+    assert protected_server.request(path=path).status == 401
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_with_the_password_everything_can_be_read(locked_gate: Gate, method: str):
-    assert locked_gate.ask(method, headers=login()).status == 200
+def test_with_the_password_everything_can_be_read(protected_server: Server, method: str):
+    assert protected_server.request(method, headers=login()).status == 200
 
 
-@pytest.mark.parametrize("method", WRITING)
-def test_with_the_password_nothing_can_be_written(locked_gate: Gate, method: str):
-    answer = locked_gate.ask(method, headers=login())
-    assert (answer.status, locked_gate.reached) == (403, [])
-    assert "read-only" in json.loads(answer.body)["reason"]
+@pytest.mark.parametrize("method", UNSAFE_METHODS)
+def test_with_the_password_nothing_can_be_written(protected_server: Server, method: str):
+    response = protected_server.request(method, headers=login())
+    assert (response.status, protected_server.passed) == (403, [])
+    assert "read-only" in json.loads(response.body)["reason"]
 
 
-@pytest.mark.parametrize("method", WRITING)
-def test_what_is_writable_can_be_written_with_the_password_only(start, method: str):
-    gate = start(PASSWORD, writable=True)
-    assert gate.ask(method).status == 401
-    assert gate.ask(method, headers=login()).status == 200
-    assert gate.reached == [f"{method} /"]
+@pytest.mark.parametrize("method", UNSAFE_METHODS)
+def test_a_writable_dashboard_can_be_written_to_with_the_password_only(start, method: str):
+    server = start(PASSWORD, writable=True)
+    assert server.request(method).status == 401
+    assert server.request(method, headers=login()).status == 200
+    assert server.passed == [f"{method} /"]
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "headers",
     [
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -199,16 +202,16 @@ def test_what_is_writable_can_be_written_with_the_password_only(start, method: s
     ],
 )
 @pytest.mark.parametrize("password", [None, PASSWORD])
-def test_a_page_of_another_site_cannot_write(start, sent: dict[str, str], password: str | None):
-    """The browser of who has the dashboard open would send the password along."""
-    gate = start(password, writable=True)
-    answer = gate.ask("POST", headers={"Host": "localhost:8080", **login(), **sent})
-    assert (answer.status, gate.reached) == (403, [])
-    assert "other sites" in json.loads(answer.body)["reason"]
+def test_a_page_of_another_site_cannot_write(start, headers: dict[str, str], password: str | None):
+    """The browser of a user who has the dashboard open would send the password along."""
+    server = start(password, writable=True)
+    response = server.request("POST", headers={"Host": "localhost:8080", **login(), **headers})
+    assert (response.status, server.passed) == (403, [])
+    assert "other sites" in json.loads(response.body)["reason"]
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "headers",
     [
         {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost:8080"},
         {"Origin": "https://localhost:8080"},
@@ -216,18 +219,19 @@ def test_a_page_of_another_site_cannot_write(start, sent: dict[str, str], passwo
         {},
     ],
 )
-def test_its_own_page_and_programs_can_write(open_gate: Gate, sent: dict[str, str]):
-    """A proxy in front may speak https."""
-    assert open_gate.ask("POST", headers={"Host": "localhost:8080", **sent}).status == 200
+def test_its_own_page_and_programs_may_write(open_server: Server, headers: dict[str, str]):
+    """A proxy in front may serve https."""
+    assert open_server.request("POST", headers={"Host": "localhost:8080", **headers}).status == 200
 
 
-def test_a_link_from_another_site_can_be_followed(open_gate: Gate):
-    assert open_gate.ask(headers={"Sec-Fetch-Site": "cross-site"}).status == 200
+def test_a_link_from_another_site_can_be_followed(open_server: Server):
+    assert open_server.request(headers={"Sec-Fetch-Site": "cross-site"}).status == 200
 
 
 @pytest.mark.parametrize(("headers", "status"), [({}, 401), (login(), 200), ({"Origin": "null", **login()}, 403)])
-def test_every_answer_has_each_header_of_security_once(locked_gate: Gate, headers: dict[str, str], status: int):
-    answer = locked_gate.ask("GET" if status != 403 else "POST", headers=headers)
-    assert answer.status == status
-    assert {name: answer.headers.get_all(name) for name in HEADERS} == {k: [v] for k, v in HEADERS.items()}
-    assert set(Counter(name.lower() for name in answer.headers).values()) == {1}
+def test_every_response_has_each_security_header_once(protected_server: Server, headers: dict[str, str], status: int):
+    response = protected_server.request("GET" if status != 403 else "POST", headers=headers)
+    assert response.status == status
+    for name, value in SECURITY_HEADERS.items():
+        assert response.headers.get_all(name) == [value]
+    assert set(Counter(name.lower() for name in response.headers).values()) == {1}

@@ -1,4 +1,4 @@
-"""Engines that tests start themselves, and say loudly where they cannot."""
+"""The folder that tests launch from, and a Slurm of three nodes."""
 
 import shutil
 import tempfile
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 from workplace import Workplace
+
+pytest.register_assert_rewrite("conformance")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Installs what test_containers.py needs on Debian 12, as root, and makes the images that others are built on, where they
-# are not there already: under the names of the upstream images, out of Debian's packages, because a registry of images
-# may be out of reach.
+# Install what test_containers.py needs, on Debian 12 as root. Build the base images from Debian's packages, under the
+# names of the upstream images, where they are missing: no registry may be reachable.
 set -euo pipefail
 cd "$(dirname "$0")"
 export DEBIAN_FRONTEND=noninteractive CONTAINERS_CONF=$PWD/containers.conf

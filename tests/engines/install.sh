@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what the engine tests start, on Debian 12 as root.
+# Install the programs that the engine tests start, on Debian 12 as root.
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends slurm-wlm munge
-# Other sources than Debian's have a kubectl too, under another name.
+# Other package sources have kubectl too, under another name.
 command -v kubectl >/dev/null || apt-get install -y -qq --no-install-recommends kubernetes-client

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: three nodes of two pretended GPUs each, from Debian's packages."""
+"""A real Slurm on this machine, from Debian's packages: three nodes of two simulated GPUs each."""
 
 import os
 import platform
@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
+_WAIT_S = 200
 _CONF = """
 ClusterName=t
 SlurmctldHost={host}(127.0.0.1)
@@ -35,21 +37,21 @@ SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
-KillWait=10
+KillWait=30
 SlurmdTimeout=10
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[26821-26823] CPUs=4 RealMemory=4000 Gres=gpu:fake:2
-PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes=n[1-3] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
 _GRES = "AutoDetect=off\nNodeName=n[1-3] Name=gpu Type=fake File={folder}/fakegpu[0-1]\n"
 
 
 class SlurmCluster:
-    """Starts and stops the controller and the nodes, and takes nodes away as a power cut does."""
+    """Start and stop the controller and the nodes, and stop a node as a power cut does."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,7 +64,7 @@ class SlurmCluster:
         names = {"host": platform.node(), "folder": self.folder}
         self.conf.write_text(_CONF.format(**names).lstrip())
         (self.folder / "gres.conf").write_text(_GRES.format(**names))
-        # Slurm gives jobs only GPUs that are devices.
+        # Slurm accepts only devices as GPUs.
         for number, minor in ((0, 3), (1, 5)):
             os.mknod(self.folder / f"fakegpu{number}", 0o666 | 0o020000, os.makedev(1, minor))
         self._start_munge()
@@ -81,37 +83,62 @@ class SlurmCluster:
             daemon.wait()
 
     def run(self, *command, check=True):
-        """Run one of Slurm's programs and give what it prints."""
-        done = subprocess.run(
+        """Run one of Slurm's programs and return its standard output."""
+        completed = subprocess.run(
             ["timeout", "30", *command], env=self.environment, text=True, capture_output=True, check=False
         )
-        assert not check or done.returncode == 0, done
-        return done.stdout.strip()
+        assert not check or completed.returncode == 0, completed
+        return completed.stdout.strip()
+
+    def list_tasks(self):
+        """Return the state of each task in the queue by its job."""
+        lines = self.run("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def cancel_all(self):
+        """Kill all jobs, and wait until all nodes are there and nothing runs on them."""
+        self.run("scancel", "--full", "--signal=KILL", "--user=root", check=False)
+        self.run("scancel", "--user=root", check=False)
+        self.wait_until_idle()
+
+    def processes(self, node):
+        """Return the processes of the jobs on a node, found by their environment, and the step managers above them."""
+        variables = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.conf}".encode()}
+        found = set()
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if variables <= set((path / "environ").read_bytes().split(b"\0")):
+                    found.add(int(path.name))
+                    parent = (path / "status").read_text().split("PPid:\t")[1].split("\n")[0]
+                    if Path("/proc", parent, "cmdline").read_bytes().startswith(b"slurmstepd:"):
+                        found.add(int(parent))
+        return found
 
     def start_node(self, node):
-        """Let a node join the cluster, or come back to it."""
+        """Let a node join the cluster, or return to it."""
         (self.folder / f"spool.{node}").mkdir(exist_ok=True)
         self._start(node, "slurmd", "-D", "-c", "-N", node)
 
     def wait_until_idle(self):
         """Wait until all nodes are there and nothing runs on them."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _WAIT_S
         while set(self.run("sinfo", "--noheader", "--Node", "--format=%T", check=False).split()) != {"idle"}:
             assert time.monotonic() < deadline, (self.folder / "slurmctld.log").read_text()[-2000:]
             time.sleep(0.3)
 
     def lose_node(self, node):
-        """Kill a node's daemon, its step managers and all that runs on it, at once and without a word."""
-        self._daemons[node].send_signal(signal.SIGSTOP)
-        while victims := [pid for pid in _processes_of(node, self.folder) if pid != self._daemons[node].pid]:
-            for pid in victims:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.1)
-        self._daemons[node].kill()
-        self._daemons[node].wait()
+        """Kill a node's daemon, its step managers and all that runs on it, before any of them can react."""
+        daemon = self._daemons[node]
+        daemon.send_signal(signal.SIGSTOP)
+        stopped = set()
+        while running := self.processes(node) - stopped:
+            for pid in running:
+                _send(signal.SIGSTOP, pid)
+            stopped |= running
+        for pid in stopped:
+            _send(signal.SIGKILL, pid)
+        daemon.kill()
+        daemon.wait()
 
     def _start(self, name, *command):
         with (self.folder / f"{name}.out").open("ab") as log:
@@ -126,14 +153,6 @@ class SlurmCluster:
             subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged", "--force"], check=True)
 
 
-def _processes_of(node, folder):
-    """Find the processes of a node by their environment, and its step managers by their folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            variables = (path / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"SLURMD_NODENAME={node}".encode() in variables and f"SLURM_CONF={folder}/slurm.conf".encode() in variables:
-            found.append(int(path.name))
-    return found
+def _send(number, pid):
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,8 +1,8 @@
-"""The images and compose.yaml with real containers: built, brought up, worked in, killed. And the rendered manifests.
+"""The images and compose.yaml with real containers, which are killed and preempted, and the rendered manifests.
 
-Podman stands in for Docker and podman-compose for its compose. Where no registry is reached, install-containers.sh has
-made the images that ours are built on out of Debian's packages: Debian's Postgres stands in for the official image.
-Without systemd nobody runs health checks, and compose waits for none: both are done here.
+Podman replaces Docker, and podman-compose its compose. Where no registry is reachable, install-containers.sh builds the
+base images from Debian's packages: Debian's PostgreSQL replaces the official image. Without systemd, podman runs no
+health checks and compose does not wait for them, so the tests do both.
 """
 
 import ast
@@ -39,8 +39,8 @@ DOCKER = ROOT / "docker"
 TARGETS = ("pgbouncer", "worker", "service")
 PODMAN = {**os.environ, "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf"))}
 N_TRIALS = 8
-# About a hundred real documents, which are prepared in two seconds.
-LARGEST_DOCUMENT = 15_000
+# Selects about a hundred real documents, which are prepared in two seconds.
+MAX_DOCUMENT_BYTES = 15_000
 STUDY = f"""
 name = "small"
 [budget]
@@ -65,14 +65,16 @@ max_steps = 300
 eval_steps = 30
 eval_tokens = 1024
 """
-# The shipped ones wait a minute before they take a silent worker for dead, and take all cores.
-PATIENCE = ("--heartbeat-every", "1", "--stale-after", "5")
-TEST_WORKER = {"command": ["worker", "${STUDY:-}", *PATIENCE], "environment": {"OMP_NUM_THREADS": "1"}}
+# The shipped workers mark an attempt as lost after a minute, and use all cores.
+HEARTBEAT_OPTIONS = ("--heartbeat-every", "1", "--stale-after", "10")
+TEST_WORKER = {"command": ["worker", "${STUDY:-}", *HEARTBEAT_OPTIONS], "environment": {"OMP_NUM_THREADS": "1"}}
+# For what must happen sooner or later on a busy machine. pytest's own limit is above it.
+WAIT_S = 600
 
 
 def run(*command, check=True, **options) -> subprocess.CompletedProcess[str]:
-    """Run a program, and show what it said when it fails."""
-    said = subprocess.run(
+    """Run a program, and show its output when it fails."""
+    completed = subprocess.run(
         [str(word) for word in command],
         env=options.pop("env", PODMAN),
         capture_output=True,
@@ -80,23 +82,23 @@ def run(*command, check=True, **options) -> subprocess.CompletedProcess[str]:
         check=False,
         **options,
     )
-    assert not check or said.returncode == 0, f"{command}: {said.stdout}\n{said.stderr}"
-    return said
+    assert not check or completed.returncode == 0, f"{command}: {completed.stdout}\n{completed.stderr}"
+    return completed
 
 
 def podman(*arguments, check=True) -> str:
     return run("podman", *arguments, check=check).stdout
 
 
-def wait_until(is_so: Callable[[], object], within_s: float = 90) -> None:
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline, f"not within {within_s} s"
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {WAIT_S} s"
         time.sleep(0.3)
 
 
-def pip_as_here(folder: Path) -> list[str]:
-    """Mount what this machine's pip is set up with into a build: certificates, and folders of packages."""
+def mount_pip_settings(folder: Path) -> list[str]:
+    """Return options that mount the settings of this machine's pip into a build: certificates and package folders."""
     lines = run(sys.executable, "-m", "pip", "config", "list").stdout.splitlines()
     settings = {
         name.rpartition(".")[2]: " ".join(ast.literal_eval(value).split())
@@ -106,7 +108,7 @@ def pip_as_here(folder: Path) -> list[str]:
     file = folder / "pip.conf"
     file.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
     words = [word for value in settings.values() for word in value.split()]
-    # The files of an index lie beside its pages.
+    # The packages of an index are beside its pages.
     indexes = [Path(word.removeprefix("file://")).parent for word in words if word.startswith("file://")]
     paths = {*indexes, *(Path(word) for word in words if word.startswith("/"))}
     mounts = [f"{path}:{path}:ro" for path in sorted(paths) if path.exists()]
@@ -115,18 +117,18 @@ def pip_as_here(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> dict[str, str]:
-    """The images by target, as compose.yaml calls them."""
-    mounts = pip_as_here(tmp_path_factory.mktemp("pip"))
+    """The names of the images in compose.yaml, by target."""
+    mounts = mount_pip_settings(tmp_path_factory.mktemp("pip"))
     names = {target: f"hpopt-{target}" for target in TARGETS}
     for target, name in names.items():
         files = ("--file", DOCKER / "Dockerfile", "--ignorefile", DOCKER / "Dockerfile.dockerignore")
-        # Docker's format has health checks.
+        # Only Docker's format has health checks.
         podman("build", "--format=docker", *files, "--target", target, "--tag", name, *mounts, ROOT)
     return names
 
 
 class Service:
-    """compose.yaml, brought up with passwords, studies and a port of the test's own."""
+    """The services of compose.yaml, with passwords, studies and a port of the test's own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -161,12 +163,12 @@ class Service:
         return run("podman", "healthcheck", "run", self.container(service), check=False).returncode == 0
 
     def hpopt(self, *arguments) -> str:
-        """Run a verb beside the dashboard, again where Podman's DNS lost a name while containers came and went."""
+        """Run hpopt beside the dashboard, and retry where Podman's DNS has lost a name while containers restart."""
         command = ("podman", "exec", self.container("dashboard"), "hpopt", *arguments)
-        while "name resolution" in (said := run(*command, check=False)).stderr:
+        while "name resolution" in (completed := run(*command, check=False)).stderr:
             time.sleep(0.5)
-        assert said.returncode == 0, said.stderr
-        return said.stdout
+        assert completed.returncode == 0, completed.stderr
+        return completed.stdout
 
     def sql(self, query: str) -> str:
         client = ("psql", "--username=owner", "--dbname=hpopt", "--no-align", "--tuples-only", f"--command={query}")
@@ -187,14 +189,14 @@ def write_study(folder: Path) -> None:
     documents = folder / "documents"
     documents.mkdir(parents=True)
     for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
-        if path.stat().st_size < LARGEST_DOCUMENT:
+        if path.stat().st_size < MAX_DOCUMENT_BYTES:
             shutil.copy(path, documents / f"{path.stem}.txt")
     (folder / "small.toml").write_text(STUDY)
 
 
 @pytest.fixture(scope="module")
 def service(images, tmp_path_factory) -> Iterator[Service]:
-    """The service, with a study that two workers have worked on to its end; one was killed, the other preempted."""
+    """The service, with a finished study of two workers, one of which was killed and the other preempted."""
     service = Service(tmp_path_factory.mktemp("service"))
     write_study(service.studies)
     try:
@@ -205,7 +207,7 @@ def service(images, tmp_path_factory) -> Iterator[Service]:
             else:
                 wait_until(lambda name=name: service.is_healthy(name))
         service.hpopt("create", "small.toml")
-        # Both begin together, however much longer one of them takes to start.
+        # Both workers begin at the same time, however much longer one of them takes to start.
         service.hpopt("pause", "small")
         service.compose("up", "--detach", "--no-deps", "--scale", "worker=2", "worker")
         wait_until(lambda: service.sql("select count(*) from hpopt.fleet") == "2")
@@ -215,27 +217,27 @@ def service(images, tmp_path_factory) -> Iterator[Service]:
         wait_until(lambda: service.sql(running) == "2")
         podman("kill", "--signal=KILL", killed)
         podman("exec", preempted, "sh", "-c", "kill -TERM 1")
-        over = "select count(*) from hpopt.trials where state in ('COMPLETE', 'PRUNED', 'FAIL')"
-        wait_until(lambda: service.sql(over) == str(N_TRIALS), within_s=300)
+        finished = "select count(*) from hpopt.trials where state in ('COMPLETE', 'PRUNED', 'FAIL')"
+        wait_until(lambda: service.sql(finished) == str(N_TRIALS))
         service.killed, service.preempted = killed, preempted
         yield service
     finally:
-        # pytest shows it where something failed.
+        # pytest shows this when a test failed.
         for name in ("postgres", "pgbouncer", "migrate", "dashboard", "worker"):
             for container in service.containers(name):
-                said = run("podman", "logs", "--timestamps", container, check=False)
-                sys.stdout.write(f"\n{container}:\n{said.stdout}{said.stderr}")
-        # Without the last of these, workers beyond the first would stay.
+                logs = run("podman", "logs", "--timestamps", container, check=False)
+                sys.stdout.write(f"\n{container}:\n{logs.stdout}{logs.stderr}")
+        # Without the last option, workers beyond the first would stay.
         service.compose("down", "--volumes", "--remove-orphans", check=False)
 
 
-def test_only_what_is_named_is_sent_to_a_build(tmp_path):
+def test_a_build_gets_only_the_files_that_it_needs(tmp_path):
     """A .git, .hpopt or folder of secrets in a layer stays there, whatever a later layer deletes."""
     lister = tmp_path / "Dockerfile"
     lister.write_text("FROM debian:bookworm-slim\nCOPY . /context\nRUN cd /context && find . -type f\n")
     ignore = ("--ignorefile", DOCKER / "Dockerfile.dockerignore")
-    said = podman("build", "--no-cache", "--file", lister, *ignore, ROOT)
-    sent = {line for line in said.splitlines() if line.startswith("./")}
+    output = podman("build", "--no-cache", "--file", lister, *ignore, ROOT)
+    sent = {line for line in output.splitlines() if line.startswith("./")}
     assert {"./pyproject.toml", "./src/hpopt/cli/main.py", "./docker/pgbouncer.sh"} <= sent
     assert {line.split("/")[1] for line in sent} == {
         *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "alembic", "src", "docker")
@@ -243,14 +245,14 @@ def test_only_what_is_named_is_sent_to_a_build(tmp_path):
     assert not [line for line in sent if "__pycache__" in line]
 
 
-def test_the_service_is_there_without_torch_and_the_worker_with_it(images):
+def test_the_worker_has_torch_and_the_service_has_not(images):
     import_torch = ("--entrypoint=python3", "--rm")
     assert run("podman", "run", *import_torch, images["service"], "-c", "import torch", check=False).returncode == 1
     podman("run", *import_torch, images["worker"], "-c", "import torch, transformers")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_image_runs_as_nobody_who_matters(images, target):
+def test_an_image_does_not_run_as_root(images, target):
     assert podman("run", "--rm", "--entrypoint=id", images[target], "-u").strip() in {"10001", "65534"}
     assert "0:0" not in podman("image", "inspect", "--format={{.User}}", images[target])
 
@@ -259,11 +261,11 @@ def test_the_budget_is_kept_through_a_kill_and_a_preemption(service):
     assert service.sql("select count(*), count(*) filter (where state = 'COMPLETE') from hpopt.trials") == (
         f"{N_TRIALS}|{N_TRIALS}"
     )
-    ends = service.sql("select string_agg(distinct outcome, ' ' order by outcome) from hpopt.attempt")
-    assert ends == "complete lost preempted"
+    outcomes = service.sql("select string_agg(distinct outcome, ' ' order by outcome) from hpopt.attempt")
+    assert outcomes == "complete lost preempted"
 
 
-def test_a_preempted_worker_is_run_again_and_one_whose_study_is_over_is_not(service):
+def test_a_preempted_worker_is_run_again_and_one_whose_study_is_finished_is_not(service):
     wait_until(lambda: podman("inspect", "--format={{.State.Status}}", service.preempted).strip() == "exited")
     assert podman("inspect", "--format={{.State.ExitCode}} {{.RestartCount}}", service.preempted).split() == ["0", "1"]
     assert "over: " in run("podman", "logs", service.preempted).stderr
@@ -276,7 +278,7 @@ def test_the_best_parameters_are_read_from_the_service_and_from_its_database(ser
     assert set(best["params"]) == {"learning_rate", "momentum"}
 
 
-def test_the_dashboard_asks_for_its_password(service):
+def test_the_dashboard_requires_its_password(service):
     assert service.get("/dashboard/") == 401
     assert service.get("/dashboard/", "wrong") == 401
     assert service.get("/api/studies") == 401
@@ -284,8 +286,8 @@ def test_the_dashboard_asks_for_its_password(service):
     assert service.get("/healthz") == 200
 
 
-def test_health_follows_the_database(service):
-    wait_until(lambda: service.is_healthy("dashboard"), within_s=10)
+def test_the_dashboard_is_unhealthy_while_the_database_is_unreachable(service):
+    wait_until(lambda: service.is_healthy("dashboard"))
     podman("stop", service.container("pgbouncer"))
     assert not service.is_healthy("dashboard")
     podman("start", service.container("pgbouncer"))
@@ -293,29 +295,29 @@ def test_health_follows_the_database(service):
 
 
 def test_a_worker_may_not_change_tables(service):
-    """Whoever breaks into a training job reaches the rows, and no more."""
+    """An intruder in a training job reaches the rows, and no more."""
     connect = "import os, psycopg2; connection = psycopg2.connect(os.environ['HPOPT_STORAGE'])"
-    asked = f"{connect}; connection.cursor().execute('drop table hpopt.rung')"
-    command = ("podman", "exec", service.container("dashboard"), "python3", "-c", asked)
-    wait_until(lambda: "must be owner of table rung" in run(*command, check=False).stderr, within_s=10)
+    program = f"{connect}; connection.cursor().execute('drop table hpopt.rung')"
+    command = ("podman", "exec", service.container("dashboard"), "python3", "-c", program)
+    wait_until(lambda: "must be owner of table rung" in run(*command, check=False).stderr)
 
 
 def test_no_password_is_in_an_image_an_environment_a_command_line_a_log_or_the_configuration(service, images):
-    seen = [service.compose("config").stdout]
+    texts = [service.compose("config").stdout]
     for image in images.values():
-        seen += [podman("history", "--no-trunc", image), podman("image", "inspect", image)]
+        texts += [podman("history", "--no-trunc", image), podman("image", "inspect", image)]
     for name in ("postgres", "pgbouncer", "migrate", "dashboard", "worker"):
         for container in service.containers(name):
             logs = run("podman", "logs", container)
-            seen += [podman("inspect", container), logs.stdout, logs.stderr]
-    look = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; true"
+            texts += [podman("inspect", container), logs.stdout, logs.stderr]
+    read = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; true"
     for name, user in (("postgres", "postgres"), ("pgbouncer", "nobody"), ("dashboard", "hpopt")):
-        seen.append(podman("exec", "--user", user, service.container(name), "sh", "-c", look))
-    # They are looked for where something is.
-    assert "POSTGRES_PASSWORD_FILE" in seen[0]
-    assert "worker@pgbouncer" in seen[-1]
+        texts.append(podman("exec", "--user", user, service.container(name), "sh", "-c", read))
+    # The texts are those of this service.
+    assert "POSTGRES_PASSWORD_FILE" in texts[0]
+    assert "worker@pgbouncer" in texts[-1]
     for user in ("owner", "worker", "dashboard"):
-        assert not [text for text in seen if service.password(user) in text]
+        assert not [text for text in texts if service.password(user) in text]
 
 
 def test_a_worker_that_is_refused_is_not_run_again(service):
@@ -323,18 +325,17 @@ def test_a_worker_that_is_refused_is_not_run_again(service):
     service.compose("up", "--detach", "--no-deps", "worker", study="smal")
     name = service.container("worker")
     wait_until(lambda: podman("inspect", "--format={{.State.Status}}", name).strip() == "exited")
-    time.sleep(2)
     assert podman("inspect", "--format={{.State.ExitCode}} {{.RestartCount}}", name).split() == ["0", "0"]
     assert "no study 'smal' in" in run("podman", "logs", name).stderr
 
 
 @pytest.mark.parametrize("folder", ["kubernetes", "kubernetes/worker"])
-def test_kustomize_renders_what_a_cluster_takes(folder):
+def test_kustomize_renders_valid_manifests(folder):
     rendered = list(yaml.safe_load_all(run("kubectl", "kustomize", DOCKER / folder).stdout))
     assert rendered
-    for thing in rendered:
-        kubernetes_validate.validate(thing, "1.33", strict=True)
-        assert "hpopt" in {thing["metadata"]["name"], thing["metadata"].get("namespace")}
-        if "template" in thing.get("spec", {}):
-            (box,) = thing["spec"]["template"]["spec"]["containers"]
-            assert re.fullmatch(r"hpopt-(service|worker):\d+\.\d+\.\d+", box["image"])
+    for manifest in rendered:
+        kubernetes_validate.validate(manifest, "1.33", strict=True)
+        assert "hpopt" in {manifest["metadata"]["name"], manifest["metadata"].get("namespace")}
+        if "template" in manifest.get("spec", {}):
+            (container,) = manifest["spec"]["template"]["spec"]["containers"]
+            assert re.fullmatch(r"hpopt-(service|worker):\d+\.\d+\.\d+", container["image"])

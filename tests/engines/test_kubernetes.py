@@ -1,4 +1,4 @@
-"""`hpopt launch --on kubernetes` with the real kubectl; a few lines here answer in place of a cluster's API."""
+"""`hpopt launch kubernetes` with the real kubectl, which talks to a stand-in for the API of a cluster."""
 
 import json
 import shutil
@@ -7,8 +7,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conformance import NAME, Engine, LaunchConformance
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 _BATCH = {"groupVersion": "batch/v1", "version": "v1"}
 _JOBS = {
@@ -18,7 +19,7 @@ _JOBS = {
     "kind": "Job",
     "verbs": ["create", "delete", "list"],
 }
-# By this kubectl sees that the server refuses unknown fields.
+# kubectl looks here whether the server refuses unknown fields.
 _PATCH = {
     "x-kubernetes-group-version-kind": {"group": "batch", "version": "v1", "kind": "Job"},
     "parameters": [{"name": "fieldValidation", "in": "query"}],
@@ -73,12 +74,35 @@ class _Api(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Keep requests out of the output of tests."""
+
+
+class Kubernetes(Engine):
+    """A user whose kubectl talks to the stand-in. Nothing runs the pods."""
+
+    name = "kubernetes"
+    n_workers = 64
+    launch_options = ("--image", "registry.example/hpopt:1", "--namespace", "ml")
+    stop_options = ("--namespace", "ml")
+    cancelled = "1 Kubernetes job"
+
+    def __init__(self, workplace, api):
+        super().__init__(workplace)
+        self.api = api
+
+    def wait_until_started(self):
+        """Return at once."""
+
+    def list_jobs(self):
+        return list(self.api.jobs)
+
+    def read_records(self):
+        return [json.dumps(job) for job in self.api.jobs.values()]
 
 
 @pytest.fixture
-def api(workplace):
-    """What kubectl takes for a cluster."""
+def engine(workplace):
+    """A kubectl with a context for the stand-in."""
     if shutil.which("kubectl") is None:
         pytest.skip("SKIPPED: no kubectl here; tests/engines/install.sh installs it")
     version = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, check=True).stdout
@@ -98,28 +122,33 @@ def api(workplace):
         path = workplace.folder / "kubeconfig"
         path.write_text(json.dumps(config))
         workplace.environment |= {"KUBECONFIG": str(path), "HOME": str(workplace.folder)}
-        yield server
+        yield Kubernetes(workplace, server)
         server.shutdown()
 
 
-def test_a_launch_is_a_job_in_the_namespace_and_a_stop_deletes_it(workplace, api):
-    workplace.create("tiny", trials=4, steps=3)
-    launch = ("launch", "tiny", "--on", "kubernetes", "--namespace", "ml")
-    said = workplace.hpopt(*launch, "--workers", "64", "--image", "registry.example/hpopt:1")
-    assert api.posted == ["/apis/batch/v1/namespaces/ml/jobs"]
-    ((name, job),) = api.jobs.items()
-    assert f"Kubernetes job.batch/{name};" in said
+class TestKubernetes(LaunchConformance):
+    """The promises of all engines that need no workers."""
+
+
+def test_a_launch_is_a_job_in_the_namespace_and_a_stop_selects_it_by_its_label(engine):
+    engine.workplace.create(NAME, trials=4, steps=3)
+    printed = engine.launch()
+    assert engine.api.posted == ["/apis/batch/v1/namespaces/ml/jobs"]
+    ((name, job),) = engine.api.jobs.items()
+    assert printed == (
+        f"Kubernetes job.batch/{name}; `hpopt status {NAME}` shows the workers, "
+        f"`hpopt launch kubernetes {NAME} --namespace=ml --stop` cancels them\n"
+    )
     assert job["spec"]["completions"] == 64
-    assert workplace.hpopt(*launch, "--stop") == "tiny: 1 cancelled (jobs in Kubernetes)\n"
-    assert not api.jobs
-    assert api.queries == [f"labelSelector=hpopt%2Fstudy%3D{job['metadata']['labels']['hpopt/study']}"]
+    engine.stop()
+    assert engine.api.queries == [f"labelSelector=hpopt%2Fstudy%3D{job['metadata']['labels']['hpopt/study']}"]
 
 
-def test_a_cluster_that_is_away_is_one_line(workplace, api):
-    api.shutdown()
-    api.server_close()
-    workplace.create("tiny", trials=4, steps=3)
-    done = workplace.try_hpopt("launch", "tiny", "--on", "kubernetes", "--workers", "1", "--image", "x")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "kubectl" in done.stderr
+def test_an_unreachable_cluster_is_one_line(engine):
+    engine.api.shutdown()
+    engine.api.server_close()
+    engine.workplace.create(NAME, trials=4, steps=3)
+    completed = engine.workplace.try_hpopt(*engine.launch_command())
+    assert completed.returncode == 2
+    assert completed.stderr.count("\n") == 1
+    assert "kubectl" in completed.stderr

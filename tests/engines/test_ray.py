@@ -1,78 +1,109 @@
-"""`hpopt launch --on ray` on a real cluster of three nodes: every trial is accounted for when one is lost."""
+"""`hpopt launch ray` on a real cluster of three nodes."""
 
+import platform
+import re
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from conformance import NAME, ClusterConformance, Engine, LaunchConformance
 
-ray_cluster = pytest.importorskip("ray.cluster_utils", reason="SKIPPED: no Ray here; pip install 'hpopt[ray]'")
+ray = pytest.importorskip("ray", reason="SKIPPED: no Ray here; pip install 'hpopt[ray]'")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+
+GPUS_PER_NODE = 2
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    """A head without GPUs and two nodes of two pretended ones."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    found = ray_cluster.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+class Ray(Engine):
+    """A user whose environment names a cluster of four GPUs."""
+
+    name = "ray"
+    n_workers = 4
+    launch_options = ("--same-host",)
+    cancelled = "4 Ray actors"
+    # A worker notices that the actor above it is gone, and has time to return its trial.
+    lost_outcomes = frozenset({"lost", "preempted"})
+
+    def __init__(self, workplace, cluster):
+        super().__init__(workplace)
+        self.cluster = cluster
+        workplace.environment |= {"RAY_ADDRESS": cluster.address, "RAY_USAGE_STATS_ENABLED": "0"}
+
+    def list_jobs(self):
+        return ray.util.list_named_actors()
+
+    def expected_jobs(self, printed):
+        return set(re.findall(r"hpopt-[\w-]+-\d+", printed.partition(";")[0]))
+
+    def expected_nodes(self):
+        return {platform.node()}
+
+    def lose_node(self, workers):
+        self.cluster.remove_node(self.cluster.workers.pop(), allow_graceful=False)
+        # They run on this machine and outlive their node until they notice.
+        self.workplace.wait_until(lambda: sum(is_running(worker["pid"]) for worker in workers) == GPUS_PER_NODE)
+        return GPUS_PER_NODE
+
+    def restore_node(self):
+        self.cluster.workers.append(self.cluster.add_node(num_cpus=2, num_gpus=GPUS_PER_NODE))
+
+
+def is_running(pid):
+    """Return whether a process has not ended; one that nobody has waited for yet has."""
     try:
-        found.nodes = [found.add_node(num_cpus=2, num_gpus=2) for _ in range(2)]
-        yield found
-    finally:
-        found.shutdown()
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head without GPUs, and two nodes of two simulated ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+        try:
+            cluster.workers = [cluster.add_node(num_cpus=2, num_gpus=GPUS_PER_NODE) for _ in range(2)]
+            ray.init(address=cluster.address, namespace="hpopt", log_to_driver=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 @pytest.fixture
-def user(cluster, workplace):
-    """Somebody whose environment names the cluster."""
-    workplace.environment |= {"RAY_ADDRESS": cluster.address, "RAY_USAGE_STATS_ENABLED": "0"}
-    return workplace
+def engine(workplace, cluster):
+    """A Ray cluster without actors."""
+    engine = Ray(workplace, cluster)
+    yield engine
+    while names := engine.list_jobs():
+        for name in names:
+            # Raised for an actor that has ended meanwhile.
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(name))
+        time.sleep(0.5)
+    while ray.available_resources().get("GPU") != GPUS_PER_NODE * len(cluster.workers):
+        time.sleep(0.5)
 
 
-def launch(user, study, *options):
-    return user.hpopt("launch", study, "--on", "ray", "--same-host", *user.patience, *options)
+class TestRay(LaunchConformance, ClusterConformance):
+    """The promises of all engines."""
 
 
-def test_a_study_finishes_exactly_its_budget_in_spite_of_a_lost_node(cluster, user):
-    user.create("lost", trials=10, steps=60)
-    said = launch(user, "lost", "--workers", "4")
-    assert "Ray actors hpopt-lost-" in said
-    status = user.wait_until("lost", lambda status: status["books"]["n_held"] == 4, seconds=90)
-    assert {worker["engine"] for worker in status["workers"]} == {"ray"}
-    assert len({worker["job"] for worker in status["workers"]}) == 4
-    cluster.remove_node(cluster.nodes[0], allow_graceful=False)
-    user.wait_until("lost", lambda status: status["books"]["n_held"] == 2, seconds=60)
-    cluster.add_node(num_cpus=2, num_gpus=2)
-    user.wait_until_over("lost", seconds=120)
-    assert set(user.outcomes("lost")) <= {"complete", "lost", "preempted"}
-    assert user.outcomes("lost").get("complete") == 10
-    # Workers whose study is over do not come back.
-    time.sleep(3)
-    assert "0 cancelled" in user.hpopt("launch", "lost", "--on", "ray", "--stop")
+def test_workers_see_the_gpus_that_ray_assigns_to_them(engine):
+    engine.workplace.hold()
+    engine.workplace.create(NAME, trials=50, steps=3)
+    engine.launch()
+    engine.workplace.wait_for_held_trials(NAME, 4, steps=3)
+    assert sorted(start["gpus"] for start in engine.workplace.starts()) == ["0", "0", "1", "1"]
 
 
-def test_stopped_actors_hand_their_trials_back(user):
-    user.create("stopped", trials=100, steps=60)
-    launch(user, "stopped", "--workers", "3")
-    user.wait_until("stopped", lambda status: status["books"]["n_held"] == 3, seconds=90)
-    assert "3 cancelled (actors in Ray)" in user.hpopt("launch", "stopped", "--on", "ray", "--stop")
-    status = user.status("stopped")
-    assert (status["books"]["n_held"], status["workers"]) == (0, [])
-    assert set(user.outcomes("stopped")) <= {"complete", "preempted"}
-
-
-def test_workers_see_the_gpus_that_ray_gives_them(user):
-    user.create("placed", trials=8, steps=20)
-    launch(user, "placed", "--workers", "4")
-    user.wait_until_over("placed", seconds=90)
-    gpus = [line.split()[-1] for line in (user.folder / "places.txt").read_text().splitlines()]
-    assert set(gpus) == {"0", "1"}
-
-
-def test_no_cluster_is_one_line(workplace):
-    workplace.create("nowhere", trials=1, steps=1)
-    done = workplace.try_hpopt(
-        *("launch", "nowhere", "--on", "ray", "--same-host", "--workers", "1", "--address", "127.0.0.1:1")
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("hpopt: --on ray: no cluster at 127.0.0.1:1")
-    assert done.stderr.count("\n") == 1
+def test_an_unreachable_cluster_is_one_line(workplace):
+    workplace.create(NAME, trials=1, steps=1)
+    options = ("--same-host", "--workers", "1", "--address", "127.0.0.1:1")
+    completed = workplace.try_hpopt("launch", "ray", NAME, *options)
+    assert completed.returncode == 2
+    assert completed.stderr == "hpopt: --address: no Ray cluster at 127.0.0.1:1: Connection refused\n"

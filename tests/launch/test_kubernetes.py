@@ -1,4 +1,4 @@
-"""The Job that Kubernetes gets. No cluster was there to take it."""
+"""The manifest of a Job, checked by the schemas of Kubernetes. No cluster has run it."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from hpopt.launch.kubernetes import write_manifest
 
 
 @pytest.fixture
-def job(order):
-    """The job of three workers."""
-    return yaml.safe_load(write_manifest(order, image="registry.example/hpopt:1", namespace="ml"))
+def manifest(job_spec):
+    """The Job of three workers."""
+    return yaml.safe_load(write_manifest(job_spec, image="registry.example/hpopt:1", namespace="ml"))
 
 
-def test_the_job_is_one_that_kubernetes_knows(job):
-    kubernetes_validate.validate(job, "1.33", strict=True)
+def test_the_manifest_is_valid(manifest):
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
 
 
-def test_the_job_has_a_pod_a_worker_with_its_gpus(job):
-    spec = job["spec"]
+def test_the_job_has_a_pod_a_worker_with_its_gpus(manifest):
+    spec = manifest["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
     (worker,) = spec["template"]["spec"]["containers"]
     assert worker["args"] == ["worker", "tiny", "--stale-after", "60"]
@@ -29,40 +29,40 @@ def test_the_job_has_a_pod_a_worker_with_its_gpus(job):
     assert worker["resources"]["limits"] == {"nvidia.com/gpu": 1}
 
 
-def test_exit_codes_and_evictions_mean_what_they_mean_everywhere(job):
-    """Being asked to run again counts for nothing, whatever the limit of failures."""
-    rules = job["spec"]["podFailurePolicy"]["rules"]
+def test_code_75_and_evictions_do_not_count_as_failures_and_code_2_fails_the_job(manifest):
+    rules = manifest["spec"]["podFailurePolicy"]["rules"]
     by_code = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in rules if "onExitCodes" in rule}
     assert by_code == {75: "Ignore", 2: "FailJob"}
     assert [rule["action"] for rule in rules if "onPodConditions" in rule] == ["Ignore"]
-    # The policy holds for pods that are not started again in place.
-    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    # Kubernetes applies the policy only to pods that are not restarted in place.
+    assert manifest["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-def test_the_database_is_named_by_a_secret_of_the_cluster(job, order):
-    text = yaml.safe_dump(job)
-    assert order.access.password not in text
+def test_the_database_url_comes_from_a_secret_of_the_cluster(manifest, job_spec):
+    text = yaml.safe_dump(manifest)
+    assert job_spec.credentials.password not in text
     assert "db.example" not in text
-    variables = {each["name"]: each for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+    variables = {
+        variable["name"]: variable for variable in manifest["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
     reference = variables["HPOPT_STORAGE"]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "hpopt-database", "key": "url"}
 
 
-def test_it_is_the_job_that_is_described_beside_the_service(job):
-    """What docker/kubernetes shows to those who write their own."""
+def test_the_manifest_equals_the_one_in_docker_kubernetes(manifest):
     path = Path(__file__).parents[2] / "docker" / "kubernetes" / "worker" / "worker.yaml"
     shown = yaml.safe_load(path.read_text())
     for name in ("completionMode", "backoffLimitPerIndex", "podFailurePolicy"):
-        assert job["spec"][name] == shown["spec"][name]
-    pod, its_pod = job["spec"]["template"]["spec"], shown["spec"]["template"]["spec"]
-    (worker,), (its_worker,) = pod.pop("containers"), its_pod.pop("containers")
-    assert pod == its_pod
+        assert manifest["spec"][name] == shown["spec"][name]
+    pod, shown_pod = manifest["spec"]["template"]["spec"], shown["spec"]["template"]["spec"]
+    (worker,), (shown_worker,) = pod.pop("containers"), shown_pod.pop("containers")
+    assert pod == shown_pod
     for name in ("env", "securityContext", "volumeMounts"):
-        assert worker[name] == its_worker[name]
-    assert worker["resources"]["limits"] == its_worker["resources"]["limits"]
+        assert worker[name] == shown_worker[name]
+    assert worker["resources"]["limits"] == shown_worker["resources"]["limits"]
 
 
 @pytest.mark.parametrize("namespace", ["", "ML", "a b", "-x", "x" * 64])
-def test_what_is_no_namespace_is_refused(order, namespace):
+def test_an_invalid_namespace_is_refused(job_spec, namespace):
     with pytest.raises(InputError, match="--namespace"):
-        write_manifest(order, image="x", namespace=namespace)
+        write_manifest(job_spec, image="x", namespace=namespace)

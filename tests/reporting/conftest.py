@@ -2,11 +2,28 @@ import math
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_studies import TRUTHS, Truth, plant
 
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.reporting.chart import (
+    Annotations,
+    Axis,
+    Band,
+    Bars,
+    Chart,
+    Heatmap,
+    Line,
+    Panel,
+    Points,
+    Style,
+    VerticalSpan,
+)
+from hpopt.reporting.folder import draw_charts, write_report
+from hpopt.reporting.summary import Summary, summarize
 from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int
 
@@ -20,7 +37,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def build_trial(number: int, *, state: str = "COMPLETE", **changes: Any) -> TrialRow:
-    """A trial of a made-up model: learning rate matters most, then momentum; 10 s of each run are loading."""
+    """A trial of a synthetic model: learning rate has the largest effect, then momentum; each run loads for 10 s."""
     rng = random.Random(number)  # noqa: S311 - no secret.
     params = {
         "learning_rate": 10 ** rng.uniform(-3, -0.52),
@@ -49,6 +66,20 @@ def build_trial(number: int, *, state: str = "COMPLETE", **changes: Any) -> Tria
     return TrialRow(**row | changes)
 
 
+def build_table(*trials: TrialRow, **changes: Any) -> StudyTable:
+    table: dict[str, Any] = {
+        "name": "moe-muon",
+        "metric": "val_loss",
+        "direction": "minimize",
+        "objective": "pretrain",
+        "file_text": 'name = "moe-muon"\n',
+        "search_space": SPACE,
+        "trials": trials,
+    }
+    table |= changes
+    return StudyTable(**table | {"direction": Direction(table["direction"])})
+
+
 @pytest.fixture
 def make_trial() -> Callable[..., TrialRow]:
     return build_trial
@@ -56,26 +87,71 @@ def make_trial() -> Callable[..., TrialRow]:
 
 @pytest.fixture
 def make_table() -> Callable[..., StudyTable]:
-    def make(*trials: TrialRow, **changes: Any) -> StudyTable:
-        table: dict[str, Any] = {
-            "name": "moe-muon",
-            "metric": "val_loss",
-            "direction": "minimize",
-            "objective": "pretrain",
-            "file_text": 'name = "moe-muon"\n',
-            "search_space": SPACE,
-            "trials": trials,
-        }
-        table |= changes
-        return StudyTable(**table | {"direction": Direction(table["direction"])})
-
-    return make
+    return build_table
 
 
-@pytest.fixture
-def table(make_table: Callable[..., StudyTable]) -> StudyTable:
+@pytest.fixture(scope="session")
+def table() -> StudyTable:
     """40 trials, every third pruned, one failed, one diverged."""
     trials = [build_trial(i, state="PRUNED" if i % 3 == 2 else "COMPLETE") for i in range(38)]
     diverged = build_trial(38, state="PRUNED", value=1e9, reason="diverged")
     failed = build_trial(39, state="FAIL", value=None, reason="out of memory: 3 attempts", curve=())
-    return make_table(*trials, diverged, failed)
+    return build_table(*trials, diverged, failed)
+
+
+@pytest.fixture(scope="session")
+def summary(table: StudyTable) -> Summary:
+    return summarize(table)
+
+
+@pytest.fixture(scope="session")
+def charts(table: StudyTable, summary: Summary) -> dict[str, Chart]:
+    return draw_charts(table, summary.insights)
+
+
+@pytest.fixture(scope="session")
+def report(table: StudyTable, summary: Summary, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files of a report, in a folder that did not exist."""
+    return write_report(table, summary, tmp_path_factory.mktemp("reports") / "new" / "report")
+
+
+@pytest.fixture(scope="session")
+def planted() -> StudyTable:
+    """60 trials with every finding that a chart shows: learning rate and momentum interact, a high rate diverges."""
+    truth = Truth(effect=TRUTHS["interaction"].effect, diverges=TRUTHS["cliff"].diverges)
+    return plant(truth, 60, seed=0)
+
+
+@pytest.fixture(scope="session")
+def planted_summary(planted: StudyTable) -> Summary:
+    return summarize(planted)
+
+
+@pytest.fixture(scope="session")
+def planted_charts(planted: StudyTable, planted_summary: Summary) -> dict[str, Chart]:
+    return draw_charts(planted, planted_summary.insights)
+
+
+@pytest.fixture(scope="session")
+def every_mark() -> Chart:
+    """A chart with one mark of each kind, on linear and logarithmic axes and on axes with categories."""
+    style = Style(color="#d55e00", label="x")
+    marks = (
+        Points(x=("b",), y=(1.0,), intervals=((0.5, 1.75),), style=style),
+        Line(x=("a", "b"), y=(1.0, 2.0), style=style, ends_in_cross=True),
+        Band(x=("a", "b"), low=(1.0, 1.5), high=(2.0, 3.0), style=style),
+        Annotations(x=("b",), y=(1.0,), texts=("low",), position="below"),
+    )
+    bars = Bars(lengths={"q": 0.5}, intervals={"q": (0.2, 0.7)}, style=style, is_hatched=True)
+    heatmap = Heatmap(x=("a",), y=("p", "q"), values=((0.5,), (None,)), texts=(("+0.50",), ("",)))
+    span = VerticalSpan(low=0.2, high=0.4, style=style)
+    return Chart(
+        name="all",
+        title="all",
+        panels=(
+            Panel(x=Axis(categories=("a", "b")), y=Axis(is_log=True, limits=(0.1, 10.0)), marks=marks),
+            Panel(x=Axis(format="percent"), y=Axis(categories=("p", "q")), marks=(bars,)),
+            Panel(x=Axis(categories=("a",)), y=Axis(categories=("p", "q")), marks=(heatmap,)),
+            Panel(x=Axis(limits=(0, 1)), y=Axis(limits=(0, 1)), marks=(span,)),
+        ),
+    )

@@ -1,43 +1,70 @@
-"""Trials are compared where they come to the same fraction of their schedules, once, and only with each other."""
+"""Trials are compared at the same fractions of their schedules."""
+
+import math
 
 import pytest
 
 from hpopt.search.pruner import build_rungs
 
 ASHA = build_rungs("asha", min_fraction=1 / 9, reduction_factor=3)
+MEDIAN = build_rungs("median", min_fraction=1 / 9, reduction_factor=3)
+NONE = build_rungs("none", min_fraction=1 / 9, reduction_factor=3)
 
 
-def test_rungs_are_the_same_fractions_of_short_and_long_schedules():
-    for n_steps in (9, 90, 100, 1_000_003):
-        first, second = (round(n_steps / 9), round(n_steps / 3))
-        assert ASHA.reached(first, n_steps, 0) == ASHA.fractions[0]
-        assert ASHA.reached(second, n_steps, first) == ASHA.fractions[1]
+@pytest.mark.parametrize("n_steps", [9, 90, 100, 1_000_003])
+def test_rungs_are_the_same_fractions_of_short_and_long_schedules(n_steps):
+    first, second = (round(n_steps / 9), round(n_steps / 3))
+    assert ASHA.reached(first, n_steps) == ASHA.fractions[0]
+    assert ASHA.reached(second, n_steps) == ASHA.fractions[1]
     assert ASHA.fractions == pytest.approx((1 / 9, 1 / 3))
 
 
-def test_an_evaluation_between_rungs_reaches_none_and_the_end_is_no_rung():
-    assert ASHA.reached(20, 90, 10) is None
-    assert ASHA.reached(90, 90, 80) is None
+def test_the_rung_of_a_step_is_the_last_one_at_or_before_it():
+    assert ASHA.reached(9, 90) is None
+    assert {ASHA.reached(step, 90) for step in range(10, 30)} == {ASHA.fractions[0]}
+    assert {ASHA.reached(step, 90) for step in range(30, 90)} == {ASHA.fractions[1]}
 
 
-def test_one_value_counts_at_one_rung_only():
-    """An evaluation that comes late would else be compared with what others had much earlier."""
-    assert ASHA.reached(50, 90, 0) == ASHA.fractions[1]
-    assert ASHA.reached(60, 90, 50) is None
+@pytest.mark.parametrize("rungs", [ASHA, MEDIAN])
+def test_the_end_of_the_schedule_is_not_a_rung(rungs):
+    assert rungs.reached(89, 90) is not None
+    assert rungs.reached(90, 90) is None
 
 
-@pytest.mark.parametrize(("n", "n_better", "hopeless"), [(1, 0, False), (2, 1, True), (6, 1, False), (6, 2, True)])
-def test_the_best_third_goes_on_and_always_the_best(n, n_better, hopeless):
-    assert ASHA.should_prune(n=n, n_better=n_better) is hopeless
+@pytest.mark.parametrize(
+    ("min_fraction", "reduction_factor", "fractions"),
+    [(0.1, 2, (0.1, 0.2, 0.4, 0.8)), (0.25, 4, (0.25,)), (1.0, 3, ())],
+)
+def test_each_rung_is_the_one_before_it_times_the_reduction_factor(min_fraction, reduction_factor, fractions):
+    rungs = build_rungs("asha", min_fraction=min_fraction, reduction_factor=reduction_factor)
+    assert rungs.fractions == pytest.approx(fractions)
+    assert rungs.share == pytest.approx(1 / reduction_factor)
 
 
-def test_the_median_compares_every_evaluation_once_there_are_enough():
-    median = build_rungs("median", min_fraction=1 / 9, reduction_factor=3)
-    assert median.reached(5, 90, 0) is None
-    assert [median.reached(step, 90, step - 10) for step in (10, 20)] == [0.111111, 0.222222]
-    assert not median.should_prune(n=4, n_better=3)
-    assert median.should_prune(n=6, n_better=3)
+@pytest.mark.parametrize(
+    ("n_trials", "n_better", "should_prune"), [(1, 0, False), (2, 1, True), (6, 1, False), (6, 2, True), (2, 0, False)]
+)
+def test_the_best_third_continues_and_always_the_best_trial(n_trials, n_better, should_prune):
+    assert ASHA.should_prune(n_trials=n_trials, n_better=n_better) is should_prune
+
+
+@pytest.mark.parametrize("factor", [2, 3, 49])
+def test_exactly_one_in_reduction_factor_trials_continues(factor):
+    """In binary arithmetic 49 * (1 / 49) is below 1, and the best 2 of 98 trials would be 1."""
+    rungs = build_rungs("asha", min_fraction=0.01, reduction_factor=factor)
+    for n_trials in range(2, 200):
+        continuing = [n for n in range(n_trials) if not rungs.should_prune(n_trials=n_trials, n_better=n)]
+        assert len(continuing) == max(1, math.floor(n_trials / factor))
+
+
+def test_the_median_pruner_compares_at_every_evaluation_from_five_trials_on():
+    assert MEDIAN.reached(5, 90) is None
+    assert [MEDIAN.reached(step, 90) for step in (10, 20)] == [0.111111, 0.222222]
+    assert not MEDIAN.should_prune(n_trials=4, n_better=3)
+    assert MEDIAN.should_prune(n_trials=5, n_better=2)
+    assert MEDIAN.should_prune(n_trials=6, n_better=3)
+    assert not MEDIAN.should_prune(n_trials=6, n_better=2)
 
 
 def test_without_a_pruner_there_are_no_rungs():
-    assert build_rungs("none", min_fraction=1 / 9, reduction_factor=3).reached(30, 90, 0) is None
+    assert NONE.reached(30, 90) is None

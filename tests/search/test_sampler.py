@@ -1,4 +1,4 @@
-"""What is sampled is what stock Optuna would sample, and no two trials of a study share a seed."""
+"""The sampler samples what stock Optuna samples, and no two trials of a study share a seed."""
 
 import math
 
@@ -11,8 +11,9 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState, create_trial
 
 from hpopt.search import tpe
-from hpopt.search.sampler import Draw, propose
-from hpopt.search.tpe import ColumnTPESampler, Observed, log_density
+from hpopt.search.sampler import Draw, grid_points, propose
+from hpopt.search.space import Categorical, Float, Int
+from hpopt.search.tpe import ColumnTPESampler, Observations, log_density
 
 SPACE = {
     "learning_rate": FloatDistribution(1e-3, 0.3, log=True),
@@ -24,7 +25,7 @@ SPACE = {
 
 
 def stock_study(n_trials, direction, seed):
-    """Trials of every kind with random params and values, ties among them."""
+    """Return a study with trials of every kind with random params and values, ties among them, and their kinds."""
     rng = np.random.default_rng(seed)
     study = optuna.create_study(direction=direction)
     kinds = rng.choice([tpe.COMPLETE, tpe.PRUNED, tpe.INFEASIBLE, tpe.RUNNING], size=n_trials, p=[0.4, 0.4, 0.1, 0.1])
@@ -52,6 +53,7 @@ def stock_study(n_trials, direction, seed):
 
 
 def columns_of(study, kinds):
+    """Return the trials of a study as columns."""
     trials = study.get_trials(deepcopy=False)
     sign = 1.0 if study.direction.name == "MINIMIZE" else -1.0
 
@@ -61,7 +63,7 @@ def columns_of(study, kinds):
         value = trial.value if kind == tpe.COMPLETE else trial.intermediate_values.get(trial.last_step, 0.0)
         return math.inf if math.isnan(value) else sign * value
 
-    return Observed(
+    return Observations(
         values={n: np.array([d.to_internal_repr(t.params[n]) for t in trials], float) for n, d in SPACE.items()},
         kind=np.array(kinds, dtype=np.int8),
         step=np.array([-1 if t.last_step is None else t.last_step for t in trials]),
@@ -69,34 +71,39 @@ def columns_of(study, kinds):
     )
 
 
-def drawn_at_random(space, n, seed):
+def sampled_at_random(space, n, seed):
+    """Return n values of each parameter as Optuna stores them."""
     sampler = optuna.samplers.RandomSampler(seed=seed)
     return {
         name: np.array(
-            [each.to_internal_repr(sampler.sample_independent(None, None, name, each)) for _ in range(n)], float
+            [
+                distribution.to_internal_repr(sampler.sample_independent(None, None, name, distribution))
+                for _ in range(n)
+            ],
+            float,
         )
-        for name, each in space.items()
+        for name, distribution in space.items()
     }
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 @pytest.mark.parametrize("n_trials", [0, 5, 12, 60, 400])
-def test_tpe_over_columns_is_optunas_tpe_to_the_bit(direction, n_trials):
+def test_tpe_over_columns_proposes_the_params_of_optunas_tpe_to_the_bit(direction, n_trials):
     study, kinds = stock_study(n_trials, direction, seed=n_trials)
-    observed = columns_of(study, kinds)
+    observations = columns_of(study, kinds)
     for number in range(5):
         draw = Draw(algorithm="tpe", n_startup_trials=10, seed=0, number=number)
         seed = int(np.random.SeedSequence([0, number]).generate_state(1)[0])
         study.sampler = TPESampler(n_startup_trials=10, seed=seed)
         stock = study.ask(SPACE)
-        assert propose(draw, SPACE, observed, {}) == stock.params
-        # The next one is not to see it.
+        assert propose(draw, SPACE, observations, {}) == stock.params
+        # The next proposal ignores failed trials.
         study.tell(stock, state=TrialState.FAIL)
 
 
 @pytest.mark.parametrize("n_trials", [0, 1, 30, 2000])
-def test_densities_are_optunas_in_every_kind_of_range(n_trials):
-    """Tails, ties, steps and logarithms: a candidate that is taken for likelier than it is gets chosen."""
+def test_densities_are_those_of_optuna_in_every_kind_of_range(n_trials):
+    """In tails, at ties, with steps and logarithms: an error in one density would choose another candidate."""
     space = {
         "adam_eps": FloatDistribution(1e-12, 1e-3, log=True),
         "batch_size": IntDistribution(1, 4096, log=True),
@@ -105,13 +112,13 @@ def test_densities_are_optunas_in_every_kind_of_range(n_trials):
         "momentum": FloatDistribution(0.8, 0.99),
         "optimizer": CategoricalDistribution(("muon", "adamw", "sgd")),
     }
-    drawn, candidates = drawn_at_random(space, n_trials, seed=0), drawn_at_random(space, 24, seed=1)
-    estimator = _ParzenEstimator(drawn, space, ColumnTPESampler()._parzen_estimator_parameters)
+    values, candidates = sampled_at_random(space, n_trials, seed=0), sampled_at_random(space, 24, seed=1)
+    estimator = _ParzenEstimator(values, space, ColumnTPESampler()._parzen_estimator_parameters)
     ours = log_density(estimator._mixture_distribution, np.column_stack(list(candidates.values())))
     np.testing.assert_allclose(ours, estimator.log_pdf(candidates), rtol=0, atol=1e-9)
 
 
-def test_known_params_stay_and_the_rest_is_sampled():
+def test_given_params_are_kept_and_the_others_are_sampled():
     study, kinds = stock_study(40, "minimize", seed=1)
     draw = Draw(algorithm="tpe", n_startup_trials=10, seed=0, number=3)
     params = propose(draw, SPACE, columns_of(study, kinds), {"momentum": 0.9})
@@ -121,11 +128,31 @@ def test_known_params_stay_and_the_rest_is_sampled():
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random"])
-def test_two_trials_never_get_the_same_params_by_their_seed(algorithm):
+def test_no_two_trials_of_a_study_have_the_same_params(algorithm):
     """Stock samplers with one seed start every worker with the same trial."""
-    observed = columns_of(*stock_study(0, "minimize", seed=0))
-    drawn = {
-        propose(Draw(algorithm=algorithm, n_startup_trials=10, seed=0, number=k), SPACE, observed, {})["momentum"]
+    observations = columns_of(*stock_study(0, "minimize", seed=0))
+    momenta = {
+        propose(Draw(algorithm=algorithm, n_startup_trials=10, seed=0, number=k), SPACE, observations, {})["momentum"]
         for k in range(50)
     }
-    assert len(drawn) == 50
+    assert len(momenta) == 50
+
+
+def test_a_parameter_with_one_value_has_that_value():
+    draw = Draw(algorithm="random", n_startup_trials=10, seed=0, number=0)
+    space = {"fixed": IntDistribution(3, 3), "choice": CategoricalDistribution(("muon",))}
+    assert propose(draw, space, columns_of(*stock_study(0, "minimize", seed=0)), {}) == {"fixed": 3, "choice": "muon"}
+
+
+def test_a_grid_has_every_combination_of_the_values():
+    """0.0 + 3 * 0.1 is above 0.3 in binary arithmetic, outside of the range."""
+    space = {
+        "n": Int(low=1, high=3, step=2),
+        "x": Float(low=0.0, high=0.3, step=0.1),
+        "optimizer": Categorical(choices=("muon", "adamw")),
+    }
+    points = grid_points(space)
+    assert len(points) == len({tuple(point.items()) for point in points}) == 2 * 4 * 2
+    assert points[0] == {"n": 1, "x": 0.0, "optimizer": "muon"}
+    assert points[-1] == {"n": 3, "x": 0.3, "optimizer": "adamw"}
+    assert all(space[name].contains(value) for point in points for name, value in point.items())

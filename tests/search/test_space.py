@@ -1,3 +1,5 @@
+"""A range contains the values that Optuna samples from it."""
+
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import TypeAdapter, ValidationError
@@ -21,12 +23,12 @@ def read(table):
         ({"choices": ["muon", "adamw"]}, Categorical(choices=("muon", "adamw"))),
     ],
 )
-def test_the_keys_of_a_table_say_which_range_it_is(table, expected):
+def test_the_keys_of_a_table_decide_its_type(table, expected):
     assert read(table) == expected
 
 
 @pytest.mark.parametrize(
-    ("searched", "distribution"),
+    ("parameter", "distribution"),
     [
         (Float(low=0.1, high=0.7), FloatDistribution(0.1, 0.7)),
         (Float(low=0.1, high=5, log=True), FloatDistribution(0.1, 5, log=True)),
@@ -36,38 +38,39 @@ def test_the_keys_of_a_table_say_which_range_it_is(table, expected):
         (Int(low=1, high=9, step=2), IntDistribution(1, 9, step=2)),
     ],
 )
-def test_a_range_contains_what_optuna_would_sample(searched, distribution):
-    """An enqueued value that optuna thinks outside of the range is dropped there with no more than a warning."""
-    # Optuna takes 9.0 for a whole number; a config does not.
-    values = [value for value in VALUES if isinstance(searched, Float) or type(value) is int]
-    assert [searched.contains(value) for value in values] == [distribution._contains(value) for value in values]
+def test_a_range_contains_what_optuna_samples(parameter, distribution):
+    """Optuna ignores an enqueued value that is outside of its range, with a warning."""
+    # Optuna accepts 9.0 as an integer; a config does not.
+    values = [value for value in VALUES if isinstance(parameter, Float) or type(value) is int]
+    assert [parameter.contains(value) for value in values] == [distribution._contains(value) for value in values]
 
 
 @pytest.mark.filterwarnings("ignore:The distribution is specified by")
 @pytest.mark.parametrize(
-    "searched",
+    "parameter",
     [
         Float(low=0.1, high=0.7),
         Float(low=0.0, high=1.0, step=0.3),
         Float(low=0.1, high=0.7, step=0.1),
+        Float(low=0.0, high=0.35, step=0.1),
         Int(low=96, high=400, step=96),
         Int(low=3, high=3),
     ],
 )
-def test_the_extremes_are_the_outermost_values_that_optuna_would_sample(searched):
-    """A high that the step never reaches is never trained, so whether the model could take it does not matter."""
-    kind = FloatDistribution if isinstance(searched, Float) else IntDistribution
-    distribution = kind(searched.low, searched.high, step=searched.step)
-    assert searched.extremes() == pytest.approx((distribution.low, distribution.high))
+def test_the_extremes_are_the_lowest_and_highest_values_that_optuna_samples(parameter):
+    """A high between two steps is never sampled, so it need not be valid for the model."""
+    kind = FloatDistribution if isinstance(parameter, Float) else IntDistribution
+    distribution = kind(parameter.low, parameter.high, step=parameter.step)
+    assert parameter.extremes() == (distribution.low, distribution.high)
 
 
-def test_the_extremes_of_choices_are_all_of_them():
-    """Choices have no order: the one in the middle may be the one that the model cannot take."""
+def test_the_extremes_of_choices_are_all_choices():
+    """Choices have no order: any of them can be invalid for the model."""
     assert Categorical(choices=(8, 3, 4)).extremes() == CategoricalDistribution((8, 3, 4)).choices
 
 
 @pytest.mark.parametrize(
-    ("searched", "value"),
+    ("parameter", "value"),
     [
         (Int(low=0, high=1), True),
         (Int(low=1, high=9), 5.0),
@@ -77,9 +80,9 @@ def test_the_extremes_of_choices_are_all_of_them():
         (Categorical(choices=(1, 2)), True),
     ],
 )
-def test_a_value_of_another_type_is_not_contained(searched, value):
-    """Python takes True for 1, and a config would be trained that is not the one asked for."""
-    assert not searched.contains(value)
+def test_a_value_of_another_type_is_not_contained(parameter, value):
+    """True equals 1 in Python, and another config would be trained than the one that was enqueued."""
+    assert not parameter.contains(value)
 
 
 @pytest.mark.parametrize(
@@ -89,18 +92,19 @@ def test_a_value_of_another_type_is_not_contained(searched, value):
         ({"low": 9, "high": 1, "type": "int"}, "low 9 is above high 1"),
         ({"low": 0, "high": 1, "log": True}, "low 0.0 is not above 0, which log = true needs"),
         ({"low": 0, "high": 8, "log": True, "type": "int"}, "low 0 is not above 0, which log = true needs"),
-        ({"low": 1, "high": 2, "log": True, "step": 0.1}, "log and step do not go together; drop one"),
-        ({"low": 1, "high": 8, "log": True, "step": 2, "type": "int"}, "log and step do not go together; drop one"),
+        ({"low": 1, "high": 2, "log": True, "step": 0.1}, "log and step exclude each other; remove one"),
+        ({"low": 1, "high": 8, "log": True, "step": 2, "type": "int"}, "log and step exclude each other; remove one"),
         ({"low": 0, "high": 1, "step": 2}, "step 2.0 is above high - low, 1.0"),
-        ({"low": 0, "high": 1e308, "step": 1e-300}, "step 1e-300 is too small to tell 0.0 from 1e+308"),
-        ({"choices": [1, 2, 1]}, "1 is there twice"),
-        ({"choices": [1, 1.0]}, "1.0 is there twice"),
+        ({"low": 0, "high": 1e308, "step": 1e-300}, "step 1e-300 is too small for a range from 0.0 to 1e+308"),
+        ({"low": 0, "high": 1e10, "step": 1e-20}, "step 1e-20 is too small for a range from 0.0 to 10000000000.0"),
+        ({"choices": [1, 2, 1]}, "1 is listed twice"),
+        ({"choices": [1, 1.0]}, "1.0 is listed twice"),
         ({"choices": [0.1, float("nan")]}, "nan is not a string, a finite number, true or false"),
         ({"choices": [[1, 2]]}, "[1, 2] is not a string, a finite number, true or false"),
     ],
 )
-def test_a_range_that_makes_no_sense_is_refused(table, message):
-    """Each of these would raise in optuna, or sample nonsense, hours later on a GPU."""
+def test_an_invalid_range_is_refused(table, message):
+    """Optuna would raise an error for each of these, or sample invalid values, in a running worker."""
     with pytest.raises(ValidationError) as refusal:
         read(table)
     assert str(refusal.value.errors()[0]["ctx"]["error"]) == message
@@ -126,6 +130,6 @@ def test_a_range_that_makes_no_sense_is_refused(table, message):
         0.1,
     ],
 )
-def test_a_table_that_is_no_range_is_refused(table):
+def test_a_table_that_is_not_a_range_is_refused(table):
     with pytest.raises(ValidationError):
         read(table)

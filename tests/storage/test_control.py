@@ -1,4 +1,4 @@
-"""A study can be paused, resumed, stopped and given configurations by anybody, at any time, as often as they like."""
+"""A study can be paused, resumed, stopped and given configurations at any time, and each command can be repeated."""
 
 import optuna
 import pytest
@@ -9,110 +9,149 @@ from hpopt.storage import control, studies
 from hpopt.study.reading import parse_study_file
 
 
-def states(database, study):
+def state_of(database, study):
     query = "select state, state_reason, state_since from hpopt.study where study_id = :id"
     with database.begin() as connection:
         return tuple(connection.execute(sa.text(query), {"id": study.study_id}).one())
 
 
-def waiting(database, study):
-    """Give what is enqueued, oldest first."""
+def enqueued(database, study):
+    """Return the params of the enqueued trials, oldest first."""
     optuna_study = optuna.load_study(study_name=study.name, storage=database.optuna)
     trials = optuna_study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
     return [trial.system_attrs["fixed_params"] for trial in trials]
 
 
 def test_a_new_study_is_open(database, study):
-    assert control.read_state(database, study).state == "open"
+    state = control.read_state(database, study)
+    assert (state.state, state.reason, state.n_running, state.n_pending_retry) == ("open", None, 0, 0)
 
 
-def test_pausing_keeps_the_reason_and_resuming_drops_it(database, study):
+def test_the_state_counts_running_trials_and_those_to_be_retried(fleet):
+    fleet.start()
+    fleet.lose(fleet.start())
+    fleet.finish(fleet.start(), "preempted")
+    fleet.finish(fleet.start(), value=1.0)
+    # The third attempt retried the lost trial and was preempted; the fourth retried it again.
+    state = control.read_state(fleet.database, fleet.study)
+    assert (state.n_running, state.n_pending_retry) == (1, 0)
+    fleet.lose(fleet.start())
+    assert control.read_state(fleet.database, fleet.study).n_pending_retry == 1
+
+
+def test_pausing_stores_the_reason_and_resuming_clears_it(database, study):
     assert control.pause(database, study, "nodes are needed").reason == "nodes are needed"
-    assert states(database, study)[:2] == ("paused", "nodes are needed")
+    assert state_of(database, study)[:2] == ("paused", "nodes are needed")
     assert control.resume(database, study).reason is None
-    assert states(database, study)[:2] == ("open", None)
+    assert state_of(database, study)[:2] == ("open", None)
 
 
-def test_a_pause_without_a_reason_is_by_hand(database, study):
-    assert control.pause(database, study).reason == "by hand"
+def test_the_reason_of_a_pause_is_manually_unless_one_is_given(database, study):
+    assert control.pause(database, study).reason == "manually"
 
 
 def test_a_second_pause_changes_neither_the_reason_nor_the_time(database, study):
-    """Whoever repeats a command must not wipe out why a run of failures paused the study."""
+    """Repeating the command must not overwrite why a series of failures paused the study."""
     control.pause(database, study, "5 trials in a row failed")
-    first = states(database, study)
+    first = state_of(database, study)
     control.pause(database, study)
-    assert states(database, study) == first
+    assert state_of(database, study) == first
 
 
-def test_a_second_pause_with_a_reason_takes_over_the_reason_alone(database, study):
+def test_a_second_pause_with_a_reason_replaces_only_the_reason(database, study):
     control.pause(database, study, "5 trials in a row failed")
-    since = states(database, study)[2]
+    since = state_of(database, study)[2]
     control.pause(database, study, "the data are being repaired")
-    assert states(database, study) == ("paused", "the data are being repaired", since)
+    assert state_of(database, study) == ("paused", "the data are being repaired", since)
 
 
-def test_resuming_opens_a_stopped_study_too(database, study):
-    control.stop(database, study)
-    assert states(database, study)[0] == "stopped"
+def test_resuming_an_open_study_does_not_change_the_time(database, study):
+    """The time bounds the failures that are counted before the study is paused."""
+    before = state_of(database, study)
     control.resume(database, study)
-    assert states(database, study)[0] == "open"
+    assert state_of(database, study) == before
+
+
+def test_resuming_opens_a_stopped_study(database, study):
+    control.stop(database, study)
+    assert state_of(database, study)[0] == "stopped"
+    control.resume(database, study)
+    assert state_of(database, study)[0] == "open"
 
 
 def test_a_paused_study_can_be_stopped(database, study):
     control.pause(database, study, "nodes are needed")
     control.stop(database, study)
-    assert states(database, study)[:2] == ("stopped", "by hand")
+    assert state_of(database, study)[:2] == ("stopped", "manually")
 
 
 def test_a_stopped_study_is_not_paused(database, study):
-    """Paused it would wait for a resume that nobody thinks of: it was over."""
+    """It would wait for a resume instead of staying finished."""
     control.stop(database, study)
     with pytest.raises(InputError, match=r"study 'tiny' is stopped; `hpopt resume tiny` opens it again"):
         control.pause(database, study)
-    assert states(database, study)[0] == "stopped"
+    assert state_of(database, study)[0] == "stopped"
 
 
 def test_creating_a_study_again_leaves_it_paused(database, study, study_file):
     control.pause(database, study, "nodes are needed")
-    studies.create_study(database, parse_study_file(study_file.replace("trials = 4", "trials = 5")), "tiny.toml")
-    assert states(database, study)[:2] == ("paused", "nodes are needed")
+    studies.create_study(database, parse_study_file(study_file.replace("trials = 4", "trials = 5"), "tiny.toml"))
+    assert state_of(database, study)[:2] == ("paused", "nodes are needed")
 
 
-def test_another_study_keeps_its_state(database, study, study_file):
+def test_other_studies_keep_their_state(database, study, study_file):
     other = studies.create_study(database, parse_study_file(study_file.replace('"tiny"', '"other"'), "other.toml"))
     control.pause(database, study)
-    assert states(database, other)[0] == "open"
+    assert state_of(database, other)[0] == "open"
 
 
-def test_a_configuration_is_tried_after_those_that_wait(database, study):
+def test_a_deleted_study_is_refused(database, study):
+    optuna.delete_study(study_name=study.name, storage=database.optuna)
+    with pytest.raises(InputError, match=r"^study 'tiny' was deleted$"):
+        control.pause(database, study)
+
+
+def test_a_configuration_is_enqueued_behind_those_that_wait(database, study):
     added = control.enqueue(database, study, {"learning_rate": 0.05})
-    assert (added.trial, added.is_new, added.n_ahead) == (1, True, 1)
-    assert waiting(database, study)[1] == {"learning_rate": 0.05}
+    assert added == control.EnqueuedTrial(trial=1, is_new=True, n_ahead=1)
+    assert enqueued(database, study)[1] == {"learning_rate": 0.05}
 
 
-def test_a_configuration_beyond_the_budget_is_told_what_ends_the_study_first(database, study):
+def test_trials_to_be_retried_are_ahead_of_a_configuration(fleet):
+    fleet.finish(fleet.start(), "preempted")
+    assert control.enqueue(fleet.database, fleet.study, {"learning_rate": 0.05}).n_ahead == 1
+
+
+def test_a_configuration_beyond_the_budget_is_returned_with_what_finishes_the_study_before_it(database, study):
     control.enqueue(database, study, {"ns_steps": 1})
     control.enqueue(database, study, {"ns_steps": 2})
-    assert control.enqueue(database, study, {"ns_steps": 3}).ends_before is None
-    assert control.enqueue(database, study, {"ns_steps": 4}).ends_before == "the budget of 4 trials is taken"
+    assert control.enqueue(database, study, {"ns_steps": 3}).blocked_by is None
+    blocked = control.enqueue(database, study, {"ns_steps": 4}).blocked_by
+    assert blocked == "trials budget reserved by earlier trials (4)"
 
 
-def test_what_waits_already_is_not_enqueued_twice(database, study):
+def test_a_configuration_after_the_end_of_the_budget_is_returned_with_the_limit(fleet):
+    for _ in range(4):
+        fleet.finish(fleet.start(), value=1.0)
+    added = control.enqueue(fleet.database, fleet.study, {"ns_steps": 4})
+    assert (added.n_ahead, added.blocked_by) == (0, "trials budget exhausted (4)")
+
+
+def test_an_enqueued_configuration_is_not_enqueued_again(database, study):
     control.enqueue(database, study, {"learning_rate": 0.05, "optimizer": "muon"})
     again = control.enqueue(database, study, {"optimizer": "muon", "learning_rate": 0.05})
-    assert (again.trial, again.is_new) == (1, False)
-    assert len(waiting(database, study)) == 2
+    assert again == control.EnqueuedTrial(trial=1, is_new=False)
+    assert len(enqueued(database, study)) == 2
 
 
-def test_a_part_of_a_configuration_is_another_one(database, study):
+def test_a_part_of_a_configuration_is_another_configuration(database, study):
     control.enqueue(database, study, {"learning_rate": 0.05, "ns_steps": 7})
     assert control.enqueue(database, study, {"learning_rate": 0.05}).is_new
     assert control.enqueue(database, study, {"learning_rate": 0.05, "ns_steps": 6}).is_new
 
 
-def test_what_was_sampled_is_not_tried_again(database, study):
-    """Whoever copies the parameters of a trial gets told its number, not a second run with another seed."""
+def test_the_params_of_a_finished_trial_are_not_enqueued_again(database, study):
+    """Copying the parameters of a trial returns its number instead of a second run with another seed."""
     optuna_study = optuna.load_study(study_name=study.name, storage=database.optuna)
     params = {"learning_rate": 0.1, "momentum": 0.9, "ns_steps": 5, "optimizer": "adamw"}
     distributions = {
@@ -126,9 +165,9 @@ def test_what_was_sampled_is_not_tried_again(database, study):
 
 
 def test_a_grid_takes_no_further_configuration(database, study_file):
-    """Its points are all enqueued, and its budget counts them: another would push one of them out."""
-    space = study_file.replace('"random"', '"grid"').split("[search_space]")[0]
-    text = space.replace('"tiny"', '"grid"') + "[search_space]\nns_steps = { low = 1, high = 3, type = 'int' }\n"
+    """Its budget counts its points, and another configuration would displace one of them."""
+    head = study_file.replace('"random"', '"grid"').split("[search_space]")[0]
+    text = head.replace('"tiny"', '"grid"') + "[search_space]\nns_steps = { low = 1, high = 3, type = 'int' }\n"
     grid = studies.create_study(database, parse_study_file(text, "grid.toml"))
     with pytest.raises(InputError, match=r"study 'grid' tries a grid, whose points are all enqueued"):
         control.enqueue(database, grid, {"ns_steps": 2})

@@ -1,7 +1,8 @@
-"""The tables, views and roles come out of the migrations as the models say, from any install."""
+"""The migrations create the tables of the models, the views and the roles, from any installation."""
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -11,29 +12,52 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from hpopt.errors import DatabaseError
-from hpopt.storage import migrate, studies, tables
+from hpopt.storage import migrate, studies, tables, views
 from hpopt.storage.database import Database
 from hpopt.study.reading import parse_study_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def _names(database: Database, query: str) -> set[str]:
+TABLES = {"study", "worker", "attempt", "evaluation", "rung", "finding", "alembic_version"}
+RELATIONS = "select table_name from information_schema.tables where table_schema = 'hpopt'"
+# Everything that a refused upgrade must not have changed.
+CONTENT = """
+    select n.nspname || '.' || c.relname || ' ' || c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where n.nspname in ('hpopt', 'public')
+"""
+
+
+def names(database: Database, query: str) -> set[str]:
     with database.begin() as connection:
         return set(connection.scalars(sa.text(query)))
 
 
-def test_upgrade_from_empty_makes_tables_views_and_roles(database):
-    in_schema = "select table_name from information_schema.tables where table_schema = 'hpopt'"
-    assert _names(database, in_schema) == {
-        *("study", "worker", "attempt", "evaluation", "rung", "finding", "alembic_version"),
-        *("goes", "trials", "leaderboard", "best_params", "learning_curves", "fleet", "findings"),
-    }
-    assert set(tables.ROLES) <= _names(database, "select rolname from pg_roles")
+def execute(database: Database, *statements: str) -> None:
+    with database.begin() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+@pytest.fixture
+def empty(database_url) -> Iterator[Database]:
+    """A database without tables."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+def test_an_upgrade_of_an_empty_database_creates_tables_views_functions_and_roles(empty):
+    migrate.upgrade(empty)
+    migrate.require_current(empty)
+    assert names(empty, RELATIONS) == TABLES | views.VIEWS.keys()
+    functions = "select routine_name from information_schema.routines where routine_schema = 'hpopt'"
+    assert names(empty, functions) == views.FUNCTIONS.keys()
+    assert set(views.ROLES) <= names(empty, "select rolname from pg_roles")
 
 
 def test_models_and_migrations_are_equal(database):
-    """A model that was changed without a migration would fail on a user's database and nowhere else."""
+    """A model that was changed without a migration would fail only on the databases of users."""
 
     def ours(item, _name, kind, _reflected, _other):
         return kind != "table" or item.schema == tables.SCHEMA
@@ -50,75 +74,147 @@ def test_models_and_migrations_are_equal(database):
         assert compare_metadata(context, tables.metadata) == []
 
 
-def test_upgrade_of_what_is_current_changes_nothing(database, study):
-    """Others may have granted on our views, or built views on them."""
-    with database.begin() as connection:
-        connection.execute(sa.text("create view public.theirs as select * from hpopt.best_params"))
-        connection.execute(sa.text("create role guest"))
-        connection.execute(sa.text("grant select on hpopt.best_params to guest"))
+def test_an_upgrade_of_a_current_database_changes_nothing(database, study):
+    """Others may have granted rights on the views, or created views on them."""
+    execute(
+        database,
+        "create view public.theirs as select * from hpopt.best_params",
+        "create role guest",
+        "grant select on hpopt.best_params to guest",
+    )
     try:
         migrate.upgrade(database)
-        assert _names(database, "select has_table_privilege('guest', 'hpopt.best_params', 'select')::text") == {"true"}
+        assert names(database, "select has_table_privilege('guest', 'hpopt.best_params', 'select')::text") == {"true"}
     finally:
-        with database.begin() as connection:
-            connection.execute(sa.text("drop owned by guest"))
-            connection.execute(sa.text("drop role guest"))
+        execute(database, "drop owned by guest", "drop role guest")
 
 
-def test_a_worker_role_can_create_a_study_in_a_current_database(database, database_url, study_file):
-    with database.begin() as connection:
-        connection.execute(sa.text("create role plain login password 'x' in role hpopt_worker"))
+def test_an_upgrade_replaces_the_views_of_another_version(database, study):
+    execute(
+        database,
+        "drop view hpopt.best_params",
+        "create view hpopt.best_params as select 'old' as version",
+        "comment on schema hpopt is 'views of another version'",
+    )
+    migrate.upgrade(database)
+    assert names(database, "select source from hpopt.best_params") == set()
+    assert names(database, "select obj_description('hpopt'::regnamespace)") == {views.views_version()}
+    assert studies.study_names(database) == ["tiny"]
+
+
+def test_an_upgrade_that_others_depend_on_is_refused_in_one_line(database, study):
+    execute(
+        database,
+        "create view public.theirs as select * from hpopt.best_params",
+        "comment on schema hpopt is 'views of another version'",
+    )
+    with pytest.raises(DatabaseError) as refusal:
+        migrate.upgrade(database)
+    assert str(refusal.value) == (
+        f"{database.address}: cannot upgrade: cannot drop view hpopt.best_params because other objects depend on it"
+    )
+    assert names(database, "select study_name from hpopt.trials") == {"tiny"}
+
+
+def test_an_upgrade_sets_the_search_path_of_a_copied_database(database, study):
+    """A copy or a restored dump has no settings of roles, and Optuna would read hpopt.trials as its own table."""
+    name = database.url.rpartition("/")[2]
+    execute(database, f"alter role current_user in database {name} reset search_path")
+    database.disconnect()
+    assert names(database, "select current_schema()") == {"hpopt"}
+    migrate.upgrade(database)
+    assert names(database, "select current_schema()") == {"public"}
+    assert [trial.number for trial in studies.open_optuna(database, study).trials] == [0]
+
+
+def test_a_worker_role_can_create_a_study_in_a_current_database(database, study_file):
+    execute(database, "create role plain login password 'x' in role hpopt_worker")
     try:
-        url = sa.make_url(database_url).set(username="plain", password="x")
+        url = sa.make_url(database.url).set(username="plain", password="x")
         plain = Database(url.render_as_string(hide_password=False))
         migrate.upgrade(plain)
         assert studies.create_study(plain, parse_study_file(study_file, "tiny.toml")).name == "tiny"
         plain.close()
     finally:
-        with database.begin() as connection:
-            connection.execute(sa.text("drop role plain"))
+        execute(database, "drop role plain")
 
 
-def test_downgrade_drops_ours_and_leaves_optunas(database, study):
+def test_a_downgrade_to_base_drops_our_tables_and_leaves_those_of_optuna(database, study):
     migrate.downgrade(database, "base")
-    assert _names(database, "select table_name from information_schema.tables where table_schema = 'hpopt'") == {
-        "alembic_version"
-    }
+    assert names(database, RELATIONS) == {"alembic_version"}
     assert optuna.get_all_study_names(database.optuna) == ["tiny"]
-    migrate.upgrade(database)
-    assert studies.study_names(database) == []
-
-
-def test_going_back_one_revision_and_on_again_keeps_the_studies(database, study):
-    migrate.downgrade(database, "-1")
-    with pytest.raises(DatabaseError, match="run `hpopt db upgrade`"):
+    with pytest.raises(DatabaseError, match="no tables of hpopt; run `hpopt db upgrade`"):
         migrate.require_current(database)
     migrate.upgrade(database)
     migrate.require_current(database)
-    assert studies.study_names(database) == ["tiny"]
+    assert studies.study_names(database) == []
 
 
-def test_a_database_without_our_tables_is_refused_with_the_remedy(database_url):
-    database = Database(database_url)
-    with pytest.raises(DatabaseError, match="no hpopt tables here; run `hpopt db upgrade`"):
+def test_a_database_without_our_tables_is_refused_with_the_remedy(empty):
+    with pytest.raises(DatabaseError, match="no tables of hpopt; run `hpopt db upgrade`"):
+        migrate.require_current(empty)
+
+
+@pytest.mark.parametrize("refuse", [migrate.upgrade, migrate.require_current])
+def test_a_database_of_another_layout_is_refused_and_not_changed(empty, refuse):
+    """Its tables can have the names of ours and other columns."""
+    execute(
+        empty,
+        "create schema hpopt",
+        "create table hpopt.alembic_version (version_num varchar(32) not null)",
+        "insert into hpopt.alembic_version values ('0003')",
+        "create table hpopt.study (study_id int primary key, name text)",
+    )
+    before = names(empty, CONTENT)
+    with pytest.raises(DatabaseError) as refusal:
+        refuse(empty)
+    assert str(refusal.value) == (
+        f"{empty.address}: tables at revision 0003, which this version of hpopt cannot upgrade; "
+        "use another database, or the version that created it"
+    )
+    assert names(empty, CONTENT) == before
+    assert names(empty, "select version_num from hpopt.alembic_version") == {"0003"}
+
+
+def test_a_migrated_database_of_another_layout_is_refused_and_keeps_its_views(database, study):
+    execute(database, "update hpopt.alembic_version set version_num = '0003'")
+    before = names(database, CONTENT)
+    for refuse in (migrate.upgrade, migrate.require_current):
+        with pytest.raises(DatabaseError, match="tables at revision 0003, which this version of hpopt cannot upgrade"):
+            refuse(database)
+    assert names(database, CONTENT) == before
+
+
+def test_tables_of_another_version_of_optuna_are_refused(database):
+    execute(database, "update public.alembic_version set version_num = 'v9.9.9'")
+    with pytest.raises(DatabaseError, match=r"Optuna's tables are at v9\.9\.9, expected v"):
         migrate.require_current(database)
-    database.close()
 
 
-def test_optunas_tables_are_in_public_for_a_user_called_hpopt(database):
-    """The default search path begins with the user's name, so Optuna's tables would land in our schema."""
-    found = _names(database, "select table_schema from information_schema.tables where table_name = 'trials'")
-    assert found == {"public", "hpopt"}
-    assert _names(database, "select viewname from pg_views where schemaname = 'hpopt' and viewname = 'trials'")
+def test_the_tables_of_optuna_are_in_public_for_a_user_called_hpopt(empty):
+    """The default search path begins with the name of the user, which is that of our schema."""
+    migrate.upgrade(empty)
+    schemas = names(empty, "select table_schema from information_schema.tables where table_name = 'trials'")
+    assert schemas == {"public", "hpopt"}
+    assert names(empty, "select viewname from pg_views where schemaname = 'hpopt' and viewname = 'trials'")
+
+
+def test_a_user_whose_search_path_begins_with_another_schema_is_refused(empty):
+    name = empty.url.rpartition("/")[2]
+    execute(empty, "create schema other", f"alter role current_user in database {name} set search_path = other")
+    empty.disconnect()
+    with pytest.raises(DatabaseError, match="first schema of the search path is other; hpopt requires public"):
+        migrate.upgrade(empty)
+    assert names(empty, RELATIONS) == set()
 
 
 def test_deleting_a_study_with_optuna_deletes_our_rows(database, study):
-    """A foreign key without a cascade makes optuna.delete_study silently do nothing."""
+    """A foreign key without a cascade makes optuna.delete_study do nothing, without an error."""
     optuna.delete_study(study_name="tiny", storage=database.optuna)
-    assert _names(database, "select study_id::text from hpopt.study") == set()
+    assert names(database, "select study_id::text from hpopt.study") == set()
 
 
-def test_a_reader_sees_the_views_and_nothing_else(database, study):
+def test_a_reader_may_select_from_the_views_only(database, study):
     with database.engine.connect() as connection:
         connection.execute(sa.text("set role hpopt_reader"))
         connection.execute(sa.text("select * from hpopt.best_params"))
@@ -126,16 +222,17 @@ def test_a_reader_sees_the_views_and_nothing_else(database, study):
             connection.execute(sa.text("select * from hpopt.study"))
 
 
-def test_a_worker_may_write_rows_and_may_not_change_tables(database, study):
+def test_a_worker_may_write_rows_and_not_change_tables(database, study):
     with database.engine.connect() as connection:
         connection.execute(sa.text("set role hpopt_worker"))
         connection.execute(sa.text("update hpopt.study set data_fingerprint = 'x'"))
+        connection.execute(sa.text("select hpopt.record_contact(1)"))
         with pytest.raises(sa.exc.ProgrammingError, match="must be owner"):
             connection.execute(sa.text("drop table hpopt.evaluation"))
 
 
-def test_an_installed_wheel_carries_the_migrations(database_url, tmp_path):
-    """A wheel without its migrations works on every developer's machine and on no user's."""
+def test_an_installed_wheel_has_the_migrations(database_url, tmp_path):
+    """A wheel without them works on the machines of developers only."""
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     installed = tmp_path / "site"
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True)
@@ -149,5 +246,5 @@ db = database.Database({database_url!r}); migrate.upgrade(db); migrate.require_c
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     database = Database(database_url)
-    assert "study" in _names(database, "select table_name from information_schema.tables where table_schema = 'hpopt'")
+    assert "study" in names(database, "select table_name from information_schema.tables where table_schema = 'hpopt'")
     database.close()

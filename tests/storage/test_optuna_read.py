@@ -1,4 +1,4 @@
-"""What our reader gives is what Optuna's own storage gives, whatever a trial holds."""
+"""ReadingStorage returns the trials that Optuna's own storage returns, whatever they have."""
 
 import math
 import time
@@ -59,25 +59,25 @@ def read(storage: RDBStorage, study_id: int) -> list[FrozenTrial]:
 
 
 def agree(ours: ReadingStorage, stock: RDBStorage, study_id: int) -> bool:
-    """Compare by what is shown: nan is not equal to itself, and the order of attributes is seen on the page."""
+    """Compare the trials as text: nan is not equal to itself, and the dashboard shows attributes in their order."""
     mine, theirs = read(ours, study_id), read(stock, study_id)
     for trial in (*mine, *theirs):
-        # Optuna leaves the order of the steps to the database.
+        # Optuna does not order the steps.
         trial.intermediate_values = dict(sorted(trial.intermediate_values.items()))
     assert [repr(trial) for trial in mine] == [repr(trial) for trial in theirs]
     return len(theirs) > 0
 
 
-def test_a_trial_of_every_state_with_params_of_every_kind_is_read_alike(ours: ReadingStorage, stock: RDBStorage):
+def test_trials_of_every_state_with_params_of_every_kind_agree(ours: ReadingStorage, stock: RDBStorage):
     study = optuna.create_study(storage=stock)
     params = {"learning_rate": 0.05, "momentum": 0.87, "ns_steps": 5, "width": 128}
     for state in TrialState:
         for optimizer in DISTRIBUTIONS["optimizer"].choices:
             value = 3.25 if state in {TrialState.COMPLETE, TrialState.PRUNED} else None
-            made = create_trial(
+            trial = create_trial(
                 state=state, value=value, params={**params, "optimizer": optimizer}, distributions=DISTRIBUTIONS
             )
-            study.add_trial(made)
+            study.add_trial(trial)
     assert agree(ours, stock, study._study_id)
     trial = read(ours, study._study_id)[0]
     assert {name: type(value) for name, value in trial.params.items()} == {
@@ -90,8 +90,8 @@ def test_a_trial_of_every_state_with_params_of_every_kind_is_read_alike(ours: Re
 
 
 @pytest.mark.filterwarnings("ignore:UniformDistribution has been deprecated")
-def test_params_of_older_optuna_are_read_alike(ours: ReadingStorage, stock: RDBStorage):
-    """A database may be older than the Optuna that reads it, which still knows the names of then."""
+def test_params_of_an_older_optuna_agree(ours: ReadingStorage, stock: RDBStorage):
+    """A database can be older than the Optuna that reads it, which still reads deprecated distributions."""
     study = optuna.create_study(storage=stock)
     trial = study.ask({"momentum": FloatDistribution(0.8, 0.99)})
     old = '{"name": "UniformDistribution", "attributes": {"low": 0.8, "high": 0.99}}'
@@ -102,7 +102,7 @@ def test_params_of_older_optuna_are_read_alike(ours: ReadingStorage, stock: RDBS
 
 
 @pytest.mark.parametrize("value", [0.1, -1e300, 5e-324, math.inf, -math.inf, 1 / 3])
-def test_a_value_is_read_to_the_last_bit(ours: ReadingStorage, stock: RDBStorage, value: float):
+def test_a_value_is_read_exactly(ours: ReadingStorage, stock: RDBStorage, value: float):
     study = optuna.create_study(storage=stock)
     study.tell(study.ask(), value)
     assert agree(ours, stock, study._study_id)
@@ -119,35 +119,33 @@ def test_several_values_are_read_in_the_order_of_the_objectives(ours: ReadingSto
     assert read(ours, study._study_id)[0].values == [3.0, math.inf, -2.0]
 
 
-def test_intermediate_values_are_read_alike_finite_or_not(ours: ReadingStorage, stock: RDBStorage):
+def test_intermediate_values_agree_finite_or_not(ours: ReadingStorage, stock: RDBStorage):
     study = optuna.create_study(storage=stock)
     trial = study.ask()
     for step, value in {7: 4.5, 0: math.nan, 3: math.inf, 2**31 - 1: -math.inf, 5: 1 / 3}.items():
         trial.report(value, step)
     assert agree(ours, stock, study._study_id)
-    seen = read(ours, study._study_id)[0].intermediate_values
-    assert list(seen) == [0, 3, 5, 7, 2**31 - 1]
-    assert math.isnan(seen[0])
+    values = read(ours, study._study_id)[0].intermediate_values
+    assert list(values) == [0, 3, 5, 7, 2**31 - 1]
+    assert math.isnan(values[0])
 
 
-def test_attributes_and_constraints_are_read_alike(ours: ReadingStorage, stock: RDBStorage):
-    """Python writes numbers into JSON that Postgres does not take for JSON."""
+def test_attributes_and_constraints_agree(ours: ReadingStorage, stock: RDBStorage):
+    """Python writes NaN and Infinity as JSON, which jsonb rejects."""
     study = optuna.create_study(storage=stock)
     trial = study.ask()
-    for place, value in enumerate(
-        [None, True, "text ' \" \\ \u2603", [1, 2.5], {"a": {"b": None}}, math.nan, math.inf]
-    ):
-        trial.set_user_attr(f"z{9 - place} '\"\\", value)
+    for i, value in enumerate([None, True, "text ' \" \\ \u2603", [1, 2.5], {"a": {"b": None}}, math.nan, math.inf]):
+        trial.set_user_attr(f"z{9 - i} '\"\\", value)
     trial.set_constraint("diverged", 1.0)
     trial.set_constraint("memory", -0.25)
-    study.enqueue_trial({"x": 0.5}, user_attrs={"by": "hand"})
+    study.enqueue_trial({"x": 0.5}, user_attrs={"source": "manual"})
     assert agree(ours, stock, study._study_id)
     assert read(ours, study._study_id)[0].constraints == {"diverged": 1.0, "memory": -0.25}
 
 
 @pytest.fixture
 def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine that is hours away from UTC."""
+    """A time zone hours from UTC."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     yield
@@ -155,7 +153,7 @@ def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def test_times_are_local_as_optuna_gives_them(tokyo: None, ours: ReadingStorage, stock: RDBStorage):
+def test_times_are_local_as_those_of_optuna(tokyo: None, ours: ReadingStorage, stock: RDBStorage):
     study = optuna.create_study(storage=stock)
     before = datetime.now()  # noqa: DTZ005 - as Optuna's trials have it.
     study.tell(study.ask(), 1.0)
@@ -164,7 +162,7 @@ def test_times_are_local_as_optuna_gives_them(tokyo: None, ours: ReadingStorage,
     assert agree(ours, stock, study._study_id)
 
 
-def test_a_large_study_is_read_alike(ours: ReadingStorage, stock: RDBStorage):
+def test_the_trials_of_a_large_study_agree(ours: ReadingStorage, stock: RDBStorage):
     study = optuna.create_study(storage=stock)
     with stock.engine.begin() as connection:
         fill_optuna(connection, study._study_id, 300)
@@ -172,8 +170,8 @@ def test_a_large_study_is_read_alike(ours: ReadingStorage, stock: RDBStorage):
     assert agree(ours, stock, study._study_id)
 
 
-def test_only_what_is_asked_for_is_read(ours: ReadingStorage, stock: RDBStorage):
-    """The cache asks for the trials after the last finished one, and for those before it that were not over."""
+def test_trials_are_selected_by_state_and_id(ours: ReadingStorage, stock: RDBStorage):
+    """Optuna's cache reads the trials after the last finished one, and those before it that had not finished."""
     other, study = (optuna.create_study(storage=stock) for _ in range(2))
     other.tell(other.ask(), 1.0)
     for _ in range(4):
@@ -182,11 +180,12 @@ def test_only_what_is_asked_for_is_read(ours: ReadingStorage, stock: RDBStorage)
     first, second, third, *_ = (trial._trial_id for trial in study.trials)
     for states in (None, [TrialState.COMPLETE], (TrialState.RUNNING, TrialState.WAITING), []):
         for included, newest in ((set(), -1), ({first}, third), ({first}, second), (set(), third), ({10**6}, third)):
-            about = (study._study_id, states, included, newest)
-            assert [t.number for t in ours._get_trials(*about)] == [t.number for t in stock._get_trials(*about)]
+            arguments = (study._study_id, states, included, newest)
+            expected = [trial.number for trial in stock._get_trials(*arguments)]
+            assert [trial.number for trial in ours._get_trials(*arguments)] == expected
 
 
-def test_a_study_that_is_not_there_is_told_as_by_optuna(ours: ReadingStorage, stock: RDBStorage):
+def test_a_missing_study_raises_the_error_of_optuna(ours: ReadingStorage, stock: RDBStorage):
     study = optuna.create_study(storage=stock)
     assert read(ours, study._study_id) == []
     for storage in (ours, stock):
@@ -194,7 +193,7 @@ def test_a_study_that_is_not_there_is_told_as_by_optuna(ours: ReadingStorage, st
             storage.get_all_trials(999)
 
 
-def test_a_lost_database_is_told_in_one_line(database: Database, postgres_url: str):
+def test_an_unreachable_database_is_reported_by_its_cause(database: Database, postgres_url: str):
     study = optuna.create_study(storage=database.optuna)
     name = database.url.rpartition("/")[2]
     with sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT").connect() as connection:

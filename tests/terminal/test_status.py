@@ -1,29 +1,39 @@
-"""Where a study stands is told whole, whatever the width of the terminal."""
+"""The status of a study is shown completely at any width, and its state is described in one line."""
 
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
 
-from hpopt.storage.progress import BudgetUsage, Progress, WorkerRow
-from hpopt.terminal.status import overview, standing, state_line
+from hpopt.analysis.trials import Outcome
+from hpopt.storage.progress import Best, BudgetUsage, FinishedTrial, Progress, WorkerRow
+from hpopt.terminal.status import (
+    describe_enqueued,
+    describe_pause,
+    describe_state,
+    render_overview,
+    render_status,
+)
 
 LONG_NAME = "moe-muon-learning-rate-and-warmup-on-the-standard-library-2026-with-replicates"
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+WIDTHS = [40, 60, 80, 120, 1000]
 
 
-def books(**changed):
-    counts = {"n_finished": 13, "n_running": 2, "n_waiting": 0, "best_value": None}
+def usage(**changes):
+    counts = {"n_finished": 13, "n_running": 2, "n_pending_retry": 0, "best_value": None}
     hours = {"device_hours": 1.5, "wall_hours": 1.0, "active_hours": 1.0}
-    return BudgetUsage(**{"state": "open", "state_reason": None, **counts, **hours, **changed})
+    return BudgetUsage(**{"state": "open", "state_reason": None, **counts, **hours, **changes})
 
 
-def worker(worker_id, **changed):
-    idle = dict.fromkeys(
-        ("trial", "go", "trial_started_at", "seconds", "trial_device_seconds", "step", "tokens", "value")
+def worker(worker_id, **changes):
+    """Return a worker between two trials."""
+    of_its_trial = (
+        *("trial", "attempt_number", "trial_started_at", "seconds", "trial_device_seconds"),
+        *("step", "tokens", "value", "tokens_per_second"),
     )
-    about = {
+    fields = {
         "host": "node3",
         "pid": 1,
         "engine": "local",
@@ -31,32 +41,53 @@ def worker(worker_id, **changed):
         "device": "cuda",
         "started_at": NOON,
         "device_seconds": 0.0,
+        "seconds_since_heartbeat": 1.0,
+        "is_stale": False,
     }
-    silence = {"seconds_since_heartbeat": 1.0, "is_stale": False, "tokens_per_second": None}
-    return WorkerRow(worker_id=worker_id, **{**idle, **about, **silence, **changed})
+    return WorkerRow(worker_id=worker_id, **{**dict.fromkeys(of_its_trial), **fields, **changes})
 
 
-TRAINING = {"trial": 7, "go": 2, "trial_started_at": NOON, "seconds": 125.0, "trial_device_seconds": 300.0}
+TRAINING = {
+    "trial": 7,
+    "attempt_number": 2,
+    "trial_started_at": NOON,
+    "seconds": 125.0,
+    "trial_device_seconds": 300.0,
+}
 EVALUATED = {"step": 120, "tokens": 1000, "value": 3.25, "tokens_per_second": 5600.0}
 
 
-def progress(*workers, name="small", **changed):
+def progress(*workers, name="small", planned_trials=40, finished_reason=None, best=None, **changes):
     return Progress(
         name=name,
         metric="val_loss",
         state_since=NOON,
-        planned_trials=40,
-        over=None,
-        books=books(**changed),
+        planned_trials=planned_trials,
+        n_steps=90,
+        finished_reason=finished_reason,
+        usage=usage(**changes),
         n_by_outcome={},
         tokens=0,
         workers=workers,
-        best=None,
+        best=best,
         default_value=None,
     )
 
 
-def drawn(renderable, width):
+BEST = Best(
+    study_name="small",
+    value=3.25,
+    value_low=None,
+    value_high=None,
+    n_seeds=1,
+    source="search",
+    params={"learning_rate": 0.02, "optimizer": "muon"},
+    trial=7,
+    finished_at=NOON,
+)
+
+
+def text_of(renderable, width=1000):
     console = Console(file=io.StringIO(), width=width)
     console.print(renderable)
     text = console.file.getvalue()
@@ -64,65 +95,147 @@ def drawn(renderable, width):
     return text
 
 
-def words(text):
-    """Give a text without the line breaks of its drawing."""
+def joined(text):
+    """Return a text without spaces and line breaks."""
     return "".join(text.split())
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 1000])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_no_width_cuts_a_name_or_a_reason(width):
     reason = "5 trials in a row failed: RuntimeError: CUDA error: an illegal memory access was encountered"
     paused = progress(name=LONG_NAME, state="paused", state_reason=reason)
-    for drawing in (overview([paused, progress()]), standing(paused, [], None)):
-        text = drawn(drawing, width)
-        assert LONG_NAME in words(text)
-        # The cells of a table stand between the words of a reason that is folded in it.
+    for renderable in (render_overview([paused, progress()]), render_status(paused, [], None)):
+        text = text_of(renderable, width)
+        assert LONG_NAME in joined(text)
+        # Cells of a table stand between the words of a reason that wraps.
         assert all(word in text for word in reason.split())
         assert "paused" in text
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 1000])
-def test_who_works_on_what_is_told_at_any_width(width):
-    text = drawn(standing(progress(worker(12, **TRAINING, **EVALUATED)), [], None), width)
-    for told in ("12@node3", "cuda", "7(go2)", "120", "3.2500", "5,600", "2min05s", "5min00s", "1h30min"):
-        assert told in words(text)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_workers_are_shown_with_their_trials_at_any_width(width):
+    text = text_of(render_status(progress(worker(12, **TRAINING, **EVALUATED)), [], None), width)
+    parts = ("12@node3", "cuda", "7(attempt2)", "120", "3.2500", "5,600", "2min05s", "5min00s", "1h30min")
+    assert [part for part in parts if part not in joined(text)] == []
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120, 1000])
-def test_workers_of_an_engine_are_told_with_their_jobs(width):
-    text = drawn(standing(progress(worker(12, engine="slurm", job="41_7", **TRAINING), worker(13)), [], None), width)
-    assert "slurm41_7" in words(text)
-    assert "job" not in drawn(standing(progress(worker(13)), [], None), width)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_workers_of_an_engine_are_shown_with_their_jobs(width):
+    of_slurm = worker(12, engine="slurm", job="41_7", **TRAINING)
+    assert "slurm41_7" in joined(text_of(render_status(progress(of_slurm, worker(13)), [], None), width))
+    assert "job" not in text_of(render_status(progress(worker(13)), [], None), width)
 
 
 @pytest.mark.parametrize("width", [60, 120])
-def test_a_silent_worker_is_told_and_red(width):
+def test_a_worker_whose_heartbeat_expired_is_red_with_the_age_of_the_heartbeat(width):
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
-    console.print(
-        standing(progress(worker(12, **TRAINING), worker(13, is_stale=True, seconds_since_heartbeat=70.0)), [], None)
-    )
+    stale = worker(13, is_stale=True, seconds_since_heartbeat=70.0)
+    console.print(render_status(progress(worker(12, **TRAINING), stale), [], None))
     (line,) = (line for line in console.file.getvalue().splitlines() if "13@node3" in line)
-    assert "silent for 1 min 10 s" in line
+    assert "no heartbeat for 1 min 10 s" in line
     assert "\x1b[31m" in line
     (line,) = (line for line in console.file.getvalue().splitlines() if "12@node3" in line)
     assert "\x1b[31m" not in line
 
 
-def test_the_time_left_is_not_guessed_while_a_study_is_paused():
-    assert "left" in drawn(standing(progress(), [], 60.0), 80)
-    assert "left" not in drawn(standing(progress(state="paused", state_reason="by hand"), [], 60.0), 80)
+def test_the_overview_counts_the_expired_heartbeats():
+    workers = (worker(12), worker(13, is_stale=True, seconds_since_heartbeat=70.0))
+    assert "running, 1 of 2 heartbeats expired" in text_of(render_overview([progress(*workers)]))
+    assert "expired" not in text_of(render_overview([progress(worker(12))]))
+
+
+@pytest.mark.parametrize(
+    ("study", "state"),
+    [
+        (progress(), "waiting for workers"),
+        (progress(worker(12)), "running"),
+        (progress(state="paused", state_reason="manually"), "paused: manually"),
+        (progress(state="stopped", state_reason="manually"), "stopped: manually"),
+        (progress(finished_reason="trials budget exhausted (40)"), "trials budget exhausted (40)"),
+    ],
+)
+def test_the_overview_shows_the_state_of_each_study(study, state):
+    line = next(line for line in text_of(render_overview([study])).splitlines() if "small" in line)
+    assert line.split()[:2] == ["small", "13/40"]
+    assert line.rstrip().endswith(state)
+
+
+def test_the_time_left_is_not_estimated_while_a_study_is_paused():
+    assert "about 1 min 00 s left" in text_of(render_status(progress(), [], 60.0))
+    assert "left" not in text_of(render_status(progress(state="paused", state_reason="manually"), [], 60.0))
+
+
+def test_a_paused_study_is_shown_with_reason_time_and_remedy():
+    text = text_of(render_status(progress(state="paused", state_reason="manually"), [], None))
+    since = f"{NOON.astimezone():%Y-%m-%d %H:%M}"
+    assert f"study 'small' is paused: manually; `hpopt resume small` resumes it (since {since})" in text
+
+
+def test_a_finished_study_is_shown_without_its_workers():
+    text = text_of(render_status(progress(worker(12), finished_reason="target 2 reached"), [], None))
+    assert "target 2 reached" in text
+    assert "node3" not in text
+
+
+def test_the_best_trial_and_the_last_finished_ones_are_shown():
+    failed = FinishedTrial(
+        trial=8,
+        outcome=Outcome.FAILED,
+        value=None,
+        reason="RuntimeError: no data",
+        device_seconds=12.0,
+        finished_at=NOON + timedelta(minutes=1),
+    )
+    text = text_of(render_status(progress(best=BEST), [failed], None))
+    assert "best val_loss 3.2500 in trial 7: learning_rate=0.02  optimizer=muon" in text
+    assert "trial   8  failed    12 s  (RuntimeError: no data)" in text
+    assert "no trial has completed yet" in text_of(render_status(progress(), [], None))
 
 
 @pytest.mark.parametrize(
     ("state", "n_running", "line"),
     [
-        ("paused", 1, "small is paused; its running trial is handed back with its checkpoint, workers wait"),
-        ("paused", 3, "small is paused; 3 running trials are handed back with their checkpoints, workers wait"),
-        ("stopped", 1, "small is stopped; its running trial ends at its next evaluation, workers leave"),
-        ("stopped", 2, "small is stopped; 2 running trials end at their next evaluation, workers leave"),
+        ("paused", 0, "small is paused; no trial is running, workers wait"),
+        ("paused", 1, "small is paused; its running trial returns to the queue with its checkpoint, workers wait"),
+        ("paused", 3, "small is paused; 3 running trials return to the queue with their checkpoints, workers wait"),
+        ("stopped", 0, "small is stopped; no trial is running, workers exit"),
+        ("stopped", 1, "small is stopped; its running trial ends at its next evaluation, workers exit"),
+        ("stopped", 2, "small is stopped; 2 running trials end at their next evaluation, workers exit"),
+        ("open", 0, "small is open; no trial is running"),
         ("open", 1, "small is open; 1 trial is running"),
         ("open", 2, "small is open; 2 trials are running"),
     ],
 )
-def test_a_study_that_is_turned_says_how_many_trials_that_concerns(state, n_running, line):
-    assert state_line("small", state, n_running=n_running, n_pending_retry=0) == line
+def test_a_changed_state_is_described_with_the_trials_that_it_concerns(state, n_running, line):
+    assert describe_state("small", state, n_running=n_running, n_pending_retry=0) == line
+
+
+@pytest.mark.parametrize(("n", "trials"), [(1, "1 trial"), (3, "3 trials")])
+def test_an_opened_study_is_described_with_the_trials_to_be_retried(n, trials):
+    line = describe_state("small", "open", n_running=0, n_pending_retry=n)
+    assert line == f"small is open; no trial is running, {trials} to be retried first"
+
+
+@pytest.mark.parametrize(
+    ("state", "sampled", "n_ahead", "blocked_by", "line"),
+    [
+        ("open", [], 0, None, "enqueued; it is tried next"),
+        ("open", [], 1, None, "enqueued; it is tried after 1 waiting trial"),
+        ("open", [], 2, None, "enqueued; it is tried after 2 waiting trials"),
+        ("open", ["momentum", "depth"], 0, None, "enqueued; it is tried next; sampled: momentum, depth"),
+        ("paused", [], 0, None, "enqueued; it is tried next; small is paused: `hpopt resume small`"),
+        (
+            "open",
+            [],
+            0,
+            "trials budget exhausted (4)",
+            "enqueued; trials budget exhausted (4): change the budget in the file and `hpopt create` it again",
+        ),
+    ],
+)
+def test_an_enqueued_configuration_is_described_with_when_it_is_tried(state, sampled, n_ahead, blocked_by, line):
+    assert describe_enqueued("small", state, sampled, n_ahead=n_ahead, blocked_by=blocked_by) == line
+
+
+def test_a_pause_is_described_with_the_command_that_ends_it():
+    assert describe_pause("small", "manually") == "study 'small' is paused: manually; `hpopt resume small` resumes it"

@@ -1,4 +1,4 @@
-"""A tiny dataset, prepared once a session, and a tiny model that trains on it in a second."""
+"""A tiny dataset, prepared once per session, and a tiny model that trains on it in a second."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,9 +16,12 @@ N_DOCUMENTS = 160
 N_WORDS = 150
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and several test processes share the cores."""
+    """Use one thread: small products gain nothing from more, and several test processes share the cores.
+
+    For whole modules, because the number of threads changes the last bits of a loss.
+    """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +29,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _write_documents(folder: Path, numbers: range) -> Path:
-    """Write documents of a made-up language to learn, in which each word has three successors."""
+    """Write documents of an artificial language in which each word has three successors; return the folder."""
     words = ["".join(letters) for letters in itertools.product("bdfgklmnprst", "aeiou", "bdgklmnrst")]
     successors = np.random.default_rng(0).integers(len(words), size=(len(words), 3))
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_documents() -> Callable[[Path, range], Path]:
-    """Write documents by number into a folder; gives the folder."""
+    """Return a function that writes the documents with the given numbers into a folder."""
     return _write_documents
 
 
@@ -58,7 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def config_of(dataset: Path) -> Callable[..., PretrainConfig]:
-    """Make the tiny config, with changes."""
+    """Return a function that makes the tiny config with changes."""
 
     def make(**changes: object) -> PretrainConfig:
         tiny = {
@@ -86,10 +89,27 @@ def config_of(dataset: Path) -> Callable[..., PretrainConfig]:
 
 @pytest.fixture
 def train(tmp_path: Path, cache: Path, config_of: Callable[..., PretrainConfig]) -> Callable[..., list[Evaluation]]:
-    """Train the tiny model in a folder of its own, with changes to its config; gives its evaluations."""
+    """Return a function that trains the tiny model with changes to its config and returns its evaluations."""
     numbers = itertools.count()
 
     def run(**changes: object) -> list[Evaluation]:
         return list(pretrain(config_of(**changes), Run(folder=tmp_path / str(next(numbers)), cache=cache)))
 
     return run
+
+
+class StopAfter:
+    """A should_stop that returns True from the n-th call on, as after a SIGTERM."""
+
+    def __init__(self, n_calls: int) -> None:
+        self.n_left = n_calls
+
+    def __call__(self) -> bool:
+        self.n_left -= 1
+        return self.n_left < 0
+
+
+@pytest.fixture
+def stop_after() -> type[StopAfter]:
+    """Return the class of a should_stop that returns True after a number of calls."""
+    return StopAfter

@@ -15,37 +15,37 @@ def path(tmp_path):
     return tmp_path / "checkpoint.pt"
 
 
-def test_content_comes_back_and_no_other_file_is_left(path):
+def test_content_is_restored_and_no_other_file_is_left(path):
     content = load_checkpoint(path, RUN)
     assert torch.equal(content["model"]["w"], CONTENT["model"]["w"])
     assert content["progress"] == CONTENT["progress"]
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
-def test_missing_checkpoint_is_no_warning(tmp_path, caplog):
-    """It is how every run starts."""
+def test_missing_checkpoint_causes_no_warning(tmp_path, caplog):
+    """Every run starts without one."""
     assert load_checkpoint(tmp_path / "checkpoint.pt", RUN) is None
     assert not caplog.records
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 0.99])
-def test_torn_checkpoint_is_refused_by_name(path, keep, caplog):
-    """A disk that filled up or a copy that broke off must cost the run, not the worker."""
-    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+@pytest.mark.parametrize("kept_share", [0.0, 0.3, 0.7, 0.99])
+def test_truncated_checkpoint_is_ignored_with_its_path(path, kept_share, caplog):
+    """After a full disk or an incomplete copy the run starts again; the worker must not fail."""
+    path.write_bytes(path.read_bytes()[: int(kept_share * path.stat().st_size)])
     with caplog.at_level(logging.WARNING):
         assert load_checkpoint(path, RUN) is None
     assert str(path) in caplog.text
-    assert "the run starts over" in caplog.text
+    assert "training starts from the beginning" in caplog.text
 
 
-def test_another_runs_checkpoint_is_refused_with_what_differs(path, caplog):
-    """Going on from another trial's weights would credit its training to these parameters."""
+def test_checkpoint_of_another_run_is_ignored_with_what_differs(path, caplog):
+    """Continuing from another trial's weights would attribute its training to these parameters."""
     with caplog.at_level(logging.WARNING):
         assert load_checkpoint(path, {**RUN, "learning_rate": 0.2}) is None
     assert "differs in learning_rate" in caplog.text
 
 
-def test_checkpoint_that_runs_code_is_refused(path, tmp_path):
+def test_checkpoint_that_executes_code_is_ignored(path, tmp_path):
     """Checkpoints are copied between machines; unpickling one must never execute anything."""
 
     class Trap:
@@ -58,7 +58,7 @@ def test_checkpoint_that_runs_code_is_refused(path, tmp_path):
 
 
 def test_failed_write_leaves_the_old_checkpoint(path):
-    """The write goes to another name; what cannot be written must not replace what was."""
+    """It is written under another name, which replaces the old one only when it is complete."""
     with pytest.raises(Exception, match="pickle"):
         save_checkpoint(path, RUN, {"model": lambda: None})
     assert load_checkpoint(path, RUN) is not None

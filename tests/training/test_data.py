@@ -1,8 +1,8 @@
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,18 @@ from hpopt.training.sources import read_documents
 
 
 def folder_of(cache: Path) -> Path:
-    """Find the one prepared folder in a cache."""
+    """Return the only prepared folder in a cache."""
     (folder,) = (path for path in cache.iterdir() if path.is_dir())
     return folder
 
 
+def file_stamps(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return inode and modification time of each file in a folder."""
+    return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.iterdir()}
+
+
 def test_tokens_decode_to_the_documents_of_their_split(config_of, tmp_path):
-    """The token files are what is trained on: whole documents, in the split their hash says, and nothing else."""
+    """The token file has complete documents, in the split given by their hash, and nothing else."""
     config = config_of()
     prepared = prepare(config, tmp_path)
     tokenizer = Tokenizer.from_file(str(folder_of(tmp_path) / "tokenizer.json"))
@@ -37,31 +42,37 @@ def test_tokens_decode_to_the_documents_of_their_split(config_of, tmp_path):
 
 
 def test_no_validation_document_is_in_training(config_of, cache):
-    """The document's famous result was memorized: nearly every validation token had been trained on."""
+    """A validation loss on training text rewards memorization."""
     splits = split_documents(list(read_documents(config_of())))
     assert not set(splits["train"]) & (set(splits["validation"]) | set(splits["test"]))
-    # The made-up language repeats a run of ten words now and then, as any language does.
+    # The artificial language repeats a few long sequences, as any language does.
     assert prepare(config_of(), cache).meta["train_val_overlap"] < 0.01
 
 
 def test_fingerprint_follows_the_texts_and_the_vocabulary(config_of, tmp_path, write_documents):
-    """A worker with other data must be refused, one with the same data in another place must not."""
+    """A worker with other data must be refused, one with the same data in another folder must not."""
     first = write_documents(tmp_path / "a", range(120))
     same, other = write_documents(tmp_path / "b", range(120)), write_documents(tmp_path / "c", range(121))
-    print_of = [
+    fingerprints = [
         data_fingerprint(config_of(dataset=str(folder), **changes), tmp_path / "cache")
         for folder, changes in ((first, {}), (same, {}), (other, {}), (first, {"vocab_size": 301}))
     ]
-    assert print_of[0] == print_of[1]
-    assert len(set(print_of)) == 3
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
 
 
-def test_prepared_data_is_not_prepared_again(config_of, cache):
-    config = config_of()
-    prepare(config, cache)
-    started = time.monotonic()
-    prepare(config, cache)
-    assert time.monotonic() - started < 0.2
+def test_prepared_data_is_opened_without_reading_a_document(config_of, tmp_path, write_documents):
+    """Every trial opens the data. The files here become unreadable as text, with unchanged size and time."""
+    dataset = write_documents(tmp_path / "documents", range(120))
+    config = config_of(dataset=str(dataset))
+    fingerprint = prepare(config, tmp_path / "cache").meta["fingerprint"]
+    written = file_stamps(folder_of(tmp_path / "cache"))
+    for file in dataset.iterdir():
+        stamp = file.stat()
+        file.write_bytes(b"\xff" * stamp.st_size)
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert prepare(config, tmp_path / "cache").meta["fingerprint"] == fingerprint
+    assert file_stamps(folder_of(tmp_path / "cache")) == written
 
 
 def test_processes_that_prepare_at_once_all_succeed(config_of, tmp_path):
@@ -71,48 +82,49 @@ def test_processes_that_prepare_at_once_all_succeed(config_of, tmp_path):
     assert set(fingerprints) == {json.loads((folder_of(tmp_path) / "meta.json").read_text())["fingerprint"]}
 
 
-# A process that takes the lock, leaves a half-written folder and goes on for ever.
+# Acquires the lock, leaves an incomplete folder and never returns.
 STUCK = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from hpopt.training import data
 from hpopt.training.config import PretrainConfig
 
-def stick(folder, config, should_stop):
+def prepare_for_ever(folder, config, should_stop):
     folder.with_name(f"{folder.name}.tmp").mkdir()
     print("stuck", flush=True)
-    time.sleep(600)
+    signal.pause()
 
-data.prepare_into = stick
+data.prepare_folder = prepare_for_ever
 data.prepare(PretrainConfig(dataset=sys.argv[1], vocab_size=300), Path(sys.argv[2]))
 """
 
 
-def test_a_killed_preparation_leaves_nothing_in_the_way(config_of, tmp_path):
-    """A kill -9 in the middle: the lock goes with the process, and the half-written folder is replaced."""
+def test_a_killed_preparation_does_not_block_the_next(config_of, tmp_path, stop_after):
+    """While it runs, others wait and can be stopped; after a kill -9 its lock is free and its folder is replaced."""
     config = config_of()
     command = [sys.executable, "-c", STUCK, config.dataset, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
         try:
             assert worker.stdout.readline() == b"stuck\n"
-            with pytest.raises(Interrupted):
-                prepare(config, tmp_path, should_stop=lambda: True)
+            should_stop = stop_after(2)
+            with pytest.raises(Interrupted, match="stopped while another process prepared the data"):
+                prepare(config, tmp_path, should_stop=should_stop)
+            assert should_stop.n_left < 0
         finally:
             worker.kill()
     assert prepare(config, tmp_path).meta["n_documents"]["train"] > 0
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_preparation_answers_a_request_to_stop(config_of, tmp_path):
-    """A stream of millions of documents takes minutes, and SIGTERM leaves ten seconds."""
-    asked = iter([False] * 20)
+def test_preparation_can_be_stopped(config_of, tmp_path, stop_after):
+    """A stream of millions of documents takes minutes, and a worker must exit 10 s after a SIGTERM."""
     with pytest.raises(Interrupted, match="stopped while preparing the data"):
-        prepare(config_of(), tmp_path, should_stop=lambda: next(asked, True))
+        prepare(config_of(), tmp_path, should_stop=stop_after(20))
     assert prepare(config_of(), tmp_path).meta["n_documents"]["train"] > 0
 
 
 def test_each_epoch_holds_every_window_once_in_another_order():
-    """Sampling with replacement would train on some text twice and on some never."""
+    """Sampling with replacement would train on some text twice and on some not at all."""
     batches = Batches(np.arange(43, dtype=np.uint16), sequence_length=3, seed=0)
     first, second = batches.at(0, 10), batches.at(10, 10)
     assert sorted(first.ravel().tolist()) == sorted(second.ravel().tolist()) == list(range(40))
@@ -120,7 +132,7 @@ def test_each_epoch_holds_every_window_once_in_another_order():
 
 
 def test_a_position_restores_the_batches_after_it():
-    """A resumed run must go on with the text that an uninterrupted one would have seen, across epochs too."""
+    """A resumed run must read the text that an uninterrupted one would have read, across epochs too."""
     tokens = np.arange(400, dtype=np.uint16)
     straight = Batches(tokens, 3, seed=0)
     expected = np.concatenate([straight.at(position, 10) for position in range(0, 220, 10)])
@@ -131,7 +143,7 @@ def test_a_position_restores_the_batches_after_it():
 
 @pytest.mark.parametrize(("n_tokens", "starts"), [(30, (0, 10, 20)), (1, (0,)), (0, range(0, 100, 10))])
 def test_first_windows_cover_the_tokens_once(n_tokens, starts):
-    """No tokens, as no other limit, means all of them."""
+    """0 tokens mean all of them, as with the other limits."""
     windows = first_windows(np.arange(100, dtype=np.uint16), sequence_length=9, n_tokens=n_tokens)
     assert windows.tolist() == [list(range(start, start + 10)) for start in starts]
 
@@ -146,7 +158,7 @@ def test_max_train_tokens_limits_what_is_trained_on(config_of, cache):
     ("changes", "key"), [({"max_train_tokens": 10}, "max_train_tokens"), ({"sequence_length": 10**6}, "dataset")]
 )
 def test_less_data_than_one_window_is_refused(config_of, cache, changes, key):
-    """Zero windows would end in a division by zero, hours later on another machine."""
+    """Without a window, training would fail with a division by zero."""
     with pytest.raises(ConfigError) as refused:
         prepare(config_of(**changes), cache)
     assert refused.value.key == key
@@ -161,29 +173,29 @@ def test_less_data_than_ten_overlapping_windows_is_refused(config_of, cache):
     assert {split: len(starts) for split, starts in data.starts.items()} == {"train": 8, "validation": 1, "test": 1}
 
 
-def test_a_dataset_that_is_gone_is_refused_as_in_the_study_file(config_of, tmp_path):
-    """The worker may run on a machine that does not have it, and says so in the same words."""
-    with pytest.raises(ConfigError, match="gone' is no file or folder here; known: 'python-stdlib'"):
+def test_a_dataset_that_does_not_exist_is_refused_as_in_the_study_file(config_of, tmp_path):
+    """The worker may run on a machine without it, and refuses it with the same message."""
+    with pytest.raises(ConfigError, match="gone' does not exist; known: 'python-stdlib'"):
         prepare(config_of(dataset=str(tmp_path / "gone")), tmp_path / "cache")
 
 
-def test_no_documents_at_all_are_refused(config_of, tmp_path):
-    """All of them empty or copies, say; a file of no bytes cannot be mapped either."""
+def test_a_dataset_without_documents_is_refused(config_of, tmp_path):
+    """Documents may all be too short; an empty file of tokens cannot be mapped either."""
     (tmp_path / "a.txt").write_text("too short for a shingle")
     with pytest.raises(ConfigError, match="has 0 train tokens, below one window of 17"):
         prepare(config_of(dataset=str(tmp_path / "a.txt")), tmp_path / "cache")
 
 
-def test_overlapping_windows_are_dealt_out_once_each_and_always_alike():
-    """A tenth each is held out, so that 50 positions give 40, 5 and 5; no seed of a run moves one."""
-    dealt = overlapping_windows(n_tokens=60, sequence_length=10)
-    assert [len(dealt[split]) for split in ("train", "validation", "test")] == [40, 5, 5]
-    assert sorted(np.concatenate(list(dealt.values())).tolist()) == list(range(50))
-    again = overlapping_windows(n_tokens=60, sequence_length=10)
-    assert all(np.array_equal(dealt[split], again[split]) for split in dealt)
+def test_overlapping_windows_are_in_one_split_each_and_always_the_same():
+    """A tenth each is held out: 50 positions give 40, 5 and 5, independent of the seed of a run."""
+    windows = overlapping_windows(n_tokens=60, sequence_length=10)
+    assert [len(windows[split]) for split in ("train", "validation", "test")] == [40, 5, 5]
+    assert sorted(np.concatenate(list(windows.values())).tolist()) == list(range(50))
+    repeated = overlapping_windows(n_tokens=60, sequence_length=10)
+    assert all(np.array_equal(windows[split], repeated[split]) for split in windows)
 
 
-def test_batches_and_evaluation_read_the_windows_that_start_where_they_are_told():
+def test_batches_and_evaluation_read_the_windows_at_the_given_starts():
     starts = np.array([5, 0, 7])
     tokens = np.arange(11, dtype=np.uint16)
     batches = Batches(tokens, 3, seed=0, starts=starts)
@@ -192,8 +204,8 @@ def test_batches_and_evaluation_read_the_windows_that_start_where_they_are_told(
     assert first_windows(tokens, 3, n_tokens=6, starts=starts).tolist() == [[5, 6, 7, 8], [0, 1, 2, 3]]
 
 
-def test_overlapping_windows_share_one_stream_that_nobody_copies(config_of, cache):
-    """A split of this kind needs no other files, and max_train_tokens bounds all of it, as in the document."""
+def test_overlapping_windows_share_one_memory_map(config_of, cache):
+    """The split needs no other files than the clean one, and max_train_tokens limits all of its text."""
     clean = prepare(config_of(), cache)
     data = prepare(config_of(split="overlapping_windows", max_train_tokens=3000), cache)
     assert data.meta["fingerprint"] == clean.meta["fingerprint"]
@@ -202,14 +214,14 @@ def test_overlapping_windows_share_one_stream_that_nobody_copies(config_of, cach
     assert max(starts.max() for starts in data.starts.values()) == 3000 - 17
 
 
-def test_overlapping_windows_are_found_to_leak(config_of, cache):
-    """The document's famous result: nearly every validation token was trained on, and no figure said so."""
+def test_overlapping_windows_are_measured_as_a_leak(config_of, cache):
+    """Nearly every validation token is also trained on."""
     overlap = prepare(config_of(split="overlapping_windows"), cache).meta["train_val_overlap"]
     assert overlap > 0.99
 
 
 def test_overlap_is_that_of_what_the_run_trains_on(config_of, tmp_path):
-    """Each passage is in two documents; a run of 400 tokens has hardly any of those that are held out."""
+    """Each passage is in two documents; the first 400 training tokens have hardly any of the held-out passages."""
     for number in range(200):
         passage = " ".join(f"shared{number // 2}x{word}" for word in range(60))
         own = " ".join(f"own{number}x{word}" for word in range(100))
@@ -223,7 +235,7 @@ def test_overlap_is_that_of_what_the_run_trains_on(config_of, tmp_path):
 
 
 def test_overlap_of_windows_is_that_of_the_windows_trained_on(config_of, cache, monkeypatch):
-    """The stream holds the validation text by its nature; what counts is whether training windows reach into it."""
+    """The memory map contains the validation text; it counts only where training windows overlap it."""
     windows = {"train": np.arange(0, 2000, 101), "validation": np.arange(3000, 4000, 101), "test": np.array([5000])}
     monkeypatch.setattr(data, "overlapping_windows", lambda *_: windows)
     config = config_of(split="overlapping_windows", sequence_length=100, max_train_tokens=8000)
@@ -231,10 +243,10 @@ def test_overlap_of_windows_is_that_of_the_windows_trained_on(config_of, cache, 
 
 
 def test_overlap_is_measured_once(config_of, tmp_path, monkeypatch):
-    """A corpus of gigabytes takes minutes, and every trial opens it; another part of it is measured for itself."""
+    """A corpus of gigabytes takes minutes, and every trial opens it; another part of it is measured separately."""
     config = config_of(max_train_tokens=1000)
     measured = prepare(config, tmp_path).meta["train_val_overlap"]
-    monkeypatch.setattr(data, "overlap", lambda *_, **__: 0.125)
+    monkeypatch.setattr(data, "measure_overlap", lambda *_, **__: 0.125)
     assert prepare(config, tmp_path).meta["train_val_overlap"] == measured
     assert prepare(config_of(max_train_tokens=999), tmp_path).meta["train_val_overlap"] == 0.125
     for sequence_length in (16, 15):
@@ -246,7 +258,7 @@ def test_overlap_is_measured_once(config_of, tmp_path, monkeypatch):
 
 
 def test_prepared_data_opens_where_nothing_can_be_written(config_of, tmp_path, monkeypatch):
-    """A cache that is mounted read-only is a usual one in a cluster."""
+    """In a cluster the cache may be mounted read-only."""
     prepare(config_of(), tmp_path)
 
     def refuse(*_args, **_kwargs):
@@ -257,14 +269,14 @@ def test_prepared_data_opens_where_nothing_can_be_written(config_of, tmp_path, m
 
 
 @pytest.mark.parametrize("changes", [{"max_documents": 100}, {"tokenizer": "bytes"}, {"vocab_size": 301}])
-def test_what_is_prepared_otherwise_is_prepared_for_itself(config_of, tmp_path, changes):
-    """The name of a folder in the cache says all that decides what is in it."""
-    prints = [data_fingerprint(config_of(**each), tmp_path) for each in ({}, changes, {})]
-    assert prints[0] == prints[2] != prints[1]
+def test_a_config_with_other_data_is_prepared_separately(config_of, tmp_path, changes):
+    """The name of a folder in the cache depends on everything that determines its content."""
+    first, other, repeated = (data_fingerprint(config_of(**c), tmp_path) for c in ({}, changes, {}))
+    assert first == repeated != other
 
 
-def test_text_field_is_part_of_what_is_prepared(config_of, tmp_path):
-    """Two fields of one file are two texts."""
+def test_another_text_field_is_prepared_separately(config_of, tmp_path):
+    """Two fields of one file are different texts."""
     rows = [
         {field: " ".join(f"{field}{row}x{word}" for word in range(40)) for field in ("title", "body")}
         for row in range(200)

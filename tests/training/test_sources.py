@@ -6,24 +6,24 @@ import pytest
 
 from hpopt.errors import ConfigError
 from hpopt.training.config import PretrainConfig
-from hpopt.training.sources import STDLIB, check_sources, read_documents, source_files
+from hpopt.training.sources import STDLIB, check_sources, list_files, read_documents
 
 
 def read(dataset, **changes):
-    """Read all documents of a dataset."""
+    """Return all documents of a dataset."""
     return list(read_documents(PretrainConfig(dataset=str(dataset), **changes)))
 
 
 def refusal(function, **changes):
-    """Give the key and the problem with which a config is refused."""
+    """Return the key and the problem of the ConfigError that a function raises for a config."""
     with pytest.raises(ConfigError) as refused:
         function(PretrainConfig(**{name: str(value) for name, value in changes.items()}))
     return refused.value.key, refused.value.problem
 
 
-def test_standard_library_comes_without_tests_and_tables():
-    """Tests differ between Python builds, and generated tables made a clean split overlap by 4.7%."""
-    names = [file.as_posix() for file in source_files(STDLIB)]
+def test_standard_library_excludes_tests_and_generated_tables():
+    """Tests differ between Python builds, and with generated tables a clean split overlaps by 4.7%."""
+    names = [file.as_posix() for file in list_files(STDLIB)]
     assert any(name.endswith("/asyncio/tasks.py") for name in names)
     assert not any(part in name for name in names for part in ("/test/", "/encodings/", "/site-packages/"))
 
@@ -39,7 +39,7 @@ def test_files_of_a_folder_are_documents(tmp_path):
 
 @pytest.fixture
 def write_rows(tmp_path):
-    """Write rows as a .jsonl and as a .parquet file; gives both."""
+    """Return a function that writes rows as a .jsonl and a .parquet file and returns both."""
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -52,22 +52,22 @@ def write_rows(tmp_path):
     return write
 
 
-def test_json_lines_text_and_parquet_files_hold_a_document_a_row(tmp_path, write_rows):
-    """A line separator of Unicode inside of a text is no end of a line of JSON."""
+def test_json_lines_text_and_parquet_files_have_one_document_per_row(tmp_path, write_rows):
+    """A Unicode line separator inside a text does not end a line of JSON."""
     texts = ["one", "two\nlines", "and\u2028another"]
     (tmp_path / "rows.txt").write_text("<|endoftext|>".join(texts))
     for file in (tmp_path / "rows.txt", *write_rows([{"text": text} for text in texts])):
         assert read(file) == texts
 
 
-def test_text_field_chooses_what_is_read_of_a_row(write_rows):
-    """A row without any text is an empty document, and counted as one that was dropped."""
+def test_text_field_selects_the_text_of_a_row(write_rows):
+    """A null is an empty document, which is dropped and counted as such."""
     for file in write_rows([{"text": "one", "body": "two"}, {"text": "three", "body": None}]):
         assert read(file, text_field="body") == ["two", ""]
 
 
 def test_a_row_without_the_field_is_refused_with_the_fields_it_has(write_rows):
-    """`content` is as usual a name as `text`; the refusal is all that the user sees of the file."""
+    """`content` is as common a name as `text`."""
     lines, table = write_rows([{"content": "one", "id": 1}])
     assert refusal(lambda config: list(read_documents(config)), dataset=lines) == (
         "text_field",
@@ -77,12 +77,12 @@ def test_a_row_without_the_field_is_refused_with_the_fields_it_has(write_rows):
     assert (key, problem) == ("text_field", f"{table} has no field 'text'; it has content, id")
 
 
-def test_a_field_that_is_no_text_is_refused(write_rows):
+def test_a_field_that_is_not_a_string_is_refused(write_rows):
     for file in write_rows([{"text": ["one"]}]):
         key, problem = refusal(lambda config: list(read_documents(config)), dataset=file)
         assert key == "text_field"
-        assert problem.startswith("'text' is no text in ")
-        assert problem.endswith(", but list")
+        assert problem.startswith(f"'text' is list in {file}")
+        assert problem.endswith(", not a string")
 
 
 @pytest.mark.parametrize(
@@ -93,32 +93,32 @@ def test_a_field_that_is_no_text_is_refused(write_rows):
         (b'{"text": "\xff"}\n', "rows.jsonl: not UTF-8 (at byte 10)"),
     ],
 )
-def test_a_malformed_line_is_refused_with_its_place(tmp_path, content, problem):
-    """Somewhere in gigabytes; a trial that fails with a traceback would say it to nobody."""
+def test_a_malformed_line_is_refused_with_its_number(tmp_path, content, problem):
+    """It may be anywhere in gigabytes of text."""
     (tmp_path / "rows.jsonl").write_bytes(content)
-    key, said = refusal(lambda config: list(read_documents(config)), dataset=tmp_path / "rows.jsonl")
+    key, message = refusal(lambda config: list(read_documents(config)), dataset=tmp_path / "rows.jsonl")
     assert key == "dataset"
-    assert problem in said
+    assert problem in message
 
 
 def test_a_text_file_that_is_not_utf8_or_not_parquet_is_refused(tmp_path):
-    """It is the whole dataset: left out in silence, it would be a dataset of nothing."""
+    """A single file is the whole dataset, so it must not be skipped as a file of a folder is."""
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    (tmp_path / "a.parquet").write_bytes(b"not parquet")
     for name, problem in (("a.txt", "a.txt: not UTF-8 (at byte 3)"), ("a.parquet", "a.parquet: not parquet: ")):
-        key, said = refusal(lambda config: list(read_documents(config)), dataset=tmp_path / name)
+        key, message = refusal(lambda config: list(read_documents(config)), dataset=tmp_path / name)
         assert key == "dataset"
-        assert problem in said
-        assert "\n" not in said
+        assert problem in message
+        assert "\n" not in message
 
 
-def test_half_a_character_in_json_is_replaced(tmp_path):
-    r"""Text of the web has "\ud83d" cut off from its other half; hashing and encoding it would fail."""
+def test_an_unpaired_surrogate_in_json_is_replaced(tmp_path):
+    r"""Text from the web contains half of a pair such as "\ud83d", which cannot be encoded as UTF-8."""
     (tmp_path / "a.jsonl").write_text(r'{"text": "a\ud83db"}')
     assert read(tmp_path / "a.jsonl") == ["a?b"]
 
 
-def test_max_documents_keeps_the_first(tmp_path, write_rows):
+def test_max_documents_keeps_the_first_ones(tmp_path, write_rows):
     rows = [{"text": str(number)} for number in range(5)]
     for file in write_rows(rows):
         assert read(file, max_documents=3) == ["0", "1", "2"]
@@ -126,10 +126,10 @@ def test_max_documents_keeps_the_first(tmp_path, write_rows):
 
 
 def test_a_folder_without_text_is_refused(tmp_path):
-    (tmp_path / "a.csv").write_text("no")
-    assert refusal(lambda config: source_files(config.dataset), dataset=tmp_path) == (
+    (tmp_path / "a.csv").write_text("not text")
+    assert refusal(lambda config: list_files(config.dataset), dataset=tmp_path) == (
         "dataset",
-        f"'{tmp_path}' holds no .md, .py, .txt file",
+        f"'{tmp_path}' contains no .md, .py, .txt file",
     )
 
 
@@ -139,48 +139,46 @@ KNOWN = (
 )
 
 
-def test_a_dataset_that_is_not_here_is_refused_with_the_nearest(tmp_path, monkeypatch):
-    """Seconds after it was typed, not when a worker opens it."""
+def test_a_dataset_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path, monkeypatch):
+    """When the study file is read, not when a worker opens the data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts").mkdir()
-    (tmp_path / "rows.csv").write_text("no")
+    (tmp_path / "rows.csv").write_text("not text")
     for name, problem in {
-        "pyhton-stdlib": "'pyhton-stdlib' is no file or folder here; did you mean 'python-stdlib'?",
-        "text": "'text' is no file or folder here; did you mean 'texts'?",
-        "texts/rows.jsonl": "'texts/rows.jsonl' is no file or folder here",
-        f"{tmp_path}/nowhere/else": f"'{tmp_path}/nowhere/else' is no file or folder here",
-        "rows.csv": "'rows.csv' is a file of another kind",
+        "pyhton-stdlib": "'pyhton-stdlib' does not exist; did you mean 'python-stdlib'?",
+        "text": "'text' does not exist; did you mean 'texts'?",
+        "texts/rows.jsonl": "'texts/rows.jsonl' does not exist",
+        f"{tmp_path}/nowhere/else": f"'{tmp_path}/nowhere/else' does not exist",
+        "rows.csv": "'rows.csv' is a file of an unsupported type",
     }.items():
         assert refusal(check_sources, dataset=name) == ("dataset", problem + KNOWN)
 
 
-def test_a_tokenizer_that_is_not_here_is_refused_with_the_nearest(tmp_path, monkeypatch):
+def test_a_tokenizer_that_does_not_exist_is_refused_with_the_nearest_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     key, problem = refusal(check_sources, tokenizer="byte")
     assert key == "tokenizer"
-    assert problem.startswith(
-        "'byte' is no file or folder here; did you mean 'bytes'?; known: 'bpe', 'bytes', a folder"
-    )
+    assert problem.startswith("'byte' does not exist; did you mean 'bytes'?; known: 'bpe', 'bytes', a folder")
     for name in ("bpe", "bytes", "owner/name", str(tmp_path)):
         check_sources(PretrainConfig(tokenizer=name))
 
 
-def test_a_hub_dataset_needs_a_bound(tmp_path, monkeypatch):
-    """Reading all of a web corpus would fill the disk before the first step."""
+def test_a_dataset_on_the_hub_needs_a_limit(tmp_path, monkeypatch):
+    """A complete web corpus would fill the disk before the first step."""
     monkeypatch.chdir(tmp_path)
     key, problem = refusal(check_sources, dataset="owner/name@v1")
     assert key == "dataset"
-    assert problem.endswith("only a part is read: set max_documents or max_train_tokens")
+    assert problem.endswith("a Hugging Face dataset needs a limit: set max_documents or max_train_tokens")
     check_sources(PretrainConfig(dataset="owner/name@v1", max_documents=5))
     check_sources(PretrainConfig(dataset="owner/name", max_train_tokens=5000))
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    (tmp_path / "owner" / "name" / "a.py").write_text("no hub")
+    (tmp_path / "owner" / "name" / "a.py").write_text("local text")
     check_sources(PretrainConfig(dataset="owner/name"))
-    assert read("owner/name") == ["no hub"]
+    assert read("owner/name") == ["local text"]
 
 
-def test_sources_are_checked_without_what_reads_them():
-    """`hpopt check` answers while a colleague waits."""
+def test_sources_are_checked_without_importing_what_reads_them():
+    """`hpopt check` must be fast."""
     heavy = "{'torch', 'numpy', 'datasets', 'huggingface_hub', 'transformers', 'tokenizers', 'pyarrow'}"
     code = f"import sys, hpopt.training.sources; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

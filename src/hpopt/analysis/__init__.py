@@ -1,1 +1,1 @@
-"""Owns the numbers that are read off a study: importance, cost. Opens no connection; gets a frozen table of trials."""
+"""Analyses of a study, computed from an immutable table of its trials without a database connection."""

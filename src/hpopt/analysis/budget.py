@@ -1,8 +1,8 @@
-"""Owns whether the best value of a parameter depends on how long one trains.
+"""Test whether the best value of a parameter depends on the training budget.
 
-At each fraction of the schedule all trials that came so far are modelled, the pruned ones included: up to there they
-are as good as any. Those that stopped before count at extrapolated values. The optimum is that of the
-profile through the best configuration at the end.
+At each fraction of the schedule, a surrogate is fitted to the values that trials had there. Trials that were pruned
+later count like all others, those that were pruned before at extrapolated values. The optimum is that of the profile
+through the configuration that is best at the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,28 +10,25 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 
-from hpopt.analysis.axes import Axis, Design, FloatArray, build_design
-from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
-from hpopt.analysis.sample import expect, sign_of
-from hpopt.analysis.schedule import fractions_of, points_at
+from hpopt.analysis.axes import Axis, Design, FloatArray, IntArray, build_design
+from hpopt.analysis.dependence import INTERVAL, SIGNIFICANCE_LEVEL, assess_parameters, normal_scores
+from hpopt.analysis.sample import with_extrapolated
 from hpopt.analysis.sensitivity import profile_points
 from hpopt.analysis.surrogate import MIN_TRIALS, Surrogate, fit
-from hpopt.analysis.trials import CurvePoint, StudyTable
+from hpopt.analysis.trials import CurvePoint, StudyTable, comparison_fractions, evaluations_at
 from hpopt.hyperparameters import Scalar
 
 N_RESAMPLES = 100
-_INTERVAL = (0.05, 0.95)
-# An optimum has moved where it has moved in so many of the resamples, in one direction.
-_SURE = 0.975
+# An optimum has moved if it moves in one direction in at least this share of the resamples.
+_MIN_MOVED_SHARE = 0.975
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptimum:
-    """The optimum at a fraction of the schedule, with its 90% interval; of values without an order, no interval.
+    """The optimum at a fraction of the schedule, with its 90% interval from `low` to `high`; None without an order.
 
-    `step` and `tokens` are those of the median trial; 0 tokens where the objective counts none.
+    `step` and `tokens` are those of the median trial; `tokens` is 0 if the objective counts none.
     """
 
     fraction: float
@@ -45,27 +42,27 @@ class BudgetOptimum:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterBudget:
-    """A parameter's optimum by budget, the smallest first.
+    """A parameter's optima, the smallest budget first.
 
-    `p_value` is how likely the ranking of the trials would change so much with the budget if that had nothing to do
-    with any parameter; `moved` is the share of resamples in which the optimum moves from the first budget to the last
-    in the direction in which it mostly does.
+    `p_value` is that of a test whether the change in the ranking of the trials from the first budget to the last
+    depends on the parameter, corrected for the number of parameters. `moved_share` is the share of resamples in which
+    the optimum moves from the first budget to the last, in the more frequent direction.
     """
 
     name: str
     optima: tuple[BudgetOptimum, ...]
     p_value: float
-    moved: float
+    moved_share: float
 
     @property
-    def is_drifting(self) -> bool:
-        """Say whether the optimum moves with the budget by more than chance."""
-        return self.p_value <= SIGNIFICANT and self.moved >= _SURE
+    def is_budget_dependent(self) -> bool:
+        """Whether the optimum moves significantly with the budget."""
+        return self.p_value <= SIGNIFICANCE_LEVEL and self.moved_share >= _MIN_MOVED_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetDependence:
-    """The parameters in the order of the study; none with the reason for it."""
+    """The parameters in the order of the search space; if there are none, `reason` states why."""
 
     parameters: tuple[ParameterBudget, ...]
     reason: str | None = None
@@ -73,87 +70,92 @@ class BudgetDependence:
 
 @dataclass(frozen=True)
 class _Budget:
-    """The trials that came to a fraction, and the profiles of all parameters there: a row a resample."""
+    """The evaluations at a fraction, by trial, and for each parameter the profiles (1 + N_RESAMPLES, G) there."""
 
     fraction: float
     points: Mapping[int, CurvePoint]
-    surrogate: Surrogate
     profiles: Sequence[FloatArray]
 
 
-def measure_budget(table: StudyTable, surrogate: Surrogate | None) -> BudgetDependence:
-    """Compare the optima at the fractions of the schedule with those at its end."""
-    at_fractions = {fraction: points_at(table, fraction) for fraction in (*fractions_of(table), 1.0)}
-    enough = {fraction: points for fraction, points in at_fractions.items() if len(points) >= MIN_TRIALS}
-    if surrogate is None or 1.0 not in enough or len(enough) == 1:
+def estimate_budget_dependence(table: StudyTable, surrogate: Surrogate | None) -> BudgetDependence:
+    """Compare the optima at fractions of the schedule with those at its end."""
+    at_fractions = {fraction: evaluations_at(table, fraction) for fraction in (*comparison_fractions(table), 1.0)}
+    sufficient = {fraction: points for fraction, points in at_fractions.items() if len(points) >= MIN_TRIALS}
+    if surrogate is None or 1.0 not in sufficient or len(sufficient) == 1:
         counts = ", ".join(f"{len(points)} at {fraction:.0%}" for fraction, points in at_fractions.items())
-        needed = f"not enough data: {MIN_TRIALS} trials are needed at two budgets at least, the last among them"
-        return BudgetDependence(parameters=(), reason=f"{needed}; of the schedule there are {counts}")
+        needed = f"{MIN_TRIALS} trials are needed at the end of the schedule and at one fraction before"
+        return BudgetDependence(parameters=(), reason=f"not enough data: {needed}; there are {counts}")
     center = surrogate.incumbent()
-    budgets = [_profile(table, fraction, points, center) for fraction, points in enough.items()]
-    p_values = _assess(table, budgets[0].points, budgets[-1].points)
-    found = [_follow(axis, i, budgets, sign_of(table), p_values[axis.name]) for i, axis in enumerate(surrogate.axes)]
-    return BudgetDependence(parameters=tuple(found))
+    budgets = [_profile(table, fraction, points, center) for fraction, points in sufficient.items()]
+    p_values = _assess_changes(table, budgets[0].points, budgets[-1].points)
+    sign = table.direction.sign
+    return BudgetDependence(
+        parameters=tuple(
+            _compare_optima(axis, i, budgets, sign, p_values[axis.name]) for i, axis in enumerate(surrogate.axes)
+        )
+    )
 
 
 def _profile(table: StudyTable, fraction: float, points: Mapping[int, CurvePoint], center: FloatArray) -> _Budget:
-    known = {trial: point.value for trial, point in points.items() if point.value is not None}
-    expected = expect(table, known)
-    design = expected.design
-    surrogate = fit(design, expected.values, sign=sign_of(table), stds=expected.stds)
+    measured = {trial: point.value for trial, point in points.items() if point.value is not None}
+    sample = with_extrapolated(table, measured)
+    surrogate = fit(sample.design, sample.values, sign=table.direction.sign, stds=sample.stds)
     crosses = [
-        surrogate.kernel(profile_points(axis, i, center), surrogate.design.places) for i, axis in enumerate(design.axes)
+        surrogate.kernel(profile_points(axis, i, center), surrogate.design.points)
+        for i, axis in enumerate(sample.design.axes)
     ]
-    weights = _weights(table, surrogate.design)
     alphas = [surrogate.solve(surrogate.targets)]
-    alphas += [surrogate.solve(surrogate.targets, weight) for weight in weights]
-    return _Budget(fraction, points, surrogate, [(cross @ np.array(alphas).T).T for cross in crosses])
+    alphas += [surrogate.solve(surrogate.targets, weights) for weights in _draw_weights(table, surrogate.design)]
+    return _Budget(fraction, points, [(cross @ np.array(alphas).T).T for cross in crosses])
 
 
-def _weights(table: StudyTable, design: Design) -> FloatArray:
-    """Draw weights of the Bayesian bootstrap: a trial has the same at all budgets, since its luck is the same."""
+def _draw_weights(table: StudyTable, design: Design) -> FloatArray:
+    """Draw weights (N_RESAMPLES, N) of the Bayesian bootstrap (Rubin 1981).
+
+    A trial has the same weights at all budgets, since its noise is the same.
+    """
     numbers = np.array([row.trial for row in design.rows])
     drawn = np.random.default_rng(0).exponential(size=(N_RESAMPLES, max(row.trial for row in table.trials) + 1))
     weights: FloatArray = drawn[:, numbers] / drawn[:, numbers].mean(axis=1, keepdims=True)
     return weights
 
 
-def _values_at(table: StudyTable, points: Mapping[int, CurvePoint]) -> tuple[Design, FloatArray]:
-    design = build_design(table, [row for row in table.trials if row.trial in points])
-    return design, np.array([points[row.trial].value for row in design.rows], dtype=float)
-
-
-def _assess(table: StudyTable, early: Mapping[int, CurvePoint], late: Mapping[int, CurvePoint]) -> Mapping[str, float]:
-    """Test whether the change in rank of a trial depends on a parameter."""
-    common = {trial: point for trial, point in early.items() if trial in late}
+def _assess_changes(
+    table: StudyTable, early: Mapping[int, CurvePoint], late: Mapping[int, CurvePoint]
+) -> Mapping[str, float]:
+    """Return, by parameter, the p-value of an effect on the change in rank of the trials."""
+    common = early.keys() & late.keys()
     if len(common) < MIN_TRIALS:
         return dict.fromkeys(table.search_space, 1.0)
-    design, before = _values_at(table, common)
-    after = np.array([late[row.trial].value for row in design.rows], dtype=float)
-    return assess_parameters(design, to_scores(after) - to_scores(before))
+    design = build_design(table, [row for row in table.trials if row.trial in common])
+    before, after = (
+        np.array([points[row.trial].value for row in design.rows], dtype=float) for points in (early, late)
+    )
+    return assess_parameters(design, normal_scores(after) - normal_scores(before))
 
 
-def _follow(axis: Axis, index: int, budgets: Sequence[_Budget], sign: int, p_value: float) -> ParameterBudget:
+def _compare_optima(axis: Axis, index: int, budgets: Sequence[_Budget], sign: float, p_value: float) -> ParameterBudget:
     optima = [np.argmin(sign * budget.profiles[index], axis=1) for budget in budgets]
     shift = axis.nodes[optima[-1][1:]] - axis.nodes[optima[0][1:]]
-    moved = max((shift > 0).mean(), (shift < 0).mean()) if axis.is_ordered else (shift != 0).mean()
+    moved_share = max((shift > 0).mean(), (shift < 0).mean()) if axis.is_ordered else (shift != 0).mean()
     return ParameterBudget(
         name=axis.name,
-        optima=tuple(_optimum(axis, budget, optimum) for budget, optimum in zip(budgets, optima, strict=True)),
+        optima=tuple(_optimum(axis, budget, nodes) for budget, nodes in zip(budgets, optima, strict=True)),
         p_value=p_value,
-        moved=float(moved),
+        moved_share=float(moved_share),
     )
 
 
-def _optimum(axis: Axis, budget: _Budget, optima: npt.NDArray[np.int64]) -> BudgetOptimum:
-    places = axis.nodes[optima]
-    low, high = np.quantile(places, _INTERVAL)
+def _optimum(axis: Axis, budget: _Budget, optima: IntArray) -> BudgetOptimum:
+    """Summarize the optima (1 + N_RESAMPLES,), as indices of nodes: that of the surrogate first."""
+    coordinates = axis.nodes[optima]
+    low, high = np.quantile(coordinates, INTERVAL)
     return BudgetOptimum(
         fraction=budget.fraction,
         step=round(median(point.step for point in budget.points.values())),
         tokens=round(median(point.tokens for point in budget.points.values())),
         n_trials=len(budget.points),
-        best=axis.value_at(places[0]),
+        best=axis.value_at(coordinates[0]),
         low=axis.value_at(low) if axis.is_ordered else None,
         high=axis.value_at(high) if axis.is_ordered else None,
     )

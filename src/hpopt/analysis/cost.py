@@ -1,4 +1,4 @@
-"""Owns what a study has cost in device hours, and what stopping early has saved."""
+"""Sum up the device hours that a study has used, and estimate those that pruning has saved."""
 
 from dataclasses import dataclass
 from statistics import median
@@ -10,7 +10,7 @@ SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Device hours of a study. `saved_hours` is an estimate, and None where no trial shows what a whole run takes."""
+    """Device hours of a study; `saved_hours` is an estimate, None unless the length of a schedule is known."""
 
     device_hours: float
     complete_hours: float
@@ -21,32 +21,35 @@ class Cost:
 
 
 def sum_cost(table: StudyTable) -> Cost:
-    """Add up the device hours, and for each pruned trial the steps it was spared, at its own speed."""
+    """Sum up the device hours, and those that pruned trials have saved.
+
+    A pruned trial saves its remaining steps at its own speed; a full schedule is the median one of the complete trials.
+    """
     hours = {"COMPLETE": 0.0, "PRUNED": 0.0, "other": 0.0}
     for row in table.trials:
         hours[row.state if row.state in hours else "other"] += row.device_seconds / SECONDS_PER_HOUR
     lengths = [row.curve[-1].step for row in table.complete() if row.curve]
-    spared = [_spared_seconds(row, int(median(lengths))) for row in table.pruned()] if lengths else None
+    saved = [_saved_seconds(row, int(median(lengths))) for row in table.pruned()] if lengths else None
     return Cost(
         device_hours=sum(hours.values()),
         complete_hours=hours["COMPLETE"],
         pruned_hours=hours["PRUNED"],
         other_hours=hours["other"],
-        saved_hours=sum(spared) / SECONDS_PER_HOUR if spared is not None else None,
+        saved_hours=sum(saved) / SECONDS_PER_HOUR if saved is not None else None,
         tokens=sum(row.tokens for row in table.trials),
     )
 
 
-def _spared_seconds(row: TrialRow, whole: int) -> float:
+def _saved_seconds(row: TrialRow, n_steps: int) -> float:
     if not row.curve or row.curve[-1].step <= 0:
         return 0.0
     first, last = row.curve[0], row.curve[-1]
-    # Between evaluations, so that loading and compiling, which every trial does once, are not counted as speed.
+    # Measured between evaluations, which excludes loading and compiling: each trial does them once.
     if last.step > first.step:
-        pace = (last.seconds - first.seconds) / (last.step - first.step)
+        seconds_per_step = (last.seconds - first.seconds) / (last.step - first.step)
     else:
-        pace = last.seconds / last.step
-    return max(0, whole - last.step) * max(0.0, pace) * _n_devices(row)
+        seconds_per_step = last.seconds / last.step
+    return max(0, n_steps - last.step) * max(0.0, seconds_per_step) * _n_devices(row)
 
 
 def _n_devices(row: TrialRow) -> int:

@@ -1,6 +1,7 @@
-"""Owns which two parameters must be chosen together: the part of a pair that neither has alone.
+"""Estimate which pairs of parameters interact: the variance of a pair beyond that of each parameter alone.
 
-Source: the second-order effects of the surrogate's functional ANOVA (anova.py); whether they are chance, dependence.py.
+Source: the second-order effects of the surrogate's functional ANOVA (anova.py), with the permutation tests of
+dependence.py.
 """
 
 from dataclasses import dataclass
@@ -8,22 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpopt.analysis.axes import FloatArray
-from hpopt.analysis.dependence import SIGNIFICANT, assess_pairs, n_for_pairs
-from hpopt.analysis.importance import INTERVAL, NO_DIFFERENCE
-from hpopt.analysis.model import Model
-from hpopt.analysis.sample import LeftOut, expect, settled, sign_of
-from hpopt.analysis.surrogate import clip_bad, why_not
+from hpopt.analysis.dependence import INTERVAL, SIGNIFICANCE_LEVEL, assess_pairs, min_trials_for_pairs
+from hpopt.analysis.importance import NO_VARIANCE
+from hpopt.analysis.model import Model, reason_not_fitted
+from hpopt.analysis.sample import LeftOut, with_extrapolated
+from hpopt.analysis.surrogate import clip_outliers
 from hpopt.analysis.trials import StudyTable
 
-# Nobody would choose two values together for less.
+# Smaller shares of the variance are not worth acting on.
 _NEGLIGIBLE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interaction:
-    """A pair, its share of the variance that the surrogate sees, with its 90% interval, and whether it is chance.
+    """A pair of parameters, and its share of the surrogate's variance with a 90% interval from `low` to `high`.
 
-    `p_value` is how likely a pair at least as joint as this one would be among all pairs if there were none.
+    `p_value` is the probability that the strongest pair would have an effect of this size if no pair interacted.
     """
 
     pair: tuple[str, str]
@@ -34,13 +35,13 @@ class Interaction:
 
     @property
     def is_significant(self) -> bool:
-        """Say whether the pair is more than chance, and more than nothing."""
-        return self.p_value <= SIGNIFICANT and self.share >= _NEGLIGIBLE
+        """Whether the effect of the pair is statistically significant and not negligible."""
+        return self.p_value <= SIGNIFICANCE_LEVEL and self.share >= _NEGLIGIBLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interactions:
-    """All pairs, the largest share first; none with the reason for it."""
+    """All pairs, the largest share first; if there are none, `reason` states why."""
 
     pairs: tuple[Interaction, ...]
     n_trials: int
@@ -48,30 +49,30 @@ class Interactions:
     reason: str | None = None
 
 
-def measure_interactions(table: StudyTable, model: Model | None) -> Interactions:
-    """Measure all pairs on the complete trials, and on the extrapolated values of pruned ones."""
-    expected = model.expected if model else expect(table)
-    design, n_trials = expected.design, len(expected.values)
-    reason = why_not(table, settled(table))
+def estimate_interactions(table: StudyTable, model: Model | None) -> Interactions:
+    """Estimate the interactions of all pairs, from complete trials and the extrapolated values of pruned ones."""
+    sample = model.sample if model else with_extrapolated(table)
+    design, n_trials = sample.design, len(sample.values)
+    reason = reason_not_fitted(table)
     if reason is None and len(design.axes) < 2:  # noqa: PLR2004 - a pair is two.
         reason = "the study searches one parameter"
-    if reason is None and n_trials < n_for_pairs(design):
-        reason = f"not enough data: {n_for_pairs(design)} trials are needed, there are {n_trials}"
+    if reason is None and n_trials < min_trials_for_pairs(design):
+        reason = f"not enough data: {min_trials_for_pairs(design)} trials are needed, there are {n_trials}"
     if reason is not None or model is None:
         return Interactions(pairs=(), n_trials=n_trials, reason=reason)
     decomposition = model.decomposition
     if decomposition is None:
-        return Interactions(pairs=(), n_trials=n_trials, reason=NO_DIFFERENCE)
-    p_values = assess_pairs(design, clip_bad(expected.values, sign_of(table)))
-    found = [
+        return Interactions(pairs=(), n_trials=n_trials, reason=NO_VARIANCE)
+    p_values = assess_pairs(design, clip_outliers(sample.values, table.direction.sign))
+    pairs = [
         _interaction(pair, part / decomposition.total, p_values[pair]) for pair, part in decomposition.pairs.items()
     ]
-    found.sort(key=lambda interaction: -interaction.share)
-    return Interactions(pairs=tuple(found), n_trials=n_trials, left_out=model.left_out)
+    pairs.sort(key=lambda interaction: -interaction.share)
+    return Interactions(pairs=tuple(pairs), n_trials=n_trials, left_out=model.left_out)
 
 
 def _interaction(pair: tuple[str, str], shares: FloatArray, p_value: float) -> Interaction:
     share, low, high = float(shares[0]), *(float(end) for end in np.quantile(shares[1:], INTERVAL))
-    # The interval holds the share itself, and 0 where there may be no interaction at all.
-    low = 0.0 if p_value > SIGNIFICANT else min(low, share)
+    # The interval includes the share itself, and 0 unless the pair is significant.
+    low = 0.0 if p_value > SIGNIFICANCE_LEVEL else min(low, share)
     return Interaction(pair=pair, share=share, low=low, high=max(high, share), p_value=p_value)

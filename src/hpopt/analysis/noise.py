@@ -1,55 +1,58 @@
-"""Owns how much two runs of one configuration differ, and how that is known."""
+"""Estimate how much two runs of one configuration differ."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from hpopt.analysis.surrogate import LARGEST, Surrogate
+from hpopt.analysis.surrogate import LARGEST_VALUE, Surrogate
 from hpopt.analysis.trials import StudyTable, TrialRow
 
-# With fewer degrees of freedom a standard deviation is off by half as often as not.
-MIN_FREEDOM = 2
+# With fewer degrees of freedom, a standard deviation is off by half as often as not.
+MIN_DEGREES_OF_FREEDOM = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """The standard deviation of a run, in units of the metric.
 
-    It is pooled from `n_runs` runs of configurations that ran with several seeds, `freedom` beyond their means; or it
-    is what the surrogate cannot explain, which takes what the model misses for noise.
+    From replicates, it is pooled over `n_runs` runs of configurations that ran with several seeds. From the surrogate,
+    it is the residual standard deviation, which includes the error of the model.
     """
 
     std: float
     source: Literal["replicates", "surrogate"]
     n_runs: int
-    freedom: int
+    degrees_of_freedom: int
 
-    @property
-    def sentence(self) -> str:
-        """Say what it is and how it is known."""
-        how = (
+    def describe(self) -> str:
+        """Return a clause that states the standard deviation and its source."""
+        source = (
             f"{self.n_runs} repeated runs"
             if self.source == "replicates"
             else "the residuals of the surrogate, not from repeated runs"
         )
-        return f"runs of one configuration scatter by a standard deviation of {self.std:.2g} (from {how})"
+        return f"runs of one configuration differ by a standard deviation of {self.std:.2g} (from {source})"
 
 
-def measure_noise(table: StudyTable, surrogate: Surrogate | None) -> Noise | None:
-    """Measure the noise from replicates, else take the surrogate's; None where there is neither."""
-    groups = [values for rows in table.replicates().values() if len(values := _distinct_seeds(rows)) > 1]
-    freedom = sum(len(values) - 1 for values in groups)
-    if freedom >= MIN_FREEDOM:
+def estimate_noise(table: StudyTable, surrogate: Surrogate | None) -> Noise | None:
+    """Estimate the noise from replicates, or else from the surrogate; None if there is neither."""
+    groups = [values for rows in table.replicates().values() if len(values := _values_by_seed(rows)) > 1]
+    degrees_of_freedom = sum(len(values) - 1 for values in groups)
+    if degrees_of_freedom >= MIN_DEGREES_OF_FREEDOM:
         squares = sum((value - sum(values) / len(values)) ** 2 for values in groups for value in values)
-        n_runs = sum(map(len, groups))
-        return Noise(std=(squares / freedom) ** 0.5, source="replicates", n_runs=n_runs, freedom=freedom)
+        return Noise(
+            std=(squares / degrees_of_freedom) ** 0.5,
+            source="replicates",
+            n_runs=sum(map(len, groups)),
+            degrees_of_freedom=degrees_of_freedom,
+        )
     if surrogate is None:
         return None
     n = len(surrogate.targets)
-    return Noise(std=surrogate.noise_std, source="surrogate", n_runs=n, freedom=n)
+    return Noise(std=surrogate.noise_std, source="surrogate", n_runs=n, degrees_of_freedom=n)
 
 
-def _distinct_seeds(rows: tuple[TrialRow, ...]) -> list[float]:
-    """Give one value for each seed; trials without one cannot be told apart from repeats of the same run."""
+def _values_by_seed(rows: tuple[TrialRow, ...]) -> list[float]:
+    """Return one value per seed; trials without a seed may be repetitions of the same run."""
     by_seed = {row.seed: row.value for row in rows if row.seed is not None and row.value is not None}
-    # Squares of larger ones would be infinite.
-    return [max(-LARGEST, min(LARGEST, value)) for value in by_seed.values()]
+    # The squares of larger values would overflow.
+    return [max(-LARGEST_VALUE, min(LARGEST_VALUE, value)) for value in by_seed.values()]

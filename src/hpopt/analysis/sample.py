@@ -1,4 +1,4 @@
-"""Owns which trials are analysed, and what leaving out the others does to the answer."""
+"""Select the trials that are analysed, and test what leaving out the others does to the result."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -6,47 +6,55 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpopt.analysis.axes import Design, FloatArray, build_design
-from hpopt.analysis.dependence import SIGNIFICANT, assess_parameters, to_scores
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL, assess_parameters, normal_scores
 from hpopt.analysis.extrapolation import Extrapolation, extrapolate
-from hpopt.analysis.surrogate import clip_bad
-from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.analysis.surrogate import clip_outliers
+from hpopt.analysis.trials import Outcome, StudyTable, TrialRow
+from hpopt.formats import format_count, join_words
 
-# Fewer than this many cannot show that they are unlike the others.
+# Fewer trials than this cannot show that they differ from the others.
 _MIN_LEFT_OUT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The trials without a final value that an analysis leaves out: diverged ones, and what cannot be extrapolated.
+    """The trials without a final value that an analysis leaves out: diverged ones, and those without an extrapolation.
 
-    `unlike` names the parameters in which they differ from the complete ones: what is said of those is too little.
+    `differ_in` names the parameters in which they differ significantly from the others, whose importance is therefore
+    underestimated.
     """
 
     n: int
     n_diverged: int
-    unlike: tuple[str, ...]
+    differ_in: tuple[str, ...]
 
     @property
     def is_biased(self) -> bool:
-        """Say whether the trials that are left are no fair sample."""
-        return bool(self.unlike)
+        """Whether the remaining trials are not a representative sample."""
+        return bool(self.differ_in)
 
     @property
-    def bias_sentence(self) -> str | None:
-        """Say what leaving them out does, if any were."""
+    def bias_note(self) -> str | None:
+        """The sentence that describes the effect of leaving them out; None if there are none."""
         if not self.n:
             return None
-        who = f"{self.n} pruned trials are left out" if self.n > 1 else "1 pruned trial is left out"
+        subject = f"{format_count(self.n, 'pruned trial')} {'is' if self.n == 1 else 'are'} left out"
         if self.n_diverged:
-            who += f", {self.n_diverged} of which diverged" if self.n > 1 else ", which diverged"
-        if not self.unlike:
-            return f"{who}; in no parameter do they differ from the others by more than chance."
-        return f"{who}, and they differ from the others in {_enumerate(self.unlike)}, whose weight is understated."
+            subject += f", {self.n_diverged} of which diverged" if self.n > 1 else ", which diverged"
+        if not self.differ_in:
+            return f"{subject}; they show no significant difference from the others in any parameter."
+        return (
+            f"{subject}, and they differ from the others in {join_words(self.differ_in)}, whose importance is "
+            "underestimated."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """The trials whose value is known or extrapolated, with these values; `stds` are 0 where it is known."""
+class Sample:
+    """Trials with measured or extrapolated values.
+
+    `values` (N,) are in units of the metric, `stds` (N,) their standard deviations: 0 for measured values.
+    """
 
     design: Design
     values: FloatArray
@@ -54,73 +62,68 @@ class Expected:
 
     @property
     def n_extrapolated(self) -> int:
-        """How many are extrapolated."""
+        """The number of extrapolated values."""
         return int((self.stds > 0).sum())
 
 
-def expect(table: StudyTable, known: Mapping[int, float] | None = None) -> Expected:
-    """Place the trials whose value is known, and those that were pruned before at extrapolated ones.
+def with_extrapolated(table: StudyTable, measured: Mapping[int, float] | None = None) -> Sample:
+    """Return the trials with a measured value, and the pruned trials for which one can be extrapolated.
 
-    `known` values are by trial; the final values of the complete trials if they are not given.
+    `measured` are values by trial, by default the final values of the complete trials.
     """
-    if known is None:
-        known = {row.trial: row.value for row in table.complete() if row.value is not None}
-    found = {trial: Extrapolation(value=value, std=0.0) for trial, value in known.items()}
-    found |= extrapolate(table, known)
-    rows = sorted((row for row in table.trials if row.trial in found), key=lambda row: row.trial not in known)
+    if measured is None:
+        measured = {row.trial: row.value for row in table.complete() if row.value is not None}
+    values = {trial: Extrapolation(value=value, std=0.0) for trial, value in measured.items()}
+    values |= extrapolate(table, measured)
+    rows = sorted((row for row in table.trials if row.trial in values), key=lambda row: row.trial not in measured)
     design = build_design(table, rows)
-    values, stds = ([getattr(found[row.trial], name) for row in design.rows] for name in ("value", "std"))
-    return Expected(design=design, values=np.array(values, dtype=float), stds=np.array(stds, dtype=float))
+    return Sample(
+        design=design,
+        values=np.array([values[row.trial].value for row in design.rows], dtype=float),
+        stds=np.array([values[row.trial].std for row in design.rows], dtype=float),
+    )
 
 
-def settled(table: StudyTable) -> Design:
-    """Place the trials that completed."""
+def completed(table: StudyTable) -> Design:
+    """Return the design of the complete trials."""
     return build_design(table, table.complete())
 
 
 def find_left_out(table: StudyTable, used: Collection[int]) -> LeftOut:
-    """Compare the params of the stopped trials that are not used, by their numbers, with those of all others."""
+    """Compare the params of the pruned trials that are not in `used` (trial numbers) with those of all others."""
     design = build_design(table, (*table.complete(), *table.pruned()))
     is_out = np.array([row.state == "PRUNED" and row.trial not in used for row in design.rows], dtype=float)
     n = int(is_out.sum())
-    unlike: tuple[str, ...] = ()
+    differ_in: tuple[str, ...] = ()
     if design.axes and min(n, len(is_out) - n) >= _MIN_LEFT_OUT:
         p_values = assess_parameters(design, is_out)
-        unlike = tuple(name for name, p_value in p_values.items() if p_value <= SIGNIFICANT)
-    return LeftOut(n=n, n_diverged=sum(row.outcome == "diverged" for row in design.rows), unlike=unlike)
+        differ_in = tuple(name for name, p_value in p_values.items() if p_value <= SIGNIFICANCE_LEVEL)
+    n_diverged = sum(row.outcome == Outcome.DIVERGED for row in design.rows)
+    return LeftOut(n=n, n_diverged=n_diverged, differ_in=differ_in)
 
 
-def assess_table(table: StudyTable, expected: Expected) -> dict[str, float]:
-    """Give for each parameter the p-value: the chance that it only seems to matter, over all parameters together.
+def assess_table(table: StudyTable, sample: Sample) -> dict[str, float]:
+    """Return, by parameter, the p-value of an effect on the final value, corrected for the number of parameters.
 
-    Pruned trials count at extrapolated values. Where one has none, they count as worse than all complete ones, those
-    that came further before the others; diverged ones are worst.
+    Pruned trials count at their extrapolated values. If one has none, ranks are tested instead of values: pruned trials
+    rank behind all complete ones, those that were stopped later before the others, and diverged ones last.
     """
     design = build_design(table, (*table.complete(), *table.pruned()))
-    if len(expected.values) == len(design.rows):
-        return dict(assess_parameters(expected.design, clip_bad(expected.values, sign_of(table))))
-    return dict(assess_parameters(design, to_scores(_places(table, design.rows))))
+    if len(sample.values) == len(design.rows):
+        return dict(assess_parameters(sample.design, clip_outliers(sample.values, table.direction.sign)))
+    return dict(assess_parameters(design, normal_scores(_ranks(table, design.rows))))
 
 
-def sign_of(table: StudyTable) -> int:
-    """Give 1 where low values are good, and -1 where high ones are."""
-    return 1 if table.direction == "minimize" else -1
+def _ranks(table: StudyTable, rows: tuple[TrialRow, ...]) -> FloatArray:
+    """Return the rank of each trial (N,), 0 for the best; equal trials share a rank."""
+    keys = [_rank_key(table, row) for row in rows]
+    rank = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return np.array([rank[key] for key in keys], dtype=float)
 
 
-def _places(table: StudyTable, rows: tuple[TrialRow, ...]) -> FloatArray:
-    """Give the place of each trial among all, the best first; equals share one."""
-    keys = [_key(table, row) for row in rows]
-    place = {key: number for number, key in enumerate(sorted(set(keys)))}
-    return np.array([place[key] for key in keys], dtype=float)
-
-
-def _key(table: StudyTable, row: TrialRow) -> tuple[int, int, float]:
+def _rank_key(table: StudyTable, row: TrialRow) -> tuple[int, int, float]:
     if row.state == "COMPLETE":
         return (0, 0, table.loss(row.value))
-    if row.outcome == "diverged" or not row.curve:
+    if row.outcome == Outcome.DIVERGED or not row.curve:
         return (2, 0, 0.0)
     return (1, -row.curve[-1].step, table.loss(row.curve[-1].value))
-
-
-def _enumerate(names: tuple[str, ...]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,8 +1,10 @@
-"""Owns the model of a metric: a Gaussian process over all parameters. How well it predicts is validation.py's to say.
+"""A Gaussian process of the metric over all parameters.
 
-Its kernel is a product over the parameters, so that averages over all the others are exact sums: anova.py takes them.
-Source: Rasmussen and Williams 2006, algorithm 2.1 and eq. 5.9. Of its own and not scikit-learn's, which has no
-choices without an order, no prior for a few trials and no weights of trials; a test holds the two equal.
+Its kernel is a product over the parameters, so that averages over any of them are exact sums (anova.py). Source:
+Rasmussen and Williams 2006 (GPML), algorithm 2.1 and eq. 5.9. scikit-learn's has no unordered choices, no prior over
+length scales and no noise variance per trial; a test compares the two where both apply.
+
+Dimensions: N trials, A axes, P and Q points.
 """
 
 from dataclasses import dataclass, replace
@@ -13,39 +15,45 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from hpopt.analysis.axes import Axis, Design, FloatArray
-from hpopt.analysis.trials import StudyTable
+from hpopt.analysis.axes import Axis, Design, FloatArray, IntArray, subsample
 
 MIN_TRIALS = 10
-# Length scales are chosen from so many trials, and predictions made from so many: time grows with their cube.
+# The hyperparameters are fitted to at most N_TO_TUNE trials and predictions use at most N_TO_PREDICT: time grows with
+# the cube of their number.
 N_TO_TUNE = 150
 N_TO_PREDICT = 500
-# Tukey's outer fence: values further out than three times the middle half's spread tell how bad, not where good.
+# Tukey's outer fence, in interquartile ranges: values beyond it show how bad a trial is, not where the optimum is.
 _FENCE = 3.0
-# Logarithms of the signal's variance, of the noise's and of a length scale in ranges, and how sure of each we are
-# beforehand: a smooth function and some noise, whatever the units. In more dimensions length scales are longer, as in
-# Hvarfner et al. 2024 (arXiv 2402.02229).
-_SIGNAL, _NOISE = (0.0, 1.0), (-2.0, 2.0)
-_LENGTH_SPREAD = 0.8
+# Means and standard deviations of the normal priors over the logarithms of the signal variance and the noise variance:
+# a smooth function and some noise, whatever the units.
+_SIGNAL_PRIOR, _NOISE_PRIOR = (0.0, 1.0), (-2.0, 2.0)
+# Standard deviation of the prior over the logarithm of a length scale. Its mean grows with the root of the number of
+# dimensions, as in Hvarfner et al. 2024 (arXiv 2402.02229).
+_LOG_LENGTH_STD = 0.8
+# Bounds of a length scale, in widths of the range.
 _SHORTEST, _LONGEST = 0.05, 30.0
 _JITTER = 1e-8
-LARGEST = 1e100
+# The largest magnitude of a value: squares of larger ones would overflow.
+LARGEST_VALUE = 1e100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surrogate:
-    """A fitted model. Values are standardized by `center` and `scale`; `weights` are 1 / (2 length scale ^ 2).
+    """A fitted Gaussian process.
 
-    `doubts` are the variances of the targets besides the noise: 0 for a value that was measured. `n_clipped` trials
-    were so bad that they count as merely bad.
+    `targets` (N,) are the trials' values, clipped and standardized by `center` and `scale`. `noise_variances` (N,) are
+    the known variances of extrapolated targets, 0 for measured ones, in standardized units. `signal` and `noise` are
+    the fitted variances of the function and of a run, in standardized units; `weights` (A,) are 1 / (2 l^2) for each
+    length scale l. `sign` is 1 if low values are good and -1 otherwise. The design holds those of `n_trials` trials
+    that are used; `n_clipped` of the values were clipped.
     """
 
     design: Design
     targets: FloatArray
-    doubts: FloatArray
+    noise_variances: FloatArray
     center: float
     scale: float
-    sign: int
+    sign: float
     weights: FloatArray
     signal: float
     noise: float
@@ -54,109 +62,101 @@ class Surrogate:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """The parameters."""
+        """The axes of the design."""
         return self.design.axes
 
     @property
     def theta(self) -> FloatArray:
-        """The logarithms of signal, noise and weights."""
+        """The logarithms of signal, noise and weights, shape (2 + A,)."""
         theta: FloatArray = np.log([self.signal, self.noise, *self.weights])
         return theta
 
     def with_theta(self, theta: FloatArray) -> "Surrogate":
-        """Give the same trials under another signal, noise and weights."""
-        signal, noise = (float(np.exp(each)) for each in theta[:2])
+        """Return a surrogate of the same trials with other hyperparameters, given as their logarithms (2 + A,)."""
+        signal, noise = (float(np.exp(logarithm)) for logarithm in theta[:2])
         return replace(self, signal=signal, noise=noise, weights=np.exp(theta[2:]))
 
     @property
     def is_measured(self) -> npt.NDArray[np.bool_]:
-        """Say of each trial whether its value was measured, and not predicted from its learning curve."""
-        is_measured: npt.NDArray[np.bool_] = self.doubts == 0
+        """Whether each target was measured, and not extrapolated from a learning curve, shape (N,)."""
+        is_measured: npt.NDArray[np.bool_] = self.noise_variances == 0
         return is_measured
 
     @property
     def noise_std(self) -> float:
-        """How much two runs of one configuration differ by this model, in units of the metric."""
+        """The standard deviation between runs of one configuration, in units of the metric."""
         return float(np.sqrt(self.noise) * self.scale)
 
-    def similarity(self, axis: int, one: FloatArray, other: FloatArray) -> FloatArray:
-        """Give the kernel's factor of one axis between two lists of places."""
-        similarity: FloatArray = np.exp(-self.weights[axis] * _distance(self.axes[axis], one, other))
-        return similarity
+    def kernel_factor(self, axis: int, one: FloatArray, other: FloatArray) -> FloatArray:
+        """Return the factor of the kernel for one axis between coordinates (P,) and (Q,), shape (P, Q)."""
+        factor: FloatArray = np.exp(-self.weights[axis] * _distance(self.axes[axis], one, other))
+        return factor
 
     def kernel(self, one: FloatArray, other: FloatArray) -> FloatArray:
-        """Give the covariance of the function between two lists of points."""
-        factors = [self.similarity(axis, one[:, axis], other[:, axis]) for axis in range(len(self.axes))]
+        """Return the prior covariance of the function between points (P, A) and (Q, A), shape (P, Q)."""
+        factors = [self.kernel_factor(axis, one[:, axis], other[:, axis]) for axis in range(len(self.axes))]
         covariance: FloatArray = self.signal * np.prod(factors, axis=0)
         return covariance
 
     def solve(self, right: FloatArray, trial_weights: FloatArray | None = None) -> FloatArray:
-        """Solve with the covariance of the trials' values; a trial of weight 2 counts as two that agree."""
-        solved: FloatArray = cho_solve(self._factor if trial_weights is None else self._factorize(trial_weights), right)
-        return solved
+        """Solve a linear system with the covariance of the targets (N, N) and a right-hand side (N,) or (N, K).
+
+        `trial_weights` (N,) divide the noise of each trial: a trial of weight 2 counts as two with the same value.
+        """
+        factor = self._factor if trial_weights is None else self._factorize(trial_weights)
+        solution: FloatArray = cho_solve(factor, right)
+        return solution
 
     def _factorize(self, trial_weights: FloatArray) -> tuple[FloatArray, bool]:
         noise = self.noise / np.maximum(trial_weights, 1e-3)
-        diagonal = np.diag(noise + self.doubts + _JITTER)
+        diagonal = np.diag(noise + self.noise_variances + _JITTER)
         factor: tuple[FloatArray, bool] = cho_factor(self._covariance + diagonal, lower=True)
         return factor
 
     @cached_property
     def _covariance(self) -> FloatArray:
-        return self.kernel(self.design.places, self.design.places)
+        return self.kernel(self.design.points, self.design.points)
 
     @cached_property
     def _factor(self) -> tuple[FloatArray, bool]:
         return self._factorize(np.ones(len(self.targets)))
 
     def predict(self, points: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Give mean and covariance of the function at points, in units of the metric; without the noise of a run."""
-        cross = self.kernel(points, self.design.places)
+        """Return posterior mean (P,) and covariance (P, P) of the function at points (P, A), in units of the metric.
+
+        The noise of a run is not included. Source: GPML, eq. 2.23 and 2.24.
+        """
+        cross = self.kernel(points, self.design.points)
         mean = cross @ self.solve(self.targets)
         covariance = self.kernel(points, points) - cross @ self.solve(cross.T)
         return self.center + self.scale * mean, self.scale**2 * covariance
 
     def incumbent(self) -> FloatArray:
-        """Give the point of the measured trial that is the best by the model: less luck than the best value."""
-        places = self.design.places[self.is_measured]
-        mean, _ = self.predict(places)
-        best: FloatArray = places[np.argmin(self.sign * mean)]
+        """Return the point (A,) of the measured trial with the best predicted mean, which is less noisy than values."""
+        points = self.design.points[self.is_measured]
+        mean, _ = self.predict(points)
+        best: FloatArray = points[np.argmin(self.sign * mean)]
         return best
 
 
-def why_not(table: StudyTable, design: Design) -> str | None:
-    """Say why the trials of a design are not enough to model, or nothing."""
-    if not table.search_space:
-        return "the study searches no parameter"
-    if len(design.rows) < MIN_TRIALS:
-        return f"not enough data: {MIN_TRIALS} complete trials are needed, there are {len(design.rows)}"
-    if not design.axes:
-        return "every range of the study has one value only"
-    if (design.places == design.places[0]).all():
-        return "all complete trials have the same params"
-    if len({row.value for row in design.rows}) == 1:
-        return "all complete trials have the same value"
-    return None
-
-
 def fit(
-    design: Design, values: FloatArray, *, sign: int, stds: FloatArray | None = None, n_starts: int = 2
+    design: Design, values: FloatArray, *, sign: float, stds: FloatArray | None = None, n_starts: int = 2
 ) -> Surrogate:
-    """Fit the model to the values of a design's trials; `sign` is 1 where low values are good and -1 otherwise.
+    """Fit the surrogate to the values (N,) of a design's trials, at most N_TO_PREDICT of them, drawn at random.
 
-    `stds` are standard deviations of values that were predicted, 0 for those that were measured, which all are if it is
-    not given. Of many trials a random part is used.
+    `sign` is 1 if low values are good and -1 otherwise. `stds` (N,) are the standard deviations of extrapolated values,
+    0 for measured ones; all are measured by default. `n_starts` (1 or 2) is the number of starts of the optimizer.
     """
     stds = np.zeros(len(values)) if stds is None else stds
-    clipped = clip_bad(values, sign)
-    kept = _choose(stds == 0)
-    center, scale = float(clipped[kept].mean()), float(clipped[kept].std()) or 1.0
-    targets, doubts = (clipped[kept] - center) / scale, np.minimum((stds[kept] / scale) ** 2, LARGEST)
-    theta = _tune(design.take(kept), targets, doubts, n_starts)
+    clipped = clip_outliers(values, sign)
+    used = _choose_trials(stds == 0)
+    center, scale = float(clipped[used].mean()), float(clipped[used].std()) or 1.0
+    targets, noise_variances = (clipped[used] - center) / scale, np.minimum((stds[used] / scale) ** 2, LARGEST_VALUE)
+    theta = _maximize_posterior(design.take(used), targets, noise_variances, n_starts)
     return Surrogate(
-        design=design.take(kept),
+        design=design.take(used),
         targets=targets,
-        doubts=doubts,
+        noise_variances=noise_variances,
         center=center,
         scale=scale,
         sign=sign,
@@ -168,19 +168,22 @@ def fit(
     )
 
 
-def _choose(is_measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Give all trials, or as many as can be used, at least half of them measured ones."""
+def _choose_trials(is_measured: npt.NDArray[np.bool_]) -> IntArray:
+    """Return the indices of all trials, or of N_TO_PREDICT, at least half of them measured if there are as many."""
     rng = np.random.default_rng(0)
-    measured, predicted = np.flatnonzero(is_measured), np.flatnonzero(~is_measured)
-    n_measured = min(len(measured), N_TO_PREDICT - min(len(predicted), N_TO_PREDICT // 2))
-    n_predicted = min(len(predicted), N_TO_PREDICT - n_measured)
-    kept = [rng.choice(each, n, replace=False) for each, n in ((measured, n_measured), (predicted, n_predicted))]
-    return np.sort(np.concatenate(kept))
+    measured, extrapolated = np.flatnonzero(is_measured), np.flatnonzero(~is_measured)
+    n_measured = min(len(measured), N_TO_PREDICT - min(len(extrapolated), N_TO_PREDICT // 2))
+    n_extrapolated = min(len(extrapolated), N_TO_PREDICT - n_measured)
+    counts = ((measured, n_measured), (extrapolated, n_extrapolated))
+    return np.sort(np.concatenate([rng.choice(indices, n, replace=False) for indices, n in counts]))
 
 
-def clip_bad(values: FloatArray, sign: int) -> FloatArray:
-    """Put the values beyond Tukey's outer fence on the bad side onto it; squares of larger ones would be infinite."""
-    values = np.clip(values, -LARGEST, LARGEST)
+def clip_outliers(values: FloatArray, sign: float) -> FloatArray:
+    """Clip values (N,) to Tukey's outer fence on the bad side, and all magnitudes to LARGEST_VALUE.
+
+    Source: Tukey 1977, Exploratory Data Analysis: the fence lies three interquartile ranges beyond the quartile.
+    """
+    values = np.clip(values, -LARGEST_VALUE, LARGEST_VALUE)
     low, high = np.quantile(sign * values, (0.25, 0.75))
     clipped: FloatArray = sign * np.minimum(sign * values, high + _FENCE * (high - low) if high > low else np.inf)
     return clipped
@@ -192,59 +195,62 @@ def _distance(axis: Axis, one: FloatArray, other: FloatArray) -> FloatArray:
     return distance
 
 
-def distances_of(design: Design) -> FloatArray:
-    """Give the distances of all trials from each other, axis by axis."""
-    return np.array([_distance(axis, design.places[:, i], design.places[:, i]) for i, axis in enumerate(design.axes)])
+def pairwise_distances(design: Design) -> FloatArray:
+    """Return the distances between all trials for each axis, shape (A, N, N): squared, or 0 or 1 without an order."""
+    return np.array([_distance(axis, design.points[:, i], design.points[:, i]) for i, axis in enumerate(design.axes)])
 
 
-def bounds_of(n_axes: int) -> list[tuple[float, float]]:
-    """Give the bounds of theta."""
-    return [(-7.0, 4.0), (-9.0, 1.0), *[(_weight(_LONGEST), _weight(_SHORTEST))] * n_axes]
+def theta_bounds(n_axes: int) -> list[tuple[float, float]]:
+    """Return the bounds of each element of theta."""
+    return [(-7.0, 4.0), (-9.0, 1.0), *[(_log_weight(_LONGEST), _log_weight(_SHORTEST))] * n_axes]
 
 
-def _tune(design: Design, targets: FloatArray, doubts: FloatArray, n_starts: int) -> FloatArray:
-    """Choose the logarithms of signal, noise and weights that are most probable a posteriori."""
-    if len(targets) > N_TO_TUNE:
-        some = np.sort(np.random.default_rng(1).choice(len(targets), N_TO_TUNE, replace=False))
-        design, targets, doubts = design.take(some), targets[some], doubts[some]
-    distances = distances_of(design)
-    length = 0.5 * np.sqrt(len(design.axes))
-    found = [
+def _maximize_posterior(design: Design, targets: FloatArray, noise_variances: FloatArray, n_starts: int) -> FloatArray:
+    """Return the theta (2 + A,) of the highest posterior density."""
+    some = subsample(len(targets), N_TO_TUNE, seed=1)
+    distances = pairwise_distances(design.take(some))
+    n_axes = len(design.axes)
+    length = 0.5 * np.sqrt(n_axes)
+    results = [
         minimize(
             negative_log_posterior,
-            np.array([0.0, noise, *[_weight(length * stretch)] * len(design.axes)]),
-            args=(distances, targets, doubts),
+            np.array([0.0, noise, *[_log_weight(length * stretch)] * n_axes]),
+            args=(distances, targets[some], noise_variances[some]),
             jac=True,
-            bounds=bounds_of(len(design.axes)),
+            bounds=theta_bounds(n_axes),
             method="L-BFGS-B",
             options={"maxiter": 60},
         )
         for noise, stretch in ((-2.0, 1.0), (-0.2, 2.0))[:n_starts]
     ]
-    theta: FloatArray = min(found, key=lambda result: result.fun).x
+    theta: FloatArray = min(results, key=lambda result: result.fun).x
     return theta
 
 
 def negative_log_posterior(
-    theta: FloatArray, distances: FloatArray, targets: FloatArray, doubts: FloatArray
+    theta: FloatArray, distances: FloatArray, targets: FloatArray, noise_variances: FloatArray
 ) -> tuple[float, FloatArray]:
-    """Give the function that tuning makes small, and its gradient."""
-    value, gradient = log_likelihood(theta, distances, targets, doubts)
-    centers = np.array([_SIGNAL[0], _NOISE[0], *[_weight(0.5 * np.sqrt(len(distances)))] * len(distances)])
-    # A weight is an inverse square, so its logarithm spreads twice as far as that of the length.
-    spreads = np.array([_SIGNAL[1], _NOISE[1], *[2 * _LENGTH_SPREAD] * len(distances)])
-    deviation = (theta - centers) / spreads
-    return float(0.5 * deviation @ deviation - value), deviation / spreads - gradient
+    """Return the negative logarithm of the posterior density of theta, up to a constant, and its gradient (2 + A,)."""
+    value, gradient = log_likelihood(theta, distances, targets, noise_variances)
+    n_axes = len(distances)
+    means = np.array([_SIGNAL_PRIOR[0], _NOISE_PRIOR[0], *[_log_weight(0.5 * np.sqrt(n_axes))] * n_axes])
+    # A weight is an inverse square, so its logarithm has twice the standard deviation of that of the length scale.
+    stds = np.array([_SIGNAL_PRIOR[1], _NOISE_PRIOR[1], *[2 * _LOG_LENGTH_STD] * n_axes])
+    deviation = (theta - means) / stds
+    return float(0.5 * deviation @ deviation - value), deviation / stds - gradient
 
 
 def log_likelihood(
-    theta: FloatArray, distances: FloatArray, targets: FloatArray, doubts: FloatArray
+    theta: FloatArray, distances: FloatArray, targets: FloatArray, noise_variances: FloatArray
 ) -> tuple[float, FloatArray]:
-    """Give the logarithm of the probability of the values, and its gradient by the logarithms in theta."""
+    """Return the log marginal likelihood of the targets (N,) and its gradient by theta (2 + A,).
+
+    `distances` (A, N, N) are those of pairwise_distances. Source: GPML, eq. 5.8 and 5.9.
+    """
     signal, noise, weights = np.exp(theta[0]), np.exp(theta[1]), np.exp(theta[2:])
     n = len(targets)
     kernel = signal * np.exp(-np.tensordot(weights, distances, axes=1))
-    factor = cho_factor(kernel + np.diag(noise + doubts + _JITTER), lower=True)
+    factor = cho_factor(kernel + np.diag(noise + noise_variances + _JITTER), lower=True)
     alpha, inverse = cho_solve(factor, targets), cho_solve(factor, np.eye(n))
     value = -0.5 * targets @ alpha - np.log(np.diag(factor[0])).sum() - 0.5 * n * np.log(2 * np.pi)
     inner = np.outer(alpha, alpha) - inverse
@@ -253,5 +259,5 @@ def log_likelihood(
     return float(value), 0.5 * np.array([through.sum(), noise * np.trace(inner), *slopes])
 
 
-def _weight(length: float) -> float:
+def _log_weight(length: float) -> float:
     return float(-np.log(2 * length**2))

@@ -1,4 +1,4 @@
-"""Owns the frozen table of a study's trials that analysis and report receive. Leaves its filling to storage."""
+"""The immutable table of a study's trials that analysis and reports read."""
 
 import math
 from collections import Counter, defaultdict
@@ -16,6 +16,13 @@ from hpopt.search.space import Range
 State = Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING"]
 NO_RUNGS = Rungs()
 Params = tuple[tuple[str, Scalar], ...]
+
+# Fractions of the schedule at which trials are compared if the study's pruner has no rungs.
+DEFAULT_FRACTIONS = (1 / 9, 1 / 3)
+# Steps are whole: a third of 100 steps is reached at step 33, as in search/pruner.py.
+_ROUNDING = 0.5
+# An evaluation at more than this multiple of the wanted step belongs to another budget.
+_LATEST = 1.5
 
 
 class Outcome(StrEnum):
@@ -43,7 +50,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One evaluation: the metric after `step` optimizer steps. `seconds` are of training, over all attempts."""
+    """One evaluation: the metric after `step` optimizer steps. `seconds` is training time over all attempts."""
 
     step: int
     tokens: int
@@ -53,10 +60,11 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One logical trial. `value` is the metric of a COMPLETE trial and the last reported one of a PRUNED trial.
+    """One trial: its configuration, its state and its learning curve, over all attempts.
 
-    `outcome` is None until the trial is over; a diverged trial is PRUNED. `metrics` are those of the last evaluation,
-    finite or not. `is_default` marks the objective's own defaults.
+    `value` is the metric of a COMPLETE trial and the last reported one of a PRUNED trial. `outcome` is None until the
+    trial has finished; a diverged trial is PRUNED. `metrics` are those of the last evaluation, finite or not.
+    `is_default` marks the trial that runs the objective's default parameters.
     """
 
     trial: int
@@ -78,9 +86,10 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTable:
-    """A study and all its trials as they were at one moment; `rungs` are where its pruner compares them.
+    """A study and all its trials at one point in time.
 
-    `origin` says what it was made with, for who wants to make it again.
+    `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
+    and with which file, data and versions the study was created, so that it can be reproduced.
     """
 
     name: str
@@ -94,24 +103,24 @@ class StudyTable:
     origin: Mapping[str, str] = field(default_factory=dict)
 
     def complete(self) -> tuple[TrialRow, ...]:
-        """Give the COMPLETE trials that have a finite value."""
+        """Return the COMPLETE trials that have a finite value."""
         return tuple(row for row in self.trials if row.state == "COMPLETE" and is_finite(row.value))
 
     def pruned(self) -> tuple[TrialRow, ...]:
-        """Give the PRUNED trials, with or without a value."""
+        """Return the PRUNED trials, with or without a value."""
         return tuple(row for row in self.trials if row.state == "PRUNED")
 
     def ranked(self) -> tuple[TrialRow, ...]:
-        """Give the complete trials, the best first; of equals the earlier first."""
+        """Return the complete trials, best first; trials of equal value in the order of their numbers."""
         return tuple(sorted(self.complete(), key=lambda row: (self.loss(row.value), row.trial)))
 
     def best(self) -> TrialRow | None:
-        """Give the complete trial with the best value: one run, which its replicates may not bear out."""
+        """Return the complete trial with the best value: a single run, whose replicates may be worse."""
         ranked = self.ranked()
         return ranked[0] if ranked else None
 
     def replicates(self) -> dict[Params, tuple[TrialRow, ...]]:
-        """Group the complete trials by their params; the groups in the order of their best trial."""
+        """Group the complete trials by their params, in the order of the best trial of each group."""
         groups: dict[Params, list[TrialRow]] = defaultdict(list)
         for row in self.ranked():
             groups[tuple(sorted(row.params.items()))].append(row)
@@ -127,5 +136,34 @@ class StudyTable:
 
 
 def is_finite(value: float | None) -> bool:
-    """Say whether there is a value that can be drawn and compared."""
+    """Return whether a value is a finite number, which can be drawn and compared."""
     return value is not None and math.isfinite(value)
+
+
+def comparison_fractions(table: StudyTable) -> tuple[float, ...]:
+    """Return the fractions of the schedule at which trials are compared before its end."""
+    return table.rungs.fractions or DEFAULT_FRACTIONS
+
+
+def evaluations_at(table: StudyTable, fraction: float) -> Mapping[int, CurvePoint]:
+    """Return, by trial, the first evaluation at a fraction of the schedule, of the trials that reached it.
+
+    The value at half of a schedule is not that of a run half as long, whose learning rate would have decayed by then.
+    """
+    lengths = {row.curve[-1].step for row in table.complete() if row.curve}
+    # The length of a pruned trial's schedule is known only where all complete trials have the same.
+    common = lengths.pop() if len(lengths) == 1 else None
+    rows = (*table.complete(), *table.pruned())
+    points = {row.trial: _evaluation_at(row, fraction, common) for row in rows}
+    return {trial: point for trial, point in points.items() if point is not None}
+
+
+def _evaluation_at(row: TrialRow, fraction: float, common: int | None) -> CurvePoint | None:
+    n_steps = row.curve[-1].step if row.state == "COMPLETE" and row.curve else common
+    if n_steps is None:
+        return None
+    reached = (point for point in row.curve if point.step + _ROUNDING >= fraction * n_steps)
+    point = next(reached, None)
+    if point is None or not is_finite(point.value) or point.step > _LATEST * fraction * n_steps + 1:
+        return None
+    return point

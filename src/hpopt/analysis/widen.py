@@ -1,4 +1,4 @@
-"""Owns the wider range to try where an optimum lies at the edge. Leaves finding such optima to sensitivity.py."""
+"""Widen a search range beyond the edge at which its optimum lies."""
 
 import math
 from typing import Literal
@@ -9,16 +9,16 @@ from hpopt.search.space import GRID_TOLERANCE, Categorical, Float, Int, Range
 
 Side = Literal["low", "high"]
 
-# By how much of its own width a range grows beyond an edge, and by which factor a logarithmic one at most.
+# A range grows by this share of its width, on its own scale; a logarithmic one at most by this factor.
 _GROWTH = 0.5
-_LARGEST_FACTOR = 10.0
+_MAX_FACTOR = 10.0
 
 
 def widen(table: StudyTable, name: str, side: Side) -> Range | None:
-    """Give the range with more room on one side, None where the parameter allows none.
+    """Return the range of a parameter widened on one side, or None if the parameter allows no values there.
 
-    Log ranges grow by a factor, others by half of their width; a bound that the value must stay below is approached
-    by half the distance to it.
+    Logarithmic ranges grow by a factor, others by half of their width. A range never reaches an open bound of the
+    parameter: it grows by half of the distance to it.
     """
     range_ = table.search_space[name]
     entry = HYPERPARAMETERS.get(name)
@@ -29,7 +29,7 @@ def widen(table: StudyTable, name: str, side: Side) -> Range | None:
     beyond = _beyond(edge, other, is_log=range_.log)
     if range_.step is None:
         return _with_end(range_, side, _bounded(beyond, edge, entry, side))
-    # At least one step, and then as many as fit.
+    # At least one step, then as many as fit.
     step = math.copysign(range_.step, edge - other)
     beyond = _bounded(edge + step * max(1, round((beyond - edge) / step)), edge, entry, side)
     end = edge + step * math.floor((beyond - edge) / step + GRID_TOLERANCE)
@@ -40,11 +40,11 @@ def _beyond(edge: float, other: float, *, is_log: bool) -> float:
     if not is_log:
         return _round(edge + _GROWTH * (edge - other), edge)
     ratio = (edge / other) ** _GROWTH
-    return _round(edge * min(max(ratio, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR), edge)
+    return _round(edge * min(max(ratio, 1 / _MAX_FACTOR), _MAX_FACTOR), edge)
 
 
 def _bounded(beyond: float, edge: float, entry: Hyperparameter | None, side: Side) -> float:
-    """Keep within what the parameter may be at all."""
+    """Limit a new end to the values that are valid for the parameter."""
     bound, is_open = _bound(entry, side)
     if bound is None or (beyond > bound if side == "low" else beyond < bound):
         return beyond
@@ -65,19 +65,19 @@ def _with_end(range_: Float | Int, side: Side, end: float) -> Range | None:
 
 
 def _widen_choices(range_: Categorical, entry: Hyperparameter | None, side: Side) -> Range | None:
-    """Go on by the ratio or the difference of the last two choices."""
+    """Add a choice at the ratio, or the difference, of the last two."""
     numbers = sorted(float(choice) for choice in range_.choices)
     edge, before = (numbers[0], numbers[1]) if side == "low" else (numbers[-1], numbers[-2])
     is_ratio = numbers[0] > 0 and numbers[-1] / numbers[0] >= len(numbers)
     beyond = _bounded(edge * edge / before if is_ratio else 2 * edge - before, edge, entry, side)
-    is_whole = all(isinstance(choice, int) for choice in range_.choices)
-    added: Scalar = round(beyond) if is_whole else float(f"{beyond:.6g}")
+    is_integer = all(isinstance(choice, int) for choice in range_.choices)
+    added: Scalar = round(beyond) if is_integer else float(f"{beyond:.6g}")
     if added in range_.choices:
         return None
     return Categorical(choices=(added, *range_.choices) if side == "low" else (*range_.choices, added))
 
 
 def _round(value: float, edge: float) -> float:
-    """Round to two digits of the distance to the edge, so that nobody is told to try 0.9487."""
+    """Round to two significant digits of the distance to the edge: 0.95 rather than 0.9487."""
     distance = abs(value - edge)
     return value if distance == 0 else round(value, 1 - math.floor(math.log10(distance)))

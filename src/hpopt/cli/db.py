@@ -57,7 +57,7 @@ def db_url(
     from hpopt.postgres import server
     from hpopt.storage.database import Database
 
-    url = storage or server.running_url(home)
+    url = storage or server.find_running_url(home)
     if url is None:
         raise DatabaseError(f"{home}: no server is running; start one with `hpopt db start`")
     database = Database(url)
@@ -67,7 +67,7 @@ def db_url(
 @app.command("psql", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def db_psql(context: typer.Context, storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Start psql on the database; further arguments are those of psql."""
-    from hpopt.launch.job import Access, without_secrets, write_passfile
+    from hpopt.launch.job import Credentials, without_secrets, write_passfile
     from hpopt.storage.connect import open_database
 
     psql = shutil.which("psql")
@@ -80,7 +80,7 @@ def db_psql(context: typer.Context, storage: StorageOption = None, home: HomeOpt
         environment = dict(os.environ)
         if database.password is not None:
             passfile = Path(folder, "pgpass")
-            write_passfile(passfile, Access(url=None, password=database.password))
+            write_passfile(passfile, Credentials(url=None, password=database.password))
             environment = without_secrets(environment) | {"PGPASSFILE": str(passfile)}
         done = subprocess.run([psql, database.libpq_url, *context.args], env=environment, check=False)
     raise typer.Exit(done.returncode)

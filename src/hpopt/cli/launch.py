@@ -1,7 +1,9 @@
-"""Owns the verb that puts workers somewhere. Leaves how to the engines in launch/, and this machine to working.py."""
+"""`hpopt launch ENGINE`: start workers on this machine, Slurm, Ray or Kubernetes."""
 
 import os
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,174 +22,236 @@ from hpopt.cli.options import (
 )
 from hpopt.cli.run import local_workers, run_workers, stop_on_signals, timeout_options
 from hpopt.errors import InputError
-from hpopt.hyperparameters import not_one_of
+from hpopt.formats import format_count
 
 if TYPE_CHECKING:
-    from hpopt.launch.job import Order
+    from hpopt.launch.job import JobSpec
     from hpopt.storage.database import Database
     from hpopt.storage.studies import Study
 
-_SUBMITTED = "{what}; `hpopt status {study}` shows its workers, `hpopt launch {study} --on {on} --stop` cancels them"
-_ONLY_HERE = (
-    "the database {address} answers this machine only, and workers of {on} may run elsewhere: name one that all nodes "
-    "reach by --storage, or say --same-host"
-)
+app = typer.Typer(help="Start workers on this machine, Slurm, Ray or Kubernetes.", no_args_is_help=True)
+
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Number of workers to start.")]
+GpusOption = Annotated[
+    int, typer.Option("--gpus-per-worker", min=0, help="GPUs of each worker; 0 for a study on CPUs.")
+]
+SameHostOption = Annotated[
+    bool, typer.Option("--same-host", help="All nodes are this machine and reach a database on its loopback address.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted, and start nothing.")]
+StopOption = Annotated[bool, typer.Option("--stop", help="Cancel the workers launched for the study.")]
 
 
-def launch(
+@app.command("local")
+def launch_local(
     study: StudyArgument,
-    on: Annotated[str, typer.Option("--on", help="local, slurm, ray or kubernetes.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="How many; on this machine one a GPU, or half the cores, if not given.")
+        int | None, typer.Option(min=1, help="Number of workers; by default all that the GPUs take, or half the cores.")
     ] = None,
-    gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of a worker; 0 for a study on CPUs.")] = 1,
-    per_gpu: Annotated[int | None, typer.Option(min=1, help="local: how many workers share a GPU.")] = None,
-    partition: Annotated[str | None, typer.Option(help="slurm: the partition.")] = None,
-    time: Annotated[str | None, typer.Option(help="slurm: the time limit of one go of a worker: 4h, 90m.")] = None,
-    extra: Annotated[
-        list[str] | None, typer.Option(help="slurm: a word for sbatch, such as --extra=--account=ml; repeatable.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="ray: the cluster; one on this machine if not given.")
-    ] = None,
-    image: Annotated[str | None, typer.Option(help="kubernetes: the image of a worker.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="kubernetes: the namespace, if not `hpopt`.")] = None,
-    same_host: Annotated[
-        bool, typer.Option("--same-host", help="slurm, ray: every node is this machine, its own database will do.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be handed over.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Cancel the workers launched for the study.")] = False,
+    workers_per_gpu: Annotated[int, typer.Option(min=1, help="Number of workers that share a GPU.")] = 1,
+    gpus_per_worker: GpusOption = 1,
+    dry_run: DryRunOption = False,
+    stop: StopOption = False,
     heartbeat_every: HeartbeatOption = 15.0,
     stale_after: StaleOption = 60.0,
     give_up_after: GiveUpOption = 900.0,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Put workers where the GPUs are: on this machine, Slurm, Ray or Kubernetes."""
-    from hpopt.launch.job import Order, access_to, job_name
-    from hpopt.storage.connect import open_database
-    from hpopt.storage.studies import load_study
+    """Run workers on this machine until the study is finished, and restart those that end early."""
+    from hpopt.launch.local import hold_pid_file, stop_by_pid_file
 
-    words = {"--partition": partition, "--time": time, "--extra": extra}
-    pods = {"--image": image, "--namespace": namespace}
-    _refuse_misplaced(on, {"local": {"--per-gpu": per_gpu}, "slurm": words, "ray": {}, "kubernetes": pods})
-    if on != "local" and workers is None and not stop:
-        raise InputError(f"--workers: say how many workers {on} is to start")
-    command = ["worker", study, *timeout_options(heartbeat_every, stale_after, give_up_after)]
-    with open_database(storage, home) as database:
-        found = load_study(database, study)
-        if on in {"slurm", "ray"} and database.is_on_loopback and not (same_host or stop):
-            raise InputError(_ONLY_HERE.format(address=database.address, on=on))
-        order = Order(
-            name=job_name(found),
-            study=study,
-            n_workers=workers or 1,
-            gpus_per_worker=gpus_per_worker,
-            command=command,
-            home=home.absolute(),
-            access=access_to(database, is_embedded=storage is None, password=os.environ.get("PGPASSWORD")),
-        )
-        engine = {
-            "local": lambda: _local(order, database, found, n_workers=workers, per_gpu=per_gpu or 1),
-            "slurm": lambda: _slurm(order, partition, time, extra or []),
-            "ray": lambda: _ray(order, address),
-            "kubernetes": lambda: _kubernetes(order, image, namespace, is_needed=not stop),
-        }[on]()
+    options = timeout_options(heartbeat_every, stale_after, give_up_after)
+    with _open("local", study, workers, gpus_per_worker, options, storage, home) as launch:
+        folder, name = launch.job.home / "launch", launch.job.name
         if stop:
-            out.print(f"{study}: {engine.cancel()} cancelled ({engine.noun})")
-        elif dry_run:
-            out.write(engine.preview())
-        else:
-            _submit(engine, database, found, on)
+            launch.print_cancelled(stop_by_pid_file(folder, name), "local run")
+            return
+        share = {"per_gpu": workers_per_gpu, "gpus_per_worker": gpus_per_worker}
+        fleet = local_workers(launch.database, launch.job.command, launch.job.home, n_workers=workers, **share)
+        if dry_run:
+            out.write("\n".join(fleet.preview()))
+            return
+        launch.require_unfinished()
+        with hold_pid_file(folder, name):
+            run_workers(launch.database, launch.study, fleet, stop_on_signals())
 
 
-def _submit(engine: "_Engine", database: "Database", study: "Study", on: str) -> None:
-    from hpopt.storage import budget
+@app.command("slurm")
+def launch_slurm(
+    study: StudyArgument,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = 1,
+    partition: Annotated[str | None, typer.Option(help="Partition; the cluster's default if not given.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit of a task, such as 4h, 90m or 2-12:00:00.")] = None,
+    sbatch_arg: Annotated[
+        list[str] | None, typer.Option(help="Argument for sbatch, such as --sbatch-arg=--account=ml; repeatable.")
+    ] = None,
+    same_host: SameHostOption = False,
+    dry_run: DryRunOption = False,
+    stop: StopOption = False,
+    heartbeat_every: HeartbeatOption = 15.0,
+    stale_after: StaleOption = 60.0,
+    give_up_after: GiveUpOption = 900.0,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Submit workers to Slurm as a job array."""
+    from hpopt.launch import slurm
 
-    reason = budget.finished_reason(study, budget.read_usage(database, study))
-    if reason is not None and on != "local":
-        raise InputError(
-            f"study '{study.name}' has finished: {reason}; `hpopt create` a file with a larger budget to continue it"
-        )
-    submitted = engine.submit()
-    if submitted is not None:
-        out.print(_SUBMITTED.format(what=submitted, study=study.name, on=on), soft_wrap=True)
+    options = timeout_options(heartbeat_every, stale_after, give_up_after)
+    with _open("slurm", study, workers, gpus_per_worker, options, storage, home) as launch:
+        if stop:
+            launch.print_cancelled(slurm.cancel(launch.job), "Slurm task")
+            return
+        launch.require_workers(workers)
+        launch.require_reachable_database(is_same_host=same_host)
+        script = slurm.write_script(launch.job, Path.cwd(), partition=partition, time_limit=time)
+        if dry_run:
+            out.write(script)
+            return
+        launch.require_unfinished()
+        launch.print_submitted(f"Slurm job {slurm.submit(launch.job, script, sbatch_arg or [], os.environ)}")
+
+
+@app.command("ray")
+def launch_ray(
+    study: StudyArgument,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = 1,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Address of the cluster; one that runs on this machine if not given."),
+    ] = None,
+    same_host: SameHostOption = False,
+    dry_run: DryRunOption = False,
+    stop: StopOption = False,
+    heartbeat_every: HeartbeatOption = 15.0,
+    stale_after: StaleOption = 60.0,
+    give_up_after: GiveUpOption = 900.0,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Start workers on a Ray cluster as detached actors."""
+    from hpopt.launch import ray
+
+    options = timeout_options(heartbeat_every, stale_after, give_up_after)
+    with _open("ray", study, workers, gpus_per_worker, options, storage, home) as launch:
+        if stop:
+            launch.print_cancelled(ray.stop(launch.job, address), "Ray actor")
+            return
+        launch.require_workers(workers)
+        launch.require_reachable_database(is_same_host=same_host)
+        if dry_run:
+            out.write(ray.preview(launch.job))
+            return
+        launch.require_unfinished()
+        names = ray.submit(launch.job, address, Path.cwd())
+        launch.print_submitted(f"Ray actors {', '.join(names)}", *([f"--address={address}"] if address else []))
+
+
+@app.command("kubernetes")
+def launch_kubernetes(
+    study: StudyArgument,
+    workers: WorkersOption = None,
+    image: Annotated[str | None, typer.Option(help="Image of target `worker` of docker/Dockerfile.")] = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of the job.")] = "hpopt",
+    gpus_per_worker: GpusOption = 1,
+    dry_run: DryRunOption = False,
+    stop: StopOption = False,
+    heartbeat_every: HeartbeatOption = 15.0,
+    stale_after: StaleOption = 60.0,
+    give_up_after: GiveUpOption = 900.0,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Create workers on Kubernetes as an Indexed Job."""
+    from hpopt.launch import kubernetes
+
+    options = timeout_options(heartbeat_every, stale_after, give_up_after)
+    with _open("kubernetes", study, workers, gpus_per_worker, options, storage, home) as launch:
+        if stop:
+            launch.print_cancelled(kubernetes.delete(launch.job, namespace=namespace), "Kubernetes job")
+            return
+        launch.require_workers(workers)
+        if image is None:
+            raise InputError("--image: required; docker/Dockerfile builds it as target `worker`")
+        manifest = kubernetes.write_manifest(launch.job, image=image, namespace=namespace)
+        if dry_run:
+            out.write(manifest)
+            return
+        launch.require_unfinished()
+        launch.print_submitted(f"Kubernetes {kubernetes.submit(manifest)}", f"--namespace={namespace}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Engine:
-    """What can be asked of an engine: to show what it would be handed, to take it, to cancel what it took before.
+class _Launch:
+    """A study whose workers are launched or cancelled on an engine."""
 
-    `submit` says as what it was taken, or None for workers that ended before it came back.
-    """
+    engine: str
+    database: "Database"
+    study: "Study"
+    job: "JobSpec"
 
-    preview: Callable[[], str]
-    submit: Callable[[], str | None]
-    cancel: Callable[[], int]
-    noun: str
+    def require_workers(self, workers: int | None) -> None:
+        """Raise InputError without a number of workers."""
+        if workers is None:
+            raise InputError(f"--workers: required, the number of workers that {self.engine} starts")
 
+    def require_reachable_database(self, *, is_same_host: bool) -> None:
+        """Raise InputError if only this machine reaches the database and workers may run on others."""
+        if self.database.is_on_loopback and not is_same_host:
+            raise InputError(
+                f"--storage: only this machine reaches the database {self.database.address}, and workers of "
+                f"{self.engine} may run elsewhere; pass one that all nodes reach, or --same-host"
+            )
 
-def _local(order: "Order", database: "Database", study: "Study", *, n_workers: int | None, per_gpu: int) -> _Engine:
-    from hpopt.launch.local import announced, stop_announced
+    def require_unfinished(self) -> None:
+        """Raise InputError if the study has no work for another worker."""
+        from hpopt.storage import budget
 
-    gpus = {"per_gpu": per_gpu, "gpus_per_worker": order.gpus_per_worker}
-    fleet = local_workers(database, order.command, order.home, n_workers=n_workers, **gpus)
+        usage = budget.read_usage(self.database, self.study)
+        reason = budget.finished_reason(self.study, usage)
+        if reason is not None:
+            name = self.study.name
+            is_stopped = usage.state == "stopped"
+            remedy = f"`hpopt resume {name}`" if is_stopped else "`hpopt create FILE` with a larger budget"
+            raise InputError(f"study '{name}' is finished: {reason}; {remedy} continues it")
 
-    def submit() -> None:
-        with announced(order.home / "launch", order.name):
-            run_workers(database, study, fleet, stop_on_signals())
+    def print_submitted(self, what: str, *stop_options: str) -> None:
+        """Print what the engine has accepted, and the commands that show and cancel it."""
+        stop = shlex.join(["hpopt", "launch", self.engine, self.study.name, *stop_options, "--stop"])
+        out.print(f"{what}; `hpopt status {self.study.name}` shows the workers, `{stop}` cancels them", soft_wrap=True)
 
-    return _Engine(
-        preview=lambda: "\n".join(fleet.preview()),
-        submit=submit,
-        cancel=lambda: stop_announced(order.home / "launch", order.name),
-        noun="launches on this machine",
-    )
-
-
-def _slurm(order: "Order", partition: str | None, time: str | None, extra: list[str]) -> _Engine:
-    from hpopt.launch import slurm
-
-    script = slurm.write_script(order, Path.cwd(), partition=partition, limit=time)
-    return _Engine(
-        preview=lambda: script,
-        submit=lambda: f"Slurm job {slurm.submit(order, script, extra, os.environ)}",
-        cancel=lambda: slurm.cancel(order),
-        noun="tasks in Slurm",
-    )
-
-
-def _ray(order: "Order", address: str | None) -> _Engine:
-    from hpopt.launch import ray
-
-    return _Engine(
-        preview=lambda: ray.preview(order),
-        submit=lambda: f"Ray actors {', '.join(ray.submit(order, address, Path.cwd()))}",
-        cancel=lambda: ray.stop(order, address),
-        noun="actors in Ray",
-    )
+    def print_cancelled(self, n: int, noun: str) -> None:
+        """Print the number of things that were cancelled."""
+        out.print(f"{self.study.name}: {format_count(n, noun)} cancelled")
 
 
-def _kubernetes(order: "Order", image: str | None, namespace: str | None, *, is_needed: bool) -> _Engine:
-    from hpopt.launch import kubernetes
+@contextmanager
+def _open(
+    engine: str,
+    study: str,
+    n_workers: int | None,
+    gpus_per_worker: int,
+    worker_options: Sequence[str],
+    storage: str | None,
+    home: Path,
+) -> Iterator[_Launch]:
+    """Open the database and load the study whose workers are launched."""
+    from hpopt.launch.job import JobSpec, job_name, split_credentials
+    from hpopt.storage.connect import open_database
+    from hpopt.storage.studies import load_study
 
-    namespace = namespace or kubernetes.NAMESPACE
-    if image is None and is_needed:
-        raise InputError("--image: name the image of the worker; docker/Dockerfile builds it as target `worker`")
-    manifest = kubernetes.write_manifest(order, image=image or "", namespace=namespace)
-    return _Engine(
-        preview=lambda: manifest,
-        submit=lambda: f"Kubernetes {kubernetes.submit(manifest)}",
-        cancel=lambda: kubernetes.delete(order, namespace=namespace),
-        noun="jobs in Kubernetes",
-    )
-
-
-def _refuse_misplaced(on: str, options: Mapping[str, Mapping[str, object]]) -> None:
-    """Raise InputError for an engine that there is not, and for an option that another one understands."""
-    if on not in options:
-        raise InputError(f"--on: {not_one_of(on, options)}")
-    for engine, given in options.items():
-        for name, value in given.items():
-            if value and engine != on:
-                raise InputError(f"{name}: belongs to --on {engine}, not to --on {on}")
+    with open_database(storage, home) as database:
+        loaded = load_study(database, study)
+        job = JobSpec(
+            name=job_name(loaded),
+            study=study,
+            n_workers=n_workers or 1,
+            gpus_per_worker=gpus_per_worker,
+            command=["worker", study, *worker_options],
+            home=home.absolute(),
+            credentials=split_credentials(database, is_embedded=storage is None, password=os.environ.get("PGPASSWORD")),
+        )
+        yield _Launch(engine=engine, database=database, study=loaded, job=job)

@@ -23,11 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(run.run, studies.create, studies.check, run.worker, launch.launch, studies.status),
+    *(run.run, studies.create, studies.check, run.worker, studies.status),
     *(control.pause, control.resume, control.stop, control.enqueue),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(command)
+app.add_typer(launch.app, name="launch")
 app.add_typer(db.app, name="db")
 
 

@@ -156,9 +156,9 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     progress = queries.progress(database, study)
     if progress.finished_reason is None and progress.usage.state == "open":
         with workers:
-            watch(database, study, err, stop, lambda: workers.tend() and has_work(database, study))
+            watch(database, study, err, stop, lambda: workers.supervise() and has_work(database, study))
         progress = _read_progress(database, study)
-    _refuse_paused(progress)
+    refuse_paused(progress)
     out.print(render_answer(progress, study))
     if progress.best is not None:
         show_findings(analyze(database, study))
@@ -182,7 +182,7 @@ def timeout_options(heartbeat_every: float, stale_after: float, give_up_after: f
     return [word for name, value in options.items() for word in (name, str(value))]
 
 
-def _refuse_paused(progress: "Progress") -> None:
+def refuse_paused(progress: "Progress") -> None:
     """Raise HpoptError for a paused study."""
     from hpopt.terminal.status import describe_pause
 

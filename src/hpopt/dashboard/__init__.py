@@ -1,1 +1,1 @@
-"""The dashboard: optuna-dashboard with our answers in it, behind a gate."""
+"""optuna-dashboard with authentication, cached responses, figures and notes."""

@@ -1,6 +1,6 @@
-"""Owns who may do what at the dashboard: password, read-only, other sites, headers. Leaves the serving to serving.py.
+"""Restrict access to the dashboard: password, read-only mode, host names, cross-site requests and security headers.
 
-optuna-dashboard asks nobody who they are, and lets everybody who reaches it delete studies.
+optuna-dashboard has no authentication, and any client that reaches it can delete studies.
 """
 
 import base64
@@ -19,90 +19,106 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 USER = "hpopt"
-# Probes have no password, and learn nothing here but whether the database answers.
-HEALTH = "/healthz"
-# Nothing that optuna-dashboard 0.21 does on these changes anything, and its page needs nothing else to be read.
-READING = {"GET", "HEAD", "OPTIONS"}
-HEADERS = {
-    # plotly compiles with eval what it draws with WebGL, and it and the page write styles as they go.
+# Probes send no password, and learn only whether the database answers.
+HEALTH_PATH = "/healthz"
+# "Safe" as in RFC 9110: optuna-dashboard 0.21 changes nothing on these, and its page needs no others to be read.
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+SECURITY_HEADERS = {
+    # plotly compiles its WebGL drawing code with eval, and both plotly and the page write inline styles.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
         "img-src 'self' data: blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Not `no-referrer`, under which browsers hide the origin of a form that is sent, and it would be refused.
+    # With `no-referrer` browsers hide the origin of a submitted form, and it would be refused as cross-site.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_OURS = {name.lower() for name in HEADERS}
+_SECURITY_HEADER_NAMES = {name.lower() for name in SECURITY_HEADERS}
 
 
-def guard(
-    app: "WSGIApplication", *, password: str | None, writable: bool, say: Callable[[str], None] = print
-) -> "WSGIApplication":
-    """Put the gate in front of an application; wrong passwords are said to whoever runs it.
+class AuthMiddleware:
+    """A WSGI middleware that refuses unauthorized requests and adds security headers to every response.
 
-    Without a password it answers to this machine only, and there everybody may write. With one it answers to whoever
-    has it, and they may write if it is `writable`. Guesses are not slowed down: each would hold one of the server's few
-    threads, and so lock out those who know the password. It has to be long instead.
+    Without a password it serves requests addressed to this machine only, and all of them may write. With a password it
+    serves authenticated requests, which may write if it is `writable`. Failed logins are logged but not delayed: a
+    delay would occupy one of the server's few threads and lock out users who know the password. The password has to be
+    long instead.
     """
-    key = None if password is None else _digest(f"{USER}:{password}".encode())
 
-    def gate(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        def start(
+    def __init__(
+        self,
+        app: "WSGIApplication",
+        *,
+        password: str | None,
+        writable: bool,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        self._app = app
+        self._digest = None if password is None else _digest(f"{USER}:{password}".encode())
+        self._writable = writable or password is None
+        self._log = log
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer a request."""
+
+        def start_with_headers(
             status: str, headers: list[tuple[str, str]], exc_info: "OptExcInfo | None" = None, /
         ) -> Callable[[bytes], object]:
-            theirs = [header for header in headers if header[0].lower() not in _OURS]
-            return start_response(status, [*theirs, *HEADERS.items()], exc_info)
+            others = [header for header in headers if header[0].lower() not in _SECURITY_HEADER_NAMES]
+            return start_response(status, [*others, *SECURITY_HEADERS.items()], exc_info)
 
-        refusal = _refusal(environ, key, may_write=writable or key is None)
-        # A browser asks once without a password before it asks its user for it.
-        if refusal and refusal[0] is HTTPStatus.UNAUTHORIZED and "HTTP_AUTHORIZATION" in environ:
-            say(f"refused: a wrong password, from {environ.get('REMOTE_ADDR', 'somewhere')}")
-        return app(environ, start) if refusal is None else _refuse(*refusal, start)
+        refusal = self._find_refusal(environ)
+        if refusal is None:
+            return self._app(environ, start_with_headers)
+        status, reason = refusal
+        # A browser sends its first request without a password, and then asks its user for one.
+        if status is HTTPStatus.UNAUTHORIZED and "HTTP_AUTHORIZATION" in environ:
+            self._log(f"authentication failed for a request from {environ.get('REMOTE_ADDR', 'an unknown address')}")
+        return _respond_with_error(status, reason, start_with_headers)
 
-    return gate
-
-
-def _refusal(environ: "WSGIEnvironment", key: bytes | None, *, may_write: bool) -> tuple[HTTPStatus, str] | None:
-    """Give the status and the reason with which a request is refused, if it is."""
-    reads = environ["REQUEST_METHOD"] in READING
-    # A page may point a name of its own at this machine, and would then be of the same site as the dashboard.
-    if key is None and not _names_this_machine(environ.get("HTTP_HOST", "")):
-        return HTTPStatus.FORBIDDEN, "without a password this dashboard goes by localhost or 127.0.0.1 only"
-    if not reads and _comes_from_another_site(environ):
-        return HTTPStatus.FORBIDDEN, "pages of other sites may not write to this dashboard"
-    if environ["PATH_INFO"] == HEALTH:
+    def _find_refusal(self, environ: "WSGIEnvironment") -> tuple[HTTPStatus, str] | None:
+        """Return the status and the reason with which to refuse a request, or None to pass it on."""
+        is_safe = environ["REQUEST_METHOD"] in SAFE_METHODS
+        # DNS rebinding: a foreign page may point its own name at this machine, and is then of the dashboard's origin.
+        if self._digest is None and not _is_loopback_host(environ.get("HTTP_HOST", "")):
+            return HTTPStatus.FORBIDDEN, "without a password this dashboard is served as localhost or 127.0.0.1 only"
+        if not is_safe and _is_cross_site(environ):
+            return HTTPStatus.FORBIDDEN, "requests from other sites may not write to this dashboard"
+        if environ["PATH_INFO"] == HEALTH_PATH:
+            return None
+        if self._digest is not None and not hmac.compare_digest(_digest(_read_credentials(environ)), self._digest):
+            return HTTPStatus.UNAUTHORIZED, f"this dashboard requires user {USER} and its password"
+        if not is_safe and not self._writable:
+            return HTTPStatus.FORBIDDEN, "this dashboard is read-only; `hpopt dashboard --writable` allows changes"
         return None
-    if key is not None and not hmac.compare_digest(_digest(_credentials(environ)), key):
-        return HTTPStatus.UNAUTHORIZED, f"this dashboard asks for user {USER} and its password"
-    if not reads and not may_write:
-        return HTTPStatus.FORBIDDEN, "this dashboard is read-only; `hpopt dashboard --writable` makes one that is not"
-    return None
 
 
-def _names_this_machine(host: str) -> bool:
-    """Say so of the name and port that a request is addressed to."""
+def _is_loopback_host(host: str) -> bool:
+    """Return whether a Host header, with or without a port, names this machine."""
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
 
 
-def _comes_from_another_site(environ: "WSGIEnvironment") -> bool:
-    """Believe the browser, which sends a page's password along with whatever another page asks for."""
-    # A program sends neither header, and a person's own click is of no site.
+def _is_cross_site(environ: "WSGIEnvironment") -> bool:
+    """Return whether a page of another site makes this request, as far as the browser reports it.
+
+    Browsers send the password of the dashboard along with such requests.
+    """
+    # Programs send neither header, and Sec-Fetch-Site is `none` for what the user does outside of any page.
     if environ.get("HTTP_SEC_FETCH_SITE", "none") not in {"same-origin", "none"}:
         return True
     origin, host = environ.get("HTTP_ORIGIN"), environ.get("HTTP_HOST", "")
-    # Only a proxy in front knows whether the page came by http or https.
+    # The scheme is not compared: only a proxy in front knows whether the page was served over http or https.
     return origin is not None and origin.partition("://")[2].lower() != host.lower()
 
 
-def _credentials(environ: "WSGIEnvironment") -> bytes:
-    """Give `user:password` of HTTP Basic authentication (RFC 7617), or nothing."""
+def _read_credentials(environ: "WSGIEnvironment") -> bytes:
+    """Return `user:password` of HTTP Basic authentication (RFC 7617), or nothing."""
     scheme, _, encoded = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
     try:
         return base64.b64decode(encoded, validate=True) if scheme.lower() == "basic" else b""
@@ -111,12 +127,12 @@ def _credentials(environ: "WSGIEnvironment") -> bytes:
 
 
 def _digest(credentials: bytes) -> bytes:
-    # Comparing takes the same time whatever the length of the two, which would tell that of the password.
+    # compare_digest takes constant time for equal lengths only; without the digest it would reveal the password's.
     return hashlib.sha256(credentials).digest()
 
 
-def _refuse(status: HTTPStatus, reason: str, start_response: "StartResponse") -> Iterable[bytes]:
-    """Answer as optuna-dashboard does, whose page shows the reason."""
+def _respond_with_error(status: HTTPStatus, reason: str, start_response: "StartResponse") -> Iterable[bytes]:
+    """Respond in the format of optuna-dashboard, whose page shows the reason."""
     body = json.dumps({"reason": reason}).encode() + b"\n"
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     if status is HTTPStatus.UNAUTHORIZED:

@@ -1,7 +1,4 @@
-"""Owns how the dashboard's answers travel: early, made once for all who ask alike, compressed.
-
-Leaves what they say to optuna-dashboard, curves.py and publishing.py, and who may ask to gate.py.
-"""
+"""Cache and compress the dashboard's responses, and have browsers preload the trials of a study."""
 
 import gzip
 import re
@@ -11,73 +8,79 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
-from hpopt.dashboard.figures import Publication
-from hpopt.dashboard.patches import redraw_curves
-from hpopt.dashboard.snapshot import Look, ShownStudies
-from hpopt.dashboard.study_answer import put_in
+from hpopt.dashboard.figures import FiguresAndNotes
+from hpopt.dashboard.patches import insert_figures, replace_curves
+from hpopt.dashboard.snapshot import Snapshot, SnapshotReader
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# Below, compressing saves no packet.
+# A smaller response fits into one packet as it is.
 _MIN_GZIP_BYTES = 1_000
-# Three quarters of the time of the default, for a tenth more bytes.
+# Three quarters of the time of the default level, for a tenth more bytes.
 _GZIP_LEVEL = 4
-# Each is a megabyte or two, of a study of thousands of trials.
-_N_KEPT = 8
-# Tabs that ask together wait for one of the server's few threads in turn. optuna-dashboard's own memory is longer.
+# With thousands of trials each is a megabyte or two.
+_MAX_RESPONSES = 8
+# Tabs that ask together wait in turn for one of the server's few threads. optuna-dashboard itself caches longer.
 FRESH_FOR_S = 1.0
+# optuna-dashboard 0.21 itself serves the trials of a large study from a cache for up to 10 s.
+STABLE_AFTER_S = 12.0
 _STUDY_PAGE = re.compile(r"/dashboard/studies/(\d+)(/|$)")
 _STUDY = re.compile(r"/api/studies/(\d+)")
 
 
-class Answer(NamedTuple):
-    """A whole answer."""
+class Response(NamedTuple):
+    """A complete HTTP response."""
 
     status: str
     headers: list[tuple[str, str]]
     body: bytes
 
 
-class Question(NamedTuple):
-    """What an answer depends on besides the database."""
+class CacheKey(NamedTuple):
+    """What a response depends on besides the database."""
 
     path: str
     query: str
-    takes_gzip: bool
+    accepts_gzip: bool
 
 
-class Kept(NamedTuple):
-    """An answer, when it was made, how the study looked then and what of ours was in it."""
+class CachedResponse(NamedTuple):
+    """A response about a study, when it was made (monotonic clock), and what it was made from."""
 
-    answer: Answer
+    response: Response
     made_s: float
-    look: Look
-    publication: Publication
-
-    def holds(self, look: Look | None, publication: Publication | None) -> bool:
-        """Say whether it would be made alike."""
-        return look is self.look and look.is_settled and publication is self.publication
+    snapshot: Snapshot
+    additions: FiguresAndNotes
 
 
-class Answers:
-    """optuna-dashboard with answers that come sooner, as a WSGI application.
+class CacheMiddleware:
+    """A WSGI middleware that makes optuna-dashboard respond sooner.
 
-    The page of a study is told at once what it will ask for, before it has read its program. What several ask for at
-    the same time is made once: a browser that opens ten tabs again needs one. An answer about a study in which nothing
-    has happened since is given again. Whoever writes by this dashboard makes it forget all of them.
+    The page of a study has the browser preload the trials before the page's script has been loaded. Simultaneous equal
+    requests share one response, for example when a browser reopens ten tabs. A response about a study is reused for
+    `fresh_for_s`. One made more than `stable_after_s` after the last change of the study, when optuna-dashboard's own
+    cache has expired, is reused until the next change. Any request that may write clears the cache.
     """
 
     def __init__(
-        self, dashboard: "WSGIApplication", studies: ShownStudies, publish: Callable[[Look], Publication]
+        self,
+        dashboard: "WSGIApplication",
+        snapshots: SnapshotReader,
+        get_additions: Callable[[Snapshot], FiguresAndNotes],
+        *,
+        fresh_for_s: float = FRESH_FOR_S,
+        stable_after_s: float = STABLE_AFTER_S,
     ) -> None:
         self._dashboard = dashboard
-        self._studies = studies
-        self._publish = publish
+        self._snapshots = snapshots
+        self._get_additions = get_additions
+        self._fresh_for_s = fresh_for_s
+        self._stable_after_s = stable_after_s
         self._lock = threading.Lock()
-        self._being_made: dict[Question, Future[Answer]] = {}
-        self._kept: dict[Question, Kept] = {}
+        self._pending: dict[CacheKey, Future[Response]] = {}
+        self._responses: dict[CacheKey, CachedResponse] = {}
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
@@ -86,99 +89,105 @@ class Answers:
                 return self._dashboard(environ, start_response)
             finally:
                 with self._lock:
-                    self._kept.clear()
+                    self._responses.clear()
         if not environ["PATH_INFO"].startswith("/api/"):
-            return self._dashboard(environ, _announcing(environ["PATH_INFO"], start_response))
-        answer = self._share(environ)
-        start_response(answer.status, answer.headers)
-        return [answer.body]
+            return self._dashboard(environ, _add_preload_link(environ["PATH_INFO"], start_response))
+        response = self._share(environ)
+        start_response(response.status, response.headers)
+        return [response.body]
 
-    def _share(self, environ: "WSGIEnvironment") -> Answer:
-        """Make an answer, or wait for the one that is being made."""
-        takes_gzip = "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "")
-        question = Question(environ["PATH_INFO"], environ.get("QUERY_STRING", ""), takes_gzip)
+    def _share(self, environ: "WSGIEnvironment") -> Response:
+        """Make a response, or wait for the equal one that another thread is making."""
+        accepts_gzip = "gzip" in environ.get("HTTP_ACCEPT_ENCODING", "")
+        key = CacheKey(environ["PATH_INFO"], environ.get("QUERY_STRING", ""), accepts_gzip)
         with self._lock:
-            others = self._being_made.get(question)
-            if others is None:
-                ours = self._being_made[question] = Future[Answer]()
-        if others is not None:
-            return others.result()
+            pending = self._pending.get(key)
+            if pending is None:
+                future = self._pending[key] = Future[Response]()
+        if pending is not None:
+            return pending.result()
         try:
-            ours.set_result(self._find(question, environ))
+            future.set_result(self._find_or_make(key, environ))
         except BaseException as error:
-            ours.set_exception(error)
+            future.set_exception(error)
             raise
         finally:
             with self._lock:
-                del self._being_made[question]
-        return ours.result()
+                del self._pending[key]
+        return future.result()
 
-    def _find(self, question: Question, environ: "WSGIEnvironment") -> Answer:
-        """Give the answer of the last time if it still holds."""
-        before = self._kept.get(question)
-        if before is not None and time.monotonic() - before.made_s < FRESH_FOR_S:
-            return before.answer
-        study = _STUDY.fullmatch(question.path)
-        look = None if study is None else self._studies.look(int(study[1]))
-        publication = None if look is None else self._publish(look)
-        if before is not None and before.holds(look, publication):
-            return before.answer
-        answer = _collect(self._dashboard, environ)
-        if look is None or publication is None or not answer.status.startswith("200 "):
-            return _finish(answer, question)
-        body = put_in(redraw_curves(answer.body, look.trials, look.study.directions), publication.figures)
-        answer = _finish(answer._replace(body=body), question)
-        if question.takes_gzip:
-            self._keep(question, Kept(answer, time.monotonic(), look, publication))
-        return answer
+    def _find_or_make(self, key: CacheKey, environ: "WSGIEnvironment") -> Response:
+        """Return the cached response if it is valid, else make one."""
+        cached = self._responses.get(key)
+        if cached is not None and time.monotonic() - cached.made_s < self._fresh_for_s:
+            return cached.response
+        study = _STUDY.fullmatch(key.path)
+        snapshot = None if study is None else self._snapshots.read(int(study[1]))
+        additions = None if snapshot is None else self._get_additions(snapshot)
+        if cached is not None and self._is_valid(cached, snapshot, additions):
+            return cached.response
+        response = _request(self._dashboard, environ)
+        if snapshot is None or additions is None or not response.status.startswith("200 "):
+            return _encode(response, key)
+        body = replace_curves(response.body, snapshot.trials, snapshot.study.directions)
+        response = _encode(response._replace(body=insert_figures(body, additions.figures)), key)
+        if key.accepts_gzip:
+            self._store(key, CachedResponse(response, time.monotonic(), snapshot, additions))
+        return response
 
-    def _keep(self, question: Question, kept: Kept) -> None:
+    def _is_valid(self, cached: CachedResponse, snapshot: Snapshot | None, additions: FiguresAndNotes | None) -> bool:
+        """Return whether the same response would be made again."""
+        is_stable = cached.made_s - cached.snapshot.since_s > self._stable_after_s
+        return is_stable and snapshot is cached.snapshot and additions is cached.additions
+
+    def _store(self, key: CacheKey, cached: CachedResponse) -> None:
         with self._lock:
-            self._kept[question] = kept
-            while len(self._kept) > _N_KEPT:
-                del self._kept[next(iter(self._kept))]
+            self._responses[key] = cached
+            while len(self._responses) > _MAX_RESPONSES:
+                del self._responses[next(iter(self._responses))]
 
 
-def _collect(app: "WSGIApplication", environ: "WSGIEnvironment") -> Answer:
-    """Ask an application and wait for all that it says."""
-    begun: list[tuple[str, list[tuple[str, str]]]] = []
+def _request(app: "WSGIApplication", environ: "WSGIEnvironment") -> Response:
+    """Return the complete response of an application."""
+    started: list[tuple[str, list[tuple[str, str]]]] = []
     parts: list[bytes] = []
 
-    def start(
+    def start_response(
         status: str, headers: list[tuple[str, str]], _exc_info: "OptExcInfo | None" = None, /
     ) -> Callable[[bytes], object]:
-        begun.append((status, headers))
+        started.append((status, headers))
         return parts.append
 
-    said = app(environ, start)
+    body = app(environ, start_response)
     try:
-        parts.extend(said)
+        parts.extend(body)
     finally:
-        if hasattr(said, "close"):
-            said.close()
-    return Answer(*begun[-1], b"".join(parts))
+        if hasattr(body, "close"):
+            body.close()
+    return Response(*started[-1], b"".join(parts))
 
 
-def _finish(answer: Answer, question: Question) -> Answer:
-    body, headers = answer.body, [header for header in answer.headers if header[0].lower() != "content-length"]
+def _encode(response: Response, key: CacheKey) -> Response:
+    """Compress the body if the client accepts that, and set the headers that depend on the body."""
+    body, headers = response.body, [header for header in response.headers if header[0].lower() != "content-length"]
     headers.append(("Vary", "Accept-Encoding"))
-    if question.takes_gzip and len(body) >= _MIN_GZIP_BYTES:
+    if key.accepts_gzip and len(body) >= _MIN_GZIP_BYTES:
         body = gzip.compress(body, _GZIP_LEVEL)
         headers.append(("Content-Encoding", "gzip"))
-    return Answer(answer.status, [*headers, ("Content-Length", str(len(body)))], body)
+    return Response(response.status, [*headers, ("Content-Length", str(len(body)))], body)
 
 
-def _announcing(path: str, start_response: "StartResponse") -> "StartResponse":
-    """Let the browser fetch the trials of a study while it still reads the page's program, which takes as long."""
+def _add_preload_link(path: str, start_response: "StartResponse") -> "StartResponse":
+    """Let the browser fetch the trials of a study while it loads the page's script, which takes as long."""
     page = _STUDY_PAGE.match(path)
     if page is None:
         return start_response
 
-    def start(
+    def start_with_link(
         status: str, headers: list[tuple[str, str]], exc_info: "OptExcInfo | None" = None, /
     ) -> Callable[[bytes], object]:
-        # It is the very address that optuna-dashboard 0.21 asks for; another one would be fetched twice.
+        # Exactly the URL that optuna-dashboard 0.21 requests: with another one the trials would be fetched twice.
         link = f"</api/studies/{page[1]}?after=0>; rel=preload; as=fetch; crossorigin"
         return start_response(status, [*headers, ("Link", link)], exc_info)
 
-    return start
+    return start_with_link

@@ -1,4 +1,4 @@
-"""Owns the serving of optuna-dashboard. Leaves who may do what to gate.py, and connections to storage."""
+"""Serve optuna-dashboard over HTTP, with authentication, cached responses, figures and notes."""
 
 import logging
 import signal
@@ -13,21 +13,22 @@ import waitress
 from optuna_dashboard import wsgi
 from waitress.server import MultiSocketServer, TcpWSGIServer
 
-from hpopt.dashboard.auth import HEALTH, USER, guard
-from hpopt.dashboard.cache import Answers
-from hpopt.dashboard.figures import Publisher
-from hpopt.dashboard.noted_storage import NotedStorage
-from hpopt.dashboard.snapshot import ShownStudies
+from hpopt.dashboard.auth import HEALTH_PATH, USER, AuthMiddleware
+from hpopt.dashboard.cache import CacheMiddleware
+from hpopt.dashboard.figures import FigureBuilder
+from hpopt.dashboard.snapshot import SnapshotReader, StorageWithNotes
 from hpopt.errors import DatabaseError, InputError
 from hpopt.storage.database import Database, is_loopback
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-# A browser asks for several things at once; the database answers each in milliseconds once its trials are cached.
+# A browser sends several requests at once; each takes milliseconds once the trials are cached.
 N_THREADS = 4
+# A tenth of Python's default: the page's script is sent while the response about its trials is made, and with shorter
+# turns both arrive sooner.
 SWITCH_INTERVAL_S = 0.0005
-# Notes are the longest that anybody sends.
+# Notes are the longest requests.
 MAX_REQUEST_BYTES = 2**20
 
 
@@ -35,33 +36,31 @@ def serve(
     database: Database,
     host: str,
     port: int,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     *,
     password: str | None = None,
     writable: bool = False,
 ) -> None:
-    """Serve the dashboard until SIGTERM or Ctrl-C, saying where; with a password it can be read only unless `writable`.
+    """Serve the dashboard until SIGTERM or Ctrl-C, and log its URL; with a password it is read-only unless `writable`.
 
-    Raises InputError if the address cannot be had, or reaches beyond this machine and there is no password.
+    Raises InputError if the address is not available, or is reachable from other machines and there is no password.
     """
     if password is None and not is_loopback(host):
         raise InputError(
-            f"host {host}: other machines may reach this dashboard, so it needs a password; give it by --password-file "
-            "or HPOPT_DASHBOARD_PASSWORD, or listen on 127.0.0.1"
+            f"host {host}: a dashboard that other machines can reach needs a password; set it with --password-file or "
+            "HPOPT_DASHBOARD_PASSWORD, or listen on 127.0.0.1"
         )
-    # The page's program is sent while the answer about its trials is made: taking shorter turns, both are there sooner.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # A waiting request is no news.
+    # waitress warns of every request that waits for a thread, which is normal here.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    with closing(Publisher(database, say)) as publisher:
-        app = guard(make_app(database, publisher), password=password, writable=writable, say=say)
+    with closing(FigureBuilder(database, log)) as builder:
+        app = AuthMiddleware(make_app(database, builder), password=password, writable=writable, log=log)
         server = _listen(app, host, port)
-        rights = (
-            "" if password is None else f", user {USER} and its password, {'writable' if writable else 'read-only'}"
-        )
-        say(f"dashboard on {_url(server, host)}/dashboard{rights} (Ctrl-C ends it)")
-        with _sigterm_as_exit():
+        mode = "writable" if writable else "read-only"
+        access = "" if password is None else f" (user {USER} with password, {mode})"
+        with _sigterm_as_interrupt():
             try:
+                log(f"dashboard on {_format_url(server, host)}/dashboard{access}; press Ctrl-C to stop")
                 server.run()
             finally:
                 server.close()
@@ -73,38 +72,39 @@ def _listen(app: "WSGIApplication", host: str, port: int) -> MultiSocketServer |
             app, host=host, port=port, threads=N_THREADS, ident="hpopt", max_request_body_size=MAX_REQUEST_BYTES
         )
     except (OSError, OverflowError) as error:
-        raise InputError(f"port {port} of {host} cannot be had: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen on port {port} of {host}: {reason}") from error
     except ValueError as error:
         raise InputError(f"host {host}: no such name or address") from error
 
 
-def _url(server: MultiSocketServer | TcpWSGIServer, host: str) -> str:
+def _format_url(server: MultiSocketServer | TcpWSGIServer, host: str) -> str:
     # A name may stand for several addresses, each with a server of its own.
     port = server.effective_listen[0][1] if isinstance(server, MultiSocketServer) else server.effective_port
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_app(database: Database, publisher: Publisher) -> "WSGIApplication":
-    """Make the WSGI application: optuna-dashboard with our figures and notes, and /healthz, which asks the database.
+def make_app(database: Database, builder: FigureBuilder) -> "WSGIApplication":
+    """Return the WSGI application: optuna-dashboard with figures and notes, and /healthz, which queries the database.
 
-    Raises DatabaseError if the database cannot be reached.
+    Raises DatabaseError if the database is unreachable.
     """
-    # The cached storage: given the URL, optuna-dashboard would read every trial again on each poll.
-    storage = NotedStorage(database.uncached_optuna, publisher.notes)
-    shown = ShownStudies(storage)
-    dashboard = Answers(wsgi(storage), shown, publisher.publication)
-    threading.Thread(target=publisher.prepare, args=(shown,), daemon=True).start()
+    # A cached storage: given the URL, optuna-dashboard would read every trial again at each poll.
+    storage = StorageWithNotes(database.uncached_optuna, builder.read_notes)
+    snapshots = SnapshotReader(storage)
+    dashboard = CacheMiddleware(wsgi(storage), snapshots, builder.get)
+    threading.Thread(target=builder.start_newest, args=(snapshots,), daemon=True).start()
 
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        if environ.get("PATH_INFO") == HEALTH:
-            return _answer_health(database, start_response)
-        answer: Iterable[bytes] = dashboard(environ, start_response)
-        return answer
+        if environ.get("PATH_INFO") == HEALTH_PATH:
+            return _respond_with_health(database, start_response)
+        response: Iterable[bytes] = dashboard(environ, start_response)
+        return response
 
     return app
 
 
-def _answer_health(database: Database, start_response: "StartResponse") -> Iterable[bytes]:
+def _respond_with_health(database: Database, start_response: "StartResponse") -> Iterable[bytes]:
     try:
         with database.begin() as connection:
             connection.execute(sa.text("SELECT 1"))
@@ -117,15 +117,15 @@ def _answer_health(database: Database, start_response: "StartResponse") -> Itera
 
 
 @contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM end the server as Ctrl-C does. Python hands out signals in the main thread only."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does. Python delivers signals to the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         pass
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

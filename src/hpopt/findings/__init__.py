@@ -1,1 +1,1 @@
-"""Owns the warnings about a study, from the numbers of analysis/. Sees no database and draws nothing."""
+"""Warnings about a study, derived from its analysis without a database connection."""

@@ -1,28 +1,24 @@
-"""Owns which warnings a study gets, and their order. Leaves each of them to trials.py and parameters.py."""
-
-from collections.abc import Sequence
+"""Detect all findings about a study."""
 
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.trials import StudyTable
 from hpopt.findings import parameters, trials
-from hpopt.findings.finding import Finding, Severity
-
-_GRAVITY: Sequence[Severity] = ("error", "warning", "note")
+from hpopt.findings.finding import SEVERITIES, Finding
 
 
-def find(table: StudyTable, insights: Insights) -> tuple[Finding, ...]:
-    """Give all findings about a study, the gravest first."""
-    found = [
+def detect_findings(table: StudyTable, insights: Insights) -> tuple[Finding, ...]:
+    """Return all findings about a study, most severe first."""
+    findings = [
         *trials.find_leak(table),
-        *trials.find_untreated(insights),
-        *trials.find_unseeded(insights),
+        *trials.find_ignored_parameters(insights),
+        *trials.find_ignored_seeds(insights),
         *parameters.find_edges(table, insights),
-        *parameters.find_drift(insights),
-        *trials.find_lost_winners(insights),
+        *parameters.find_budget_dependence(insights),
+        *trials.find_pruned_winners(insights),
         *trials.find_tie(table, insights.noise),
         *parameters.find_divergence(insights),
         *trials.find_shortage(table),
         *parameters.find_interactions(insights),
         *parameters.find_bias(insights),
     ]
-    return tuple(sorted(found, key=lambda finding: _GRAVITY.index(finding.severity)))
+    return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))

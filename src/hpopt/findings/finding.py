@@ -1,12 +1,10 @@
-"""Owns what a warning is: what was found, in plain words, with the numbers behind it and what to do about it.
-
-Leaves finding them to trials.py and parameters.py.
-"""
+"""A finding: a warning about a study, with its evidence and a remedy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from hpopt.formats import format_number, join_words
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Categorical, Range
 
@@ -25,15 +23,20 @@ Code = Literal[
     "importance-biased",
 ]
 
-_MOST_LISTED = 4
+# Most severe first.
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+# Significant digits of numbers in messages.
+DIGITS = 3
+_MAX_LISTED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A warning: an error makes the answer wrong, a warning makes it doubtful, a note is good to know.
+    """A warning about a study.
 
-    `subject` is the parameter that it is about (two, with a comma, for a pair), or None; code and subject occur once.
-    `evidence` are the numbers behind the sentence, as JSON takes them.
+    An error makes the result wrong, a warning makes it doubtful, a note is worth knowing. `subject` is the name of the
+    parameter concerned (two, joined by a comma, for a pair), or None; a pair of code and subject is unique. `evidence`
+    holds the numbers behind the message, as JSON values.
     """
 
     code: Code
@@ -44,8 +47,8 @@ class Finding:
     subject: str | None = None
 
 
-def as_toml(range_: Range | None) -> str:
-    """Write a range as the study file has it."""
+def to_toml(range_: Range | None) -> str:
+    """Return a range as an inline table of a study file."""
     if range_ is None:
         return ""
     if isinstance(range_, Categorical):
@@ -56,14 +59,9 @@ def as_toml(range_: Range | None) -> str:
     return f"{{ {', '.join(parts)} }}"
 
 
-def show(value: Scalar | None) -> str:
-    """Write a value with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def list_words(values: Sequence[Scalar]) -> str:
-    """Write values as a list in a sentence, of many the first few."""
-    words = [show(value) for value in values]
-    if len(words) > _MOST_LISTED + 1:
-        words = [*words[:_MOST_LISTED], f"{len(words) - _MOST_LISTED} others"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+def list_values(values: Sequence[Scalar]) -> str:
+    """Join values as in a sentence; of more than five, the first four and the number of others."""
+    words = [format_number(value, digits=DIGITS) for value in values]
+    if len(words) > _MAX_LISTED + 1:
+        words = [*words[:_MAX_LISTED], f"{len(words) - _MAX_LISTED} others"]
+    return join_words(words)

@@ -1,60 +1,66 @@
-"""Owns the warnings about parameters: optima at an edge or that move, divergence, interactions, biased importance."""
+"""Find optima at an edge or that depend on the budget, divergence, interactions and biased importances."""
 
 from collections.abc import Iterator
 
-from hpopt.analysis.budget import ParameterBudget
+from hpopt.analysis.budget import BudgetOptimum, ParameterBudget
 from hpopt.analysis.cliff import Cliff
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.sensitivity import ParameterSensitivity
 from hpopt.analysis.trials import StudyTable
-from hpopt.findings.finding import Finding, as_toml, list_words, show
+from hpopt.findings.finding import DIGITS, Finding, list_values, to_toml
+from hpopt.formats import format_number, format_percent, join_words
 from hpopt.search.space import Categorical
 
-# More diverged trials than this are too many to take as they come.
+# The share of diverged trials from which on they are reported without a region, too.
 MANY_DIVERGED = 0.05
 
 
 def find_edges(table: StudyTable, insights: Insights) -> Iterator[Finding]:
-    """Find the optima at an end of their range, where the range can be wider."""
+    """Find optima at an end of their range, where the range can be widened."""
     for parameter in insights.sensitivity.parameters:
-        if parameter.edge and parameter.wider:
-            yield _tell_edge(table, parameter)
+        if parameter.edge and parameter.widened_range:
+            yield _edge_finding(table, parameter)
 
 
-def find_drift(insights: Insights) -> Iterator[Finding]:
-    """Find the optima that move with the budget."""
+def find_budget_dependence(insights: Insights) -> Iterator[Finding]:
+    """Find optima that move with the budget."""
     for parameter in insights.budget.parameters:
-        if parameter.is_drifting:
-            yield _tell_drift(parameter)
+        if parameter.is_budget_dependent:
+            yield _budget_finding(parameter)
 
 
 def find_divergence(insights: Insights) -> Iterator[Finding]:
-    """Find that many trials diverge, and where."""
+    """Find that many trials diverged, and in which region."""
     divergence = insights.divergence
     if divergence.cliffs or (divergence.share >= MANY_DIVERGED and divergence.n_diverged > 1):
-        regions = [_tell_cliff(cliff) for cliff in divergence.cliffs]
-        where = (
-            f", mostly with {' and '.join(regions)}" if regions else ", in no region of the parameters in particular"
-        )
+        regions = [_describe_cliff(cliff) for cliff in divergence.cliffs]
+        where = f"mostly with {join_words(regions)}" if regions else "in no particular region of the search space"
         yield Finding(
             code="diverging",
             severity="warning",
-            message=f"{divergence.n_diverged} of {divergence.n_trials} trials diverged{where}.",
+            message=f"{divergence.n_diverged} of {divergence.n_trials} trials diverged, {where}.",
             evidence={
                 "share": divergence.share,
                 "cliffs": [
-                    {"name": cliff.name, "side": cliff.side, "at": cliff.at, "low": cliff.low, "high": cliff.high}
+                    {
+                        "name": cliff.name,
+                        "side": cliff.side,
+                        "threshold": cliff.threshold,
+                        "low": cliff.low,
+                        "high": cliff.high,
+                    }
                     for cliff in divergence.cliffs
                 ],
             },
-            remedy="End the range there in a new study; or allow more with a longer warmup or stricter clipping."
+            remedy="End the range there in a new study, or stabilize the training with a longer warmup or stricter "
+            "clipping."
             if regions
-            else "Look at the reasons of the diverged trials: data or code may be at fault rather than a parameter.",
+            else "Check the reasons of the diverged trials: the cause may be data or code rather than a parameter.",
         )
 
 
 def find_interactions(insights: Insights) -> Iterator[Finding]:
-    """Find the pairs that must be chosen together."""
+    """Find pairs of parameters that must be tuned together."""
     for pair in insights.interactions.pairs:
         if pair.is_significant:
             one, other = pair.pair
@@ -62,72 +68,88 @@ def find_interactions(insights: Insights) -> Iterator[Finding]:
                 code="interaction",
                 subject=f"{one}, {other}",
                 severity="note",
-                message=f"The best {one} depends on {other}: together they explain {pair.share:.0%} of the "
-                f"differences beyond what each explains alone (90% interval {pair.low:.0%} to {pair.high:.0%}).",
+                message=f"The best {one} depends on {other}: together they explain {format_percent(pair.share)} of the "
+                "variance beyond what each explains alone (90% interval "
+                f"{format_percent(pair.low)} to {format_percent(pair.high)}).",
                 evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
-                remedy="Choose them together; do not tune one with the other held fixed.",
+                remedy="Tune them together, not one with the other held fixed.",
             )
 
 
 def find_bias(insights: Insights) -> Iterator[Finding]:
-    """Find that what was pruned would have changed the importances."""
+    """Find that leaving out pruned trials biases the importances."""
     left_out = insights.sensitivity.left_out
-    if left_out is not None and left_out.is_biased and left_out.bias_sentence:
+    if left_out is not None and left_out.is_biased and left_out.bias_note:
         yield Finding(
             code="importance-biased",
             severity="note",
-            message=f"fANOVA and the curves understate what is bad: {left_out.bias_sentence}",
-            evidence={"n_left_out": left_out.n, "n_diverged": left_out.n_diverged, "parameters": list(left_out.unlike)},
-            remedy=f"Judge {list_words(left_out.unlike)} by where trials were stopped, too; or let some trials run to "
-            'their ends, with `name = "none"` in [pruner].',
+            message=f"fANOVA and the curves underestimate the effect of bad values: {left_out.bias_note}",
+            evidence={
+                "n_left_out": left_out.n,
+                "n_diverged": left_out.n_diverged,
+                "parameters": list(left_out.differ_in),
+            },
+            remedy=f"Judge {list_values(left_out.differ_in)} also by where trials were stopped, or let some trials run "
+            'to the end, with `name = "none"` in [pruner].',
         )
 
 
-def _tell_edge(table: StudyTable, parameter: ParameterSensitivity) -> Finding:
+def _edge_finding(table: StudyTable, parameter: ParameterSensitivity) -> Finding:
     range_, name = table.search_space[parameter.name], parameter.name
     ends = range_.extremes()
     numbers = sorted(ends, key=float) if isinstance(range_, Categorical) else ends
     end, beyond = (numbers[0], "lower") if parameter.edge == "low" else (numbers[-1], "higher")
+    low, high = (format_number(value, digits=DIGITS) for value in (parameter.best_low, parameter.best_high))
     return Finding(
         code="edge",
         subject=name,
         severity="warning",
-        message=f"The best {name} is at the {parameter.edge} end of its range, {show(end)}: a {beyond} one, which no "
-        f"trial could try, may be better (90% interval of the optimum in the range: {show(parameter.best_low)} to "
-        f"{show(parameter.best_high)}).",
+        message=f"The best {name} is at the {parameter.edge} end of its range, {format_number(end, digits=DIGITS)} "
+        f"(90% interval of the optimum within the range: {low} to {high}): a {beyond} value, outside of the range, may "
+        "be better.",
         evidence={"end": end, "side": parameter.edge, "best": parameter.best, "p_value": parameter.p_value},
-        remedy=f"Search further in a new study: {name} = {as_toml(parameter.wider)}",
+        remedy=f"Widen the range in a new study: {name} = {to_toml(parameter.widened_range)}",
     )
 
 
-def _tell_drift(parameter: ParameterBudget) -> Finding:
+def _budget_finding(parameter: ParameterBudget) -> Finding:
     first, last = parameter.optima[0], parameter.optima[-1]
-    spans = [f" ({show(each.low)} to {show(each.high)})" if each.low is not None else "" for each in (first, last)]
-    trained = [f"{each.tokens:,} tokens" if each.tokens else f"{each.step:,} steps" for each in (first, last)]
     return Finding(
         code="budget-dependent",
         subject=parameter.name,
         severity="warning",
-        message=f"The best {parameter.name} depends on how long one trains: {show(first.best)}{spans[0]} after "
-        f"{trained[0]}, {show(last.best)}{spans[1]} after {trained[1]}.",
+        message=f"The best {parameter.name} depends on the length of training: {_describe_optimum(first)}, "
+        f"{_describe_optimum(last)}.",
         evidence={
             "optima": [
-                {"fraction": each.fraction, "step": each.step, "tokens": each.tokens, "best": each.best}
-                for each in parameter.optima
+                {
+                    "fraction": optimum.fraction,
+                    "step": optimum.step,
+                    "tokens": optimum.tokens,
+                    "best": optimum.best,
+                }
+                for optimum in parameter.optima
             ],
             "p_value": parameter.p_value,
-            "moved": parameter.moved,
+            "moved_share": parameter.moved_share,
         },
-        remedy="Do not carry it over to a longer run, and do not judge by short ones: search at the length that you "
-        "will train, with a later first rung (`min_fraction` in [pruner]).",
+        remedy="Do not use it for longer runs, nor judge it by shorter ones: search at the intended length of "
+        "training, with a later first rung (`min_fraction` in [pruner]).",
     )
 
 
-def _tell_cliff(cliff: Cliff) -> str:
+def _describe_optimum(optimum: BudgetOptimum) -> str:
+    best, low, high = (format_number(value, digits=DIGITS) for value in (optimum.best, optimum.low, optimum.high))
+    interval = f" ({low} to {high})" if optimum.low is not None else ""
+    trained = f"{optimum.tokens:,} tokens" if optimum.tokens else f"{optimum.step:,} steps"
+    return f"{best}{interval} after {trained}"
+
+
+def _describe_cliff(cliff: Cliff) -> str:
     if cliff.levels:
-        return f"{cliff.name} {list_words(cliff.levels)}"
-    word = "high" if cliff.side == "high" else "low"
-    if cliff.at is None:
-        return f"a {word} {cliff.name}"
+        return f"{cliff.name} {list_values(cliff.levels)}"
+    if cliff.threshold is None:
+        return f"a {cliff.side} {cliff.name}"
     beyond = "above" if cliff.side == "high" else "below"
-    return f"{cliff.name} {beyond} {show(cliff.at)} (90% interval {show(cliff.low)} to {show(cliff.high)})"
+    threshold, low, high = (format_number(value, digits=DIGITS) for value in (cliff.threshold, cliff.low, cliff.high))
+    return f"{cliff.name} {beyond} {threshold} (90% interval {low} to {high})"

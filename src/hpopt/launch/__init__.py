@@ -1,1 +1,1 @@
-"""Puts workers somewhere: on this machine, or on the engine that a cluster already has."""
+"""Start workers on this machine, Slurm, Ray or Kubernetes."""

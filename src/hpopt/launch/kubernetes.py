@@ -1,6 +1,6 @@
-"""Owns workers as an Indexed Job of Kubernetes: its manifest, handing it in, deleting it.
+"""Run workers as an Indexed Job of Kubernetes: write its manifest, create it, delete it.
 
-Leaves what they do to worker.py, and the service around them (database, dashboard, migrations) to docker/kubernetes.
+The database, the dashboard and the migrations on Kubernetes are in docker/kubernetes.
 """
 
 import re
@@ -10,79 +10,80 @@ from typing import Any
 import yaml
 
 from hpopt.errors import InputError
-from hpopt.launch.client import ask
-from hpopt.launch.job import Order
+from hpopt.launch.job import JobSpec, run_client
 
-# As docker/kubernetes has them.
+# As in docker/kubernetes.
 NAMESPACE = "hpopt"
 SECRET, SECRET_KEY = "hpopt-database", "url"
 VOLUME, HOME = "hpopt-home", "/var/lib/hpopt"
-_USER = 10001
-# A worker answers SIGTERM within 10 s.
-_GRACE_S = 30
-_WEEK_S = 7 * 24 * 3600
-# How often a worker that failed or was killed is started anew in another pod; being preempted does not count.
-_MAX_DEATHS = 5
-_MISSING = "it hands the job to the cluster; --dry-run prints the job without it"
+_USER_ID = 10001
+# A worker handles SIGTERM within 10 s.
+_GRACE_PERIOD_S = 30
+_TTL_AFTER_FINISHED_S = 7 * 24 * 3600
+# How often a worker that failed or was killed is replaced by a new pod. Preemptions do not count.
+_BACKOFF_LIMIT = 5
+_HINT = "--dry-run prints the job without it"
 _LABEL = "hpopt/study"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
-def write_manifest(order: Order, *, image: str, namespace: str) -> str:
-    """Give the Job of an order as YAML; the database's URL is in a secret of the cluster and not in it.
+def write_manifest(job: JobSpec, *, image: str, namespace: str) -> str:
+    """Return the Kubernetes Job as YAML. The database's URL stays in a Secret of the cluster.
 
-    Raises InputError for a namespace that cannot be one.
+    Raises InputError for an invalid namespace.
     """
     if not _NAME.fullmatch(namespace):
-        raise InputError(f"--namespace: '{namespace}' is not a name of lower-case letters, digits and hyphens")
-    # A second launch of a study is a second job.
-    name = f"{order.name}-{int(time.time()):x}"
-    labels = {"app.kubernetes.io/name": "hpopt", "app.kubernetes.io/component": "worker", _LABEL: order.name}
-    job = {
+        raise InputError(f"--namespace: expected lower-case letters, digits and hyphens, got '{namespace}'")
+    # Each launch of a study creates a job of its own.
+    name = f"{job.name}-{int(time.time()):x}"
+    labels = {"app.kubernetes.io/name": "hpopt", "app.kubernetes.io/component": "worker", _LABEL: job.name}
+    manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
         "spec": {
             "completionMode": "Indexed",
-            "completions": order.n_workers,
-            "parallelism": order.n_workers,
-            "backoffLimitPerIndex": _MAX_DEATHS,
-            "ttlSecondsAfterFinished": _WEEK_S,
-            "podFailurePolicy": {"rules": _what_an_end_means()},
-            "template": {"metadata": {"labels": {**labels}}, "spec": _pod(order, image)},
+            "completions": job.n_workers,
+            "parallelism": job.n_workers,
+            "backoffLimitPerIndex": _BACKOFF_LIMIT,
+            "ttlSecondsAfterFinished": _TTL_AFTER_FINISHED_S,
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": {"metadata": {"labels": {**labels}}, "spec": _pod_spec(job, image)},
         },
     }
-    text: str = yaml.safe_dump(job, sort_keys=False)
+    text: str = yaml.safe_dump(manifest, sort_keys=False)
     return text
 
 
 def submit(manifest: str) -> str:
-    """Hand in a job and give its name. Raises InputError when the cluster refuses it."""
-    return ask(["kubectl", "create", "--filename=-", "--output=name"], missing=_MISSING, text=manifest)
+    """Create a job and return its name. Raises InputError if the cluster refuses it."""
+    return run_client(["kubectl", "create", "--filename=-", "--output=name"], hint=_HINT, stdin=manifest)
 
 
-def delete(order: Order, *, namespace: str) -> int:
-    """Delete the jobs of a study and give their number; their workers hand their trials back."""
-    command = ["kubectl", "delete", "jobs", f"--namespace={namespace}", f"--selector={_LABEL}={order.name}"]
-    return len(ask([*command, "--output=name", "--wait=false"], missing=_MISSING).splitlines())
+def delete(job: JobSpec, *, namespace: str) -> int:
+    """Delete the jobs of a study and return their number. Their workers return their trials to the queue."""
+    command = ["kubectl", "delete", "jobs", f"--namespace={namespace}", f"--selector={_LABEL}={job.name}"]
+    output = run_client([*command, "--output=name", "--wait=false"], hint=_HINT)
+    # Without a job kubectl prints "No resources found", also to standard output.
+    return sum(line.startswith("job") for line in output.splitlines())
 
 
-def _what_an_end_means() -> list[dict[str, Any]]:
-    """Say what becomes of a pod by its end: 0 is the end of the study, and what is not told here is tried again."""
+def _failure_rules() -> list[dict[str, Any]]:
+    """Return what follows when a pod fails: code 75 and evictions do not count, code 2 fails the whole job."""
 
-    def by_code(action: str, code: int) -> dict[str, Any]:
+    def on_exit_code(action: str, code: int) -> dict[str, Any]:
         return {"action": action, "onExitCodes": {"containerName": "worker", "operator": "In", "values": [code]}}
 
     evicted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    return [by_code("Ignore", 75), evicted, by_code("FailJob", 2)]
+    return [on_exit_code("Ignore", 75), evicted, on_exit_code("FailJob", 2)]
 
 
-def _pod(order: Order, image: str) -> dict[str, Any]:
-    gpus = {"resources": {"limits": {"nvidia.com/gpu": order.gpus_per_worker}}} if order.gpus_per_worker else {}
+def _pod_spec(job: JobSpec, image: str) -> dict[str, Any]:
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": job.gpus_per_worker}}} if job.gpus_per_worker else {}
     worker = {
         "name": "worker",
         "image": image,
-        "args": list(order.command),
+        "args": list(job.command),
         "env": [
             {"name": "HPOPT_STORAGE", "valueFrom": {"secretKeyRef": {"name": SECRET, "key": SECRET_KEY}}},
             {"name": "HPOPT_HOME", "value": HOME},
@@ -96,18 +97,18 @@ def _pod(order: Order, image: str) -> dict[str, Any]:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "home", "mountPath": HOME}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - of the pod.
+        "volumeMounts": [{"name": "home", "mountPath": HOME}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - inside the pod.
     }
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": _GRACE_S,
-        # A worker has no business with the cluster's own API.
+        "terminationGracePeriodSeconds": _GRACE_PERIOD_S,
+        # A worker does not call the cluster's API.
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": _USER_ID,
+            "runAsGroup": _USER_ID,
+            "fsGroup": _USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },

@@ -1,6 +1,5 @@
-"""Owns the worker processes of this machine: starts, restarts and stops them. Leaves what they do to worker.py."""
+"""Run worker processes on this machine: start, restart and stop them."""
 
-import fcntl
 import os
 import platform
 import shlex
@@ -10,78 +9,104 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
+
+from filelock import FileLock, Timeout
 
 from hpopt.errors import HpoptError, Interrupted
 
-# A worker answers SIGTERM within 10 s; a little more lets the database answer too.
-_GRACE_S = 15.0
-# On a sick node the driver's program hangs.
+# A worker handles SIGTERM within 10 s; the rest is for the database.
+_STOP_TIMEOUT_S = 15.0
+# The driver's program hangs on a node with a broken GPU.
 _DRIVER_TIMEOUT_S = 10
-# Workers that die young this many times in a row have a reason that another start does not mend.
+# After more short-lived workers in a row than this, another restart would fail too.
 _MAX_RESTARTS = 5
-_GOOD_LIFE_S = 60.0
-# Who stops early and asks to be run again, for a sick GPU or a lost database, finds it mended after a while or not.
-_STOPPED_EARLY = Interrupted.exit_code
-_LONGEST_PAUSE_S = 30.0
+_SHORT_LIFE_S = 60.0
+# A worker that exits with this code asks to be run again, after a broken GPU or a lost database.
+_RUN_AGAIN = Interrupted.exit_code
+_MAX_PAUSE_S = 30.0
 
 
 def count_gpus() -> int:
-    """Count the GPUs that the driver shows, without importing torch."""
+    """Return the number of GPUs that the driver lists, without importing torch."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return 0
     try:
-        listed = subprocess.run([program, "-L"], capture_output=True, text=True, check=False, timeout=_DRIVER_TIMEOUT_S)
+        listing = subprocess.run(
+            [program, "-L"], capture_output=True, text=True, check=False, timeout=_DRIVER_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
 def list_gpus(visible: str | None) -> list[str]:
-    """List the GPUs that workers may use: those of CUDA_VISIBLE_DEVICES where it is set, else all."""
+    """Return the GPUs that workers may use: those of CUDA_VISIBLE_DEVICES where it is set, else all."""
     if visible is not None:
         return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
-    return [str(number) for number in range(count_gpus())]
+    return [str(index) for index in range(count_gpus())]
 
 
 def count_cores() -> int:
-    """Count the cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def announced(folder: Path, name: str) -> Iterator[None]:
-    """Let `stop_announced` find this process, by a file that it keeps locked for as long as it lives."""
+def hold_pid_file(folder: Path, name: str) -> Iterator[None]:
+    """Keep a locked file with this process's id in its name, so that `stop_by_pid_file` finds the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.{platform.node()}.{os.getpid()}"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = folder / f"{_pid_file_stem(name)}.{os.getpid()}"
+    with FileLock(path):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
 
 
-def stop_announced(folder: Path, name: str) -> int:
-    """Send SIGTERM to the processes of this machine that announced themselves by a name; give their number."""
+def stop_by_pid_file(folder: Path, name: str) -> int:
+    """Send SIGTERM to this user's processes on this machine that hold a pid file of a name; return their number."""
     n_stopped = 0
-    for path in folder.glob(f"{name}.{platform.node()}.*"):
-        with path.open() as file:
-            try:
-                # Whoever had it is dead, and its number may be another's by now.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for path in folder.glob(f"{_pid_file_stem(name)}.*"):
+        try:
+            # The kernel releases a process's locks when it ends. Its id may belong to another process by then.
+            with FileLock(path, blocking=False):
                 path.unlink(missing_ok=True)
-            except BlockingIOError:
-                os.kill(int(path.suffix[1:]), signal.SIGTERM)
-                n_stopped += 1
+        except Timeout:
+            os.kill(int(path.suffix[1:]), signal.SIGTERM)
+            n_stopped += 1
     return n_stopped
 
 
+def _pid_file_stem(name: str) -> str:
+    # Machines and users may share the folder.
+    return f"{name}-{os.getuid()}.{platform.node()}"
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """The process in a slot.
+
+    Its part of the slot's log begins at `log_offset`. `n_early_exits` counts the slot's workers in a row that asked to
+    be run again. Times are those of time.monotonic().
+    """
+
+    process: subprocess.Popen[bytes]
+    started_at: float
+    log_offset: int
+    n_early_exits: int
+    restart_at: float | None = None
+
+    def is_short_lived(self) -> bool:
+        return time.monotonic() - self.started_at <= _SHORT_LIFE_S
+
+
 class LocalWorkers:
-    """The workers that one command runs on this machine; they end with it, however it ends."""
+    """The workers that one command runs on this machine, a slot each. They end with it, however it ends."""
 
     def __init__(
         self,
@@ -100,110 +125,113 @@ class LocalWorkers:
         self._gpus_per_worker = gpus_per_worker
         self._n_workers = n_workers
         self._n_restarts = 0
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._started: dict[int, float] = {}
-        # By place: how often in a row a worker stopped early, and when the next one is started.
-        self._n_early: dict[int, int] = {}
-        self._due: dict[int, float] = {}
-        self._log_starts: dict[int, int] = {}
+        self._workers: dict[int, _Worker] = {}
 
     def __enter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
-        for place in range(self._n_workers):
-            self._processes[place] = self._spawn(place)
+        for slot in range(self._n_workers):
+            self._start(slot)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop()
 
     def preview(self) -> list[str]:
-        """Give the command of each worker, with what is its own in its environment."""
-        shares = [
-            " ".join(f"{name}={value}" for name, value in self._share(place).items())
-            for place in range(self._n_workers)
+        """Return each worker's command line, preceded by the variables that only this worker has."""
+        command = f"hpopt {shlex.join(self._command)}"
+        return [
+            " ".join([*(f"{name}={value}" for name, value in self._slot_variables(slot).items()), command])
+            for slot in range(self._n_workers)
         ]
-        return [f"{share} hpopt {shlex.join(self._command)}" for share in shares]
 
-    def tend(self) -> bool:
-        """Start dead workers anew; False once all have ended by themselves. Raises HpoptError when they keep dying.
+    def supervise(self) -> bool:
+        """Restart workers that ended early; return False once all have finished.
 
-        One that stopped early and asks to be run again is, after a pause that doubles while its lives are short.
+        A worker that exits with 75 is restarted after a pause, which doubles while workers of its slot are short-lived.
+        Raises HpoptError if a worker exits with 1 or 2, or if too many short-lived ones in a row are killed.
         """
-        for place, process in list(self._processes.items()):
-            code = process.poll()
+        for slot, worker in list(self._workers.items()):
+            code = worker.process.poll()
             if code == 0:
-                del self._processes[place]
-            elif code == _STOPPED_EARLY:
-                self._restart_later(place)
+                del self._workers[slot]
+            elif code == _RUN_AGAIN:
+                self._restart_after_pause(slot, worker)
             elif code is not None:
-                self._restart(place, code)
-        return bool(self._processes)
+                self._restart(slot, worker, code)
+        return bool(self._workers)
 
-    def _restart_later(self, place: int) -> None:
-        now = time.monotonic()
-        if place not in self._due:
-            self._n_early[place] = 1 if self._lived_well(place) else self._n_early.get(place, 0) + 1
-            self._due[place] = now + min(2.0 ** (self._n_early[place] - 1), _LONGEST_PAUSE_S)
-        if now >= self._due[place]:
-            del self._due[place]
-            self._processes[place] = self._spawn(place)
+    def _restart_after_pause(self, slot: int, worker: _Worker) -> None:
+        if worker.restart_at is None:
+            worker.n_early_exits = worker.n_early_exits + 1 if worker.is_short_lived() else 1
+            pause_s = min(2.0 ** (worker.n_early_exits - 1), _MAX_PAUSE_S)
+            worker.restart_at = time.monotonic() + pause_s
+            self._log(slot, f"{_describe_exit(_RUN_AGAIN)}, restarting in {pause_s:g} s")
+        if time.monotonic() >= worker.restart_at:
+            self._start(slot, worker.n_early_exits)
 
-    def _restart(self, place: int, code: int) -> None:
-        self._n_restarts = 1 if self._lived_well(place) else self._n_restarts + 1
+    def _restart(self, slot: int, worker: _Worker, code: int) -> None:
+        self._n_restarts = self._n_restarts + 1 if worker.is_short_lived() else 1
         if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
-            raise HpoptError(f"a worker {_describe_end(code)}: {self._last_words(place)}")
-        self._processes[place] = self._spawn(place)
-
-    def _lived_well(self, place: int) -> bool:
-        return time.monotonic() - self._started[place] > _GOOD_LIFE_S
+            raise HpoptError(f"a {_describe_exit(code)}: {self._log_tail(slot)} (log: {self.logs})")
+        self._log(slot, f"{_describe_exit(code)}, restarting")
+        self._start(slot, worker.n_early_exits)
 
     def _stop(self) -> None:
-        """Ask the workers to hand back their trials and wait for them; those that do not answer are killed."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_S
+        """Ask the workers to return their trials to the queue and wait for them; kill those that take too long."""
+        for worker in self._workers.values():
+            if worker.process.poll() is None:
+                worker.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
         try:
-            for process in self._processes.values():
-                process.wait(max(0.0, deadline - time.monotonic()))
+            for worker in self._workers.values():
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             pass
         finally:
-            # Also when the user is out of patience: the trials go back to the queue when their heartbeats run out.
-            for process in self._processes.values():
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+            # Also after a second Ctrl-C: the trials return to the queue when their heartbeats expire.
+            for worker in self._workers.values():
+                if worker.process.poll() is None:
+                    worker.process.kill()
+                    worker.process.wait()
 
-    def _spawn(self, place: int) -> subprocess.Popen[bytes]:
-        environment = self._environment | self._share(place)
-        # Without the parent no one would restart or show them: a closed standard input tells them that it is gone.
+    def _start(self, slot: int, n_early_exits: int = 0) -> None:
+        # Without this process nothing would restart the worker: it stops at the end of its standard input.
         command = [sys.executable, "-m", "hpopt", *self._command, "--stop-with-parent"]
-        self._started[place] = time.monotonic()
-        with self._log(place, "ab") as log:
-            self._log_starts[place] = log.tell()
-            return subprocess.Popen(
+        environment = self._environment | self._slot_variables(slot)
+        with self._log_path(slot).open("ab") as log:
+            log_offset = log.tell()
+            process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
             )
+        self._workers[slot] = _Worker(
+            process=process, started_at=time.monotonic(), log_offset=log_offset, n_early_exits=n_early_exits
+        )
 
-    def _share(self, place: int) -> dict[str, str]:
-        """Give a worker its GPUs, or its part of the processor's cores where the user has not said how many."""
+    def _slot_variables(self, slot: int) -> dict[str, str]:
+        """Return a worker's GPUs, or its share of the CPU cores unless the user has set OMP_NUM_THREADS."""
         if self._gpus:
-            first = place * self._gpus_per_worker
-            mine = {self._gpus[i % len(self._gpus)]: None for i in range(first, first + self._gpus_per_worker)}
-            return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
-        cores = str(max(1, count_cores() // self._n_workers))
-        return {"OMP_NUM_THREADS": self._environment.get("OMP_NUM_THREADS", cores)}
+            first = slot * self._gpus_per_worker
+            gpus = {self._gpus[i % len(self._gpus)]: None for i in range(first, first + self._gpus_per_worker)}
+            return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        n_cores = max(1, count_cores() // self._n_workers)
+        return {"OMP_NUM_THREADS": self._environment.get("OMP_NUM_THREADS", str(n_cores))}
 
-    def _log(self, place: int, mode: str) -> IO[bytes]:
-        return (self.logs / f"worker-{place}.log").open(mode)
+    def _log_path(self, slot: int) -> Path:
+        return self.logs / f"worker-{slot}.log"
 
-    def _last_words(self, place: int) -> str:
-        with self._log(place, "rb") as log:
-            log.seek(self._log_starts[place])
+    def _log(self, slot: int, line: str) -> None:
+        # A full disk must not end the other workers.
+        with suppress(OSError), self._log_path(slot).open("a") as log:
+            log.write(f"hpopt: {line}\n")
+
+    def _log_tail(self, slot: int) -> str:
+        """Return the last line that the slot's present worker has printed."""
+        with self._log_path(slot).open("rb") as log:
+            log.seek(self._workers[slot].log_offset)
             lines = log.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "no output") + f" (log: {self.logs})"
+        return next((line for line in reversed(lines) if line.strip()), "no output")
 
 
-def _describe_end(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed (exit code {code})"
+def _describe_exit(code: int) -> str:
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    return f"worker {how}"

@@ -1,1 +1,1 @@
-"""The embedded Postgres server."""
+"""The Postgres server that hpopt starts when no storage URL is given."""

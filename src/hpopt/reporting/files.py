@@ -1,19 +1,16 @@
-"""Owns the parts of a report that programs read: trials.csv, summary_table.csv and insights.json.
+"""Write the files of a report that programs read: trials.csv, summary_table.csv and insights.json.
 
-What is in insights.json is told by docs/insights.md; numbers that are not finite are null there, and keys are sorted.
+docs/insights.md documents the keys of insights.json.
 """
 
 import csv
-import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from hpopt.analysis.trials import StudyTable, TrialRow
+from hpopt.formats import to_json
 from hpopt.reporting.summary import Configuration, Summary
 
 TRIAL_COLUMNS = (
@@ -28,11 +25,12 @@ TRIAL_COLUMNS = (
     "tokens",
     "reason",
 )
+RUN_COLUMNS = ("n_runs", "n_seeds", "mean", "std", "min", "max")
 
 
 def write_trials(table: StudyTable, path: Path) -> None:
-    """Write a row for each trial; the columns of the parameters are called `params_NAME`, as Optuna calls them."""
-    names = _parameter_names(table.trials)
+    """Write a row for each trial; the columns of parameters are called `params_NAME`, as Optuna calls them."""
+    names = list(dict.fromkeys(name for row in table.trials for name in row.params))
     header = [*TRIAL_COLUMNS, *(f"params_{name}" for name in names)]
     _write_csv(path, header, ([*_trial_cells(row), *(row.params.get(name) for name in names)] for row in table.trials))
 
@@ -40,63 +38,48 @@ def write_trials(table: StudyTable, path: Path) -> None:
 def write_summary_table(summary: Summary, path: Path) -> None:
     """Write a row for each configuration that has a complete run, the best first."""
     names = list(dict.fromkeys(name for configuration in summary.configurations for name in configuration.params))
-    numbers = ["trials", "n_runs", "n_seeds", "mean", "std", "min", "max"]
     rows = (
         [
             rank,
             " ".join(map(str, configuration.trials)),
-            *_run_numbers(configuration).values(),
+            *_describe_runs(configuration).values(),
             *(configuration.params.get(name) for name in names),
         ]
         for rank, configuration in enumerate(summary.configurations, start=1)
     )
-    _write_csv(path, ["rank", *numbers, *(f"params_{name}" for name in names)], rows)
+    _write_csv(path, ["rank", "trials", *RUN_COLUMNS, *(f"params_{name}" for name in names)], rows)
 
 
 def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
-    """Write everything that was computed, for programs."""
+    """Write all numbers of the report as JSON; numbers that are not finite are null."""
     insights = asdict(summary.insights)
-    measures = {measure.pop("measure"): measure for measure in insights.pop("importance")}
-    told = {
+    importance = {measure.pop("method"): measure for measure in insights.pop("importance")}
+    document = {
         "study": table.name,
         "metric": table.metric,
         "direction": table.direction,
         "objective": table.objective,
         "n_trials": dict(table.count_states()) | {"total": len(table.trials)},
-        "best": _best(summary),
+        "best": _describe_best(summary),
         "confirmed": summary.is_confirmed(),
-        "findings": [asdict(finding) for finding in summary.findings],
-        "importance": measures,
+        "findings": summary.findings,
+        "importance": importance,
         **insights,
     }
-    path.write_text(json.dumps(_plain(told), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    path.write_text(to_json(document, indent=2) + "\n")
 
 
-def _trials_of(configuration: Configuration) -> str:
-    return " ".join(map(str, configuration.trials))
-
-
-def _best(summary: Summary) -> dict[str, Any] | None:
+def _describe_best(summary: Summary) -> dict[str, Any] | None:
     best = summary.best
     if best is None:
         return None
-    own = {"trial": best.trial, "value": best.value, "seed": best.seed, "params": dict(best.params)}
-    return own | _run_numbers(summary.configurations[0])
+    run = {"trial": best.trial, "value": best.value, "seed": best.seed, "params": best.params}
+    return run | _describe_runs(summary.configurations[0])
 
 
-def _run_numbers(configuration: Configuration) -> dict[str, Any]:
-    return {
-        "n_runs": len(configuration.trials),
-        "n_seeds": configuration.n_seeds,
-        "mean": configuration.mean,
-        "std": configuration.std,
-        "min": configuration.min,
-        "max": configuration.max,
-    }
-
-
-def _parameter_names(rows: Iterable[TrialRow]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row.params))
+def _describe_runs(configuration: Configuration) -> dict[str, Any]:
+    numbers = {"n_runs": len(configuration.trials)} | vars(configuration)
+    return {name: numbers[name] for name in RUN_COLUMNS}
 
 
 def _trial_cells(row: TrialRow) -> list[object]:
@@ -107,17 +90,7 @@ def _trial_cells(row: TrialRow) -> list[object]:
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[list[object]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold, and ranges.
-    if isinstance(value, BaseModel):
-        return value.model_dump(exclude_defaults=True)
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,20 +1,55 @@
-"""Owns the folder that `hpopt report` writes. Leaves each file's content to its module."""
+"""Choose the charts of a study, and write the folder of a report."""
 
 from pathlib import Path
 
+from hpopt.analysis.insights import Insights
 from hpopt.analysis.trials import StudyTable
 from hpopt.errors import InputError
-from hpopt.reporting.charts import CHART_NAMES, draw_charts
+from hpopt.reporting.chart import Chart
 from hpopt.reporting.files import write_insights, write_summary_table, write_trials
 from hpopt.reporting.markdown import render_text
 from hpopt.reporting.page import render_page
+from hpopt.reporting.parameter_charts import (
+    draw_budget,
+    draw_correlations,
+    draw_importance,
+    draw_interactions,
+    draw_sensitivity,
+)
 from hpopt.reporting.pictures import write_picture, write_table
-from hpopt.reporting.sentences import configuration_rows
+from hpopt.reporting.sentences import tabulate_configurations
 from hpopt.reporting.summary import Summary
+from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
+
+CHART_NAMES = (
+    "history",
+    "importance",
+    "sensitivity",
+    "interactions",
+    "budget",
+    "parallel",
+    "correlations",
+    "curves",
+)
+
+
+def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
+    """Return the charts that have something to show, by name, in the order of CHART_NAMES."""
+    charts = (
+        draw_history(table),
+        draw_importance(insights.importance),
+        draw_sensitivity(table, insights),
+        draw_interactions(insights.interactions),
+        draw_budget(table, insights.budget),
+        draw_parallel(table),
+        draw_correlations(insights.correlations),
+        draw_curves(table),
+    )
+    return {chart.name: chart for chart in charts if chart is not None}
 
 
 def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path]:
-    """Write page, text, figures and tables, and give their paths, the page first.
+    """Write page, text, pictures and tables, and return their paths, the page first.
 
     Raises InputError if the folder cannot be written.
     """
@@ -22,7 +57,7 @@ def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (*CHART_NAMES, "summary_table"):
-            # An older report may have left one that is no longer true.
+            # A previous report may have left pictures that this one does not write.
             (folder / f"{name}.png").unlink(missing_ok=True)
         names = ("index.html", "report.md", "trials.csv", "summary_table.csv", "insights.json")
         page, text, trials, configurations, insights = (folder / name for name in names)
@@ -36,7 +71,7 @@ def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path
             write_picture(chart, path)
         if summary.configurations:
             pictures.append(folder / "summary_table.png")
-            write_table(*configuration_rows(table, summary), pictures[-1])
+            write_table(*tabulate_configurations(table, summary), pictures[-1])
     except OSError as error:
-        raise InputError(f"{error.filename or folder}: {error.strerror}: no report can be written there") from error
+        raise InputError(f"{error.filename or folder}: {error.strerror}: the report cannot be written") from error
     return [page, text, *pictures, trials, configurations, insights]

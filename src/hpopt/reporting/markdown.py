@@ -1,101 +1,100 @@
-"""Owns what hpopt says in Markdown: report.md, and the notes of a study and of its best trials in the dashboard."""
+"""Render Markdown: report.md, and the notes of a study and of its best trials in the dashboard."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
 from hpopt.analysis.trials import StudyTable
+from hpopt.formats import format_metric, format_number
 from hpopt.reporting.chart import Chart
-from hpopt.reporting.selection import format_number
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
-    configuration_rows,
-    parameter_rows,
-    tell_answer,
-    tell_budget,
-    tell_confidence,
-    tell_cost,
-    tell_interactions,
-    tell_measures,
-    tell_pruning,
-    tell_what_matters,
+    describe_answer,
+    describe_budget,
+    describe_confidence,
+    describe_cost,
+    describe_importance,
+    describe_interactions,
+    describe_measures,
+    describe_objective,
+    describe_pruning,
+    tabulate_best,
+    tabulate_configurations,
+    tabulate_parameters,
 )
 from hpopt.reporting.summary import Summary
 
-_N_NOTED = 5
+_N_TRIAL_NOTES = 5
 
 
 def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]) -> str:
-    """Give the report: answer, how sure, what matters, warnings, cost, method; pictures are NAME.png beside it."""
+    """Return the report as Markdown; its pictures are NAME.png in the same folder."""
     insights = summary.insights
-    lines = [f"# {table.name}", "", "## Answer", "", tell_answer(table, summary), "", *_best_params(table, summary)]
-    lines += ["## How sure", "", *_paragraphs(tell_confidence(table, summary))]
-    header, ranked = configuration_rows(table, summary)
-    lines += [*_table(header, ranked), ""] if ranked else []
-    lines += _pictures(charts, "history")
-    lines += ["## What matters", "", *_paragraphs(tell_what_matters(table, insights))]
-    rows = parameter_rows(insights)
-    lines += [*_table(PARAMETER_COLUMNS, rows), ""] if rows else []
-    lines += [f"- {sentence}" for sentence in tell_measures(insights)]
-    lines += [f"- Interactions: {tell_interactions(insights)}", f"- Training budget: {tell_budget(insights)}"]
-    lines += ["", *_pictures(charts, "importance", "sensitivity", "interactions", "budget", "parallel", "correlations")]
+    lines = [f"# {table.name}", "", f"{describe_objective(table)}.", ""]
+    lines += ["## Answer", "", describe_answer(table, summary), "", *_best_params(table, summary)]
     lines += ["## Warnings", "", *(_warnings(summary) or ["None."]), ""]
-    lines += ["## Cost", "", *_paragraphs([*tell_cost(table, insights.cost), tell_pruning(insights.pruning)])]
-    lines += [*_pictures(charts, "curves"), "## Method", "", _method(table), ""]
+    lines += ["## Confidence", "", *_paragraph(describe_confidence(table, summary))]
+    header, configurations = tabulate_configurations(table, summary)
+    lines += [*_table(header, configurations), ""] if configurations else []
+    lines += _pictures(charts, "history")
+    lines += ["## Parameter importance", "", *_paragraph(describe_importance(table, insights))]
+    rows = tabulate_parameters(insights)
+    lines += [*_table(PARAMETER_COLUMNS, rows), ""] if rows else []
+    lines += [f"- {sentence}" for sentence in describe_measures(insights)]
+    lines += [f"- Interactions: {describe_interactions(insights)}", f"- Training length: {describe_budget(insights)}"]
+    lines += ["", *_pictures(charts, "importance", "sensitivity", "interactions", "budget", "parallel", "correlations")]
+    lines += ["## Cost", "", *_paragraph([*describe_cost(table, insights.cost), describe_pruning(insights.pruning)])]
+    lines += [*_pictures(charts, "curves"), "## Method", ""]
     lines += [*(f"- {name}: {value}" for name, value in table.origin.items()), "", *_study_file(table), ""]
     return "\n".join(lines)
 
 
 def render_note(table: StudyTable, summary: Summary) -> str:
-    """Give the note of a study: what it is, the best parameters, how sure, warnings, the study file."""
-    lines = [_method(table), "", tell_answer(table, summary), "", *_best_params(table, summary)]
-    lines += _paragraphs(tell_confidence(table, summary)[:1])
-    lines += _paragraphs(tell_what_matters(table, summary.insights))
+    """Return the note of a study: objective, best params, confidence, importance, warnings and study file."""
+    lines = [f"hpopt study `{table.name}`. {describe_objective(table)}.", ""]
+    lines += [describe_answer(table, summary), "", *_best_params(table, summary)]
+    lines += _paragraph(describe_confidence(table, summary)[:1])
+    lines += _paragraph(describe_importance(table, summary.insights))
     lines += ["### Warnings", "", *(_warnings(summary) or ["None."]), ""]
-    lines += ["### The study file", "", *_study_file(table), ""]
-    lines += ["*Written by `hpopt dashboard`. A note that is saved here takes its place.*"]
+    lines += ["### Study file", "", *_study_file(table), ""]
+    lines += ["*Written by `hpopt dashboard`. Saving a note replaces it.*"]
     return "\n".join(lines)
 
 
 def render_trial_notes(table: StudyTable) -> dict[int, str]:
-    """Give the notes of the best trials by trial: their place, and what they share with the best."""
+    """Return the notes of the best trials by number: rank, value and distance from the best."""
     ranked = table.ranked()
     notes = {}
-    for place, row in enumerate(ranked[:_N_NOTED], start=1):
-        behind = table.loss(row.value) - table.loss(ranked[0].value)
-        told = f"**{'The best' if place == 1 else f'Number {place}'} of {len(ranked)} complete trials**"
-        gap = "" if place == 1 else f", {format_number(behind)} behind the best"
-        use = f"\n\nFor a training job: `hpopt best {quote(table.name)} --format args`" if place == 1 else ""
-        notes[row.trial] = f"{told}: {table.metric} {format_number(row.value)}{gap}.{use}"
+    for rank, row in enumerate(ranked[:_N_TRIAL_NOTES], start=1):
+        title = f"**{'The best' if rank == 1 else f'Number {rank}'} of {len(ranked)} complete trials**"
+        gap = table.loss(row.value) - table.loss(ranked[0].value)
+        distance = f", {format_number(gap, digits=3)} worse than the best" if gap else ""
+        usage = f"\n\n{_usage(table)}" if rank == 1 else ""
+        notes[row.trial] = f"{title}: {table.metric} {format_metric(row.value or 0.0)}{distance}.{usage}"
     return notes
 
 
 def _best_params(table: StudyTable, summary: Summary) -> list[str]:
-    if summary.best is None:
-        return []
-    names, default = list(summary.best.params), summary.default
-    rows = [[name, _cell(summary.best.params[name])] for name in names]
-    if default is not None:
-        rows = [[*row, _cell(default.params.get(row[0]))] for row in rows]
-    header = ("parameter", "best", "default")[: len(rows[0]) if rows else 2]
-    use = f"For a training job: `hpopt best {quote(table.name)} --format args`"
-    return [*_table(header, rows), "", use, ""] if rows else []
+    header, rows = tabulate_best(summary)
+    return [*_table(header, rows), "", _usage(table), ""] if rows else []
+
+
+def _usage(table: StudyTable) -> str:
+    return f"As arguments of a training job: `hpopt best {quote(table.name)} --format args`"
 
 
 def _warnings(summary: Summary) -> list[str]:
-    return [f"- **{each.code}** ({each.severity}): {each.message} {each.remedy}" for each in summary.findings]
-
-
-def _method(table: StudyTable) -> str:
-    return f"hpopt study `{table.name}`: {table.direction} `{table.metric}` of `{table.objective}`."
+    return [
+        f"- **{finding.code}** ({finding.severity}): {finding.message} {finding.remedy}" for finding in summary.findings
+    ]
 
 
 def _study_file(table: StudyTable) -> Iterator[str]:
-    # A file may have a fence of three in its comments.
+    # A comment in the file may contain a fence of three.
     yield from ("`````toml", table.file_text.rstrip(), "`````")
 
 
-def _paragraphs(sentences: Sequence[str]) -> list[str]:
-    return [" ".join(sentence for sentence in sentences if sentence), ""]
+def _paragraph(sentences: Sequence[str]) -> list[str]:
+    return [" ".join(sentences), ""]
 
 
 def _pictures(charts: Mapping[str, Chart], *names: str) -> Iterator[str]:
@@ -112,7 +111,3 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _cell(value: object) -> str:
-    return format_number(value) if isinstance(value, float) else str(value)

@@ -1,258 +1,279 @@
-"""Owns what a report says in words, from the numbers of summary.py. Leaves where it is said to page and text."""
+"""Describe the numbers of a report in sentences and table rows, for the page, report.md and the dashboard's notes."""
 
-from hpopt.analysis.cost import Cost
+from collections.abc import Iterator
+
+from hpopt.analysis.cost import SECONDS_PER_HOUR, Cost
+from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.pruning import PruningCheck
 from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
 from hpopt.analysis.trials import StudyTable
-from hpopt.findings.finding import list_words, show
-from hpopt.reporting.selection import format_number
+from hpopt.formats import format_count, format_duration, format_metric, format_number, format_percent, join_words
+from hpopt.hyperparameters import Scalar
+from hpopt.reporting.selection import find_metric_unit
 from hpopt.reporting.summary import MIN_REPLICATES, Configuration, Summary
+from hpopt.search.direction import Direction
 
+PARAMETER_COLUMNS = ("parameter", "model's optimum", "good range", "max / min", "PED-ANOVA", "fANOVA", "p-value")
+N_CONFIGURATIONS = 10
 _STATE_WORDS = {"FAIL": "failed"}
-# Columns of the table of parameters.
-PARAMETER_COLUMNS = ("parameter", "best value", "within noise of it", "worst / best", "PED-ANOVA", "fANOVA", "p-value")
-CONFIGURATIONS_SHOWN = 10
-# A measure of fit below which the curves are no more than a guess.
+# With a lower R2 the curves say little about the metric.
 _WEAK_FIT = 0.3
-# Chances are told in whole percents from here on.
-_LEAST_P_VALUE = 0.01
 
 
-def tell_answer(table: StudyTable, summary: Summary) -> str:
-    """Say what the best is and how far it is from the defaults, or why there is none."""
+def describe_objective(table: StudyTable) -> str:
+    """Describe what the study optimizes."""
+    verb = "Minimizing" if table.direction is Direction.MINIMIZE else "Maximizing"
+    return f"{verb} {table.metric} (objective: {table.objective})"
+
+
+def describe_answer(table: StudyTable, summary: Summary) -> str:
+    """Describe the best trial and its distance from the defaults, or why there is none."""
     counts = ", ".join(
         f"{n} {_STATE_WORDS.get(state, state.lower())}" for state, n in sorted(table.count_states().items())
     )
-    if summary.best is None:
-        return (
-            f"There is no answer yet: of {_trials(len(table.trials))} none is complete ({counts or 'none is there'})."
-        )
-    goal = "lowest" if table.direction == "minimize" else "highest"
+    if summary.best is None or summary.best.value is None:
+        return f"No result yet: no trial is complete ({counts or 'no trials'})."
+    extreme = "lowest" if table.direction is Direction.MINIMIZE else "highest"
     sentence = (
-        f"Trial {summary.best.trial} reached the {goal} {table.metric}, {format_number(summary.best.value)}, "
-        f"among {_trials(len(table.trials))} ({counts})."
+        f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
+        f"among {format_count(len(table.trials), 'trial')} ({counts})."
     )
-    if summary.default is not None and summary.default.trial != summary.best.trial:
-        gap = table.loss(summary.default.value) - table.loss(summary.best.value)
-        sentence += f" The defaults reached {format_number(summary.default.value)}, {gap:.3g} behind."
-    elif summary.default is not None:
-        sentence += " These are the defaults: the search found nothing better."
-    return sentence
+    if summary.default is None or summary.default.value is None:
+        return sentence
+    if summary.default.trial == summary.best.trial:
+        return f"{sentence} It has the default values: the search found no better ones."
+    gap = table.loss(summary.default.value) - table.loss(summary.best.value)
+    reached = f"The defaults reached {format_metric(summary.default.value)}"
+    return f"{sentence} {reached}, {format_number(gap, digits=3)} worse."
 
 
-def tell_confidence(table: StudyTable, summary: Summary) -> list[str]:
-    """Say how far the answer can be trusted."""
+def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
+    """Describe how far the best configuration can be trusted."""
     if not summary.configurations:
-        return ["Nothing can be said before a trial is complete."]
+        return ["No trial is complete yet."]
     best, *others = summary.configurations
-    sentences = [_tell_replicates(table, best)]
+    sentences = [_describe_replicates(table, best)]
     if not others:
         return [*sentences, "No other configuration is complete, so there is nothing to compare it with."]
-    gap = abs((best.min if table.direction == "minimize" else best.max) - _best_value(table, others[0]))
-    sentences.append(f"The next best configuration (trial {others[0].trials[0]}) is {gap:.2g} behind in its best run.")
+    gap = _least_loss(table, others[0]) - _least_loss(table, best)
+    distance = f"is {format_number(gap, digits=2)} worse in its best run" if gap else "has the same best value"
+    sentences.append(f"The next best configuration (trial {others[0].trials[0]}) {distance}.")
     noise = summary.insights.noise
     if noise is None:
-        sentences.append("How much two runs of one configuration differ has not been measured: it may be more.")
+        sentences.append("The run-to-run standard deviation is unknown; it may be larger than this difference.")
     else:
-        sentences.append(f"{noise.sentence[0].upper()}{noise.sentence[1:]}.")
+        sentences.append(f"{_capitalize(noise.describe())}.")
     return sentences
 
 
-def tell_what_matters(table: StudyTable, insights: Insights) -> list[str]:
-    """Say which parameters matter, how good the curves are, and what else shows."""
+def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
+    """Describe which parameters have an effect, and how well the model of the metric fits."""
     sensitivity = insights.sensitivity
     if not sensitivity.parameters:
-        return [f"What matters cannot be said: {sensitivity.reason}."]
-    measured = sensitivity.parameters
-    joint = {name for pair in insights.interactions.pairs if pair.is_significant for name in pair.pair}
-    idle = [each.name for each in measured if not each.matters]
-    groups = {
-        "These matter by more than chance": [each.name for each in measured if each.matters],
-        "These matter together with another": [name for name in idle if name in joint],
-        "Not distinguishable from noise with these trials": [name for name in idle if name not in joint],
-    }
-    sentences = [f"{words}: {list_words(names)}." for words, names in groups.items() if names]
-    return [*sentences, _tell_fit(table, sensitivity)]
+        return [f"Parameter importance is not available: {sensitivity.reason}."]
+    pairs = [pair.pair for pair in insights.interactions.pairs if pair.is_significant]
+    paired = {name for pair in pairs for name in pair}
+    significant = [parameter.name for parameter in sensitivity.parameters if parameter.is_significant]
+    not_shown = [
+        parameter.name
+        for parameter in sensitivity.parameters
+        if not parameter.is_significant and parameter.name not in paired
+    ]
+    sentences = []
+    if significant:
+        sentences.append(f"Significant effect (p <= {SIGNIFICANCE_LEVEL}): {join_words(significant)}.")
+    sentences += [f"{join_words(pair)} interact." for pair in pairs]
+    if not_shown:
+        sentences.append(f"Effect not shown by these trials: {join_words(not_shown)}.")
+    return [*sentences, *_describe_fit(table, sensitivity)]
 
 
-def tell_parameter(parameter: ParameterSensitivity) -> str:
-    """Say in one line how the metric answers to a parameter."""
-    parts = [f"best {show(parameter.best)}{_tell_optimum(parameter)}"]
+def describe_parameter(parameter: ParameterSensitivity) -> str:
+    """Describe in one line how the metric depends on a parameter."""
+    parts = [f"model's optimum {_format_optimum(parameter)}"]
     if parameter.ratio is not None:
-        parts.append(f"worst / best {_tell_ratio(parameter)}")
-    if not parameter.matters:
-        parts.append("by itself it may be noise")
+        parts.append(f"max / min {_format_ratio(parameter)}")
+    if not parameter.is_significant:
+        parts.append(f"no effect of its own shown by these trials (p = {format_number(parameter.p_value, digits=2)})")
     elif parameter.edge:
-        parts.append(f"best at the {parameter.edge} end of the range")
+        parts.append(f"optimum at the {parameter.edge} end of the range")
     return "; ".join(parts)
 
 
-def tell_measures(insights: Insights) -> list[str]:
-    """Say what each measure of importance means, and what it leaves out."""
-    told = []
+def describe_measures(insights: Insights) -> list[str]:
+    """Describe what each measure of importance means, and what it leaves out."""
+    sentences = []
     for measure in insights.importance:
-        parts = [measure.reason, measure.bias_sentence]
-        rest = " ".join(f"{_capital(part.rstrip('.'))}." for part in parts if part)
-        told.append(f"{measure.measure}: {measure.meaning}. {rest}".rstrip())
-    return told
-
-
-def tell_interactions(insights: Insights) -> str:
-    """Say which parameters must be chosen together."""
-    interactions = insights.interactions
-    if interactions.reason is not None:
-        return f"{_capital(interactions.reason)}."
-    joint = [pair for pair in interactions.pairs if pair.is_significant]
-    if not joint:
-        return "No two parameters have to be chosen together, as far as these trials show."
-    told = [f"{' and '.join(pair.pair)} ({pair.share:.0%}, {pair.low:.0%} to {pair.high:.0%})" for pair in joint]
-    return f"To be chosen together, by their share of the differences with its 90% interval: {'; '.join(told)}."
-
-
-def tell_budget(insights: Insights) -> str:
-    """Say whether the best values depend on how long one trains."""
-    budget = insights.budget
-    if budget.reason is not None:
-        return f"{_capital(budget.reason)}."
-    drifting = [parameter.name for parameter in budget.parameters if parameter.is_drifting]
-    if not drifting:
-        return "No best value moves with the length of training by more than chance."
-    move = "move" if len(drifting) > 1 else "moves"
-    return f"The best {list_words(drifting)} {move} with the length of training."
-
-
-def tell_pruning(check: PruningCheck) -> str:
-    """Say how often stopping early would have been wrong."""
-    if check.loses_best is None:
-        return f"Whether stopping early is safe: {check.reason}."
-    return (
-        f"In a bootstrap of the trials, a pruner that keeps one in three at each rung discards the best finisher in "
-        f"{check.loses_best:.0%} of cases{' (of those that this pruner let finish)' if check.n_pruned else ''}."
-    )
-
-
-def tell_cost(table: StudyTable, cost: Cost) -> list[str]:
-    """Say what the study took and what pruning spared."""
-    parts = {"complete trials": cost.complete_hours, "pruned ones": cost.pruned_hours, "others": cost.other_hours}
-    told = ", ".join(f"{format_hours(hours)} in {name}" for name, hours in parts.items() if hours > 0)
-    sentences = [f"{format_hours(cost.device_hours)} on devices in all{f': {told}' if told else ''}."]
-    if table.pruned() and cost.saved_hours is None:
-        sentences.append("What pruning saved cannot be estimated: no complete trial shows the length of a whole run.")
-    elif table.pruned():
+        parts = [part.rstrip(".") for part in (measure.reason, measure.bias_note) if part]
         sentences.append(
-            f"Stopping {_trials(len(table.pruned()))} early saved about {format_hours(cost.saved_hours or 0.0)} "
-            "(the missing steps of each at its own speed)."
+            " ".join([f"{measure.method}: {measure.meaning}.", *(f"{_capitalize(part)}." for part in parts)])
         )
-    else:
-        sentences.append("No trial was stopped early.")
     return sentences
 
 
-def parameter_rows(insights: Insights) -> list[list[str]]:
-    """Give the table of parameters, see PARAMETER_COLUMNS: a row each, in the order of their ratios.
+def describe_interactions(insights: Insights) -> str:
+    """Describe which pairs of parameters interact."""
+    interactions = insights.interactions
+    if interactions.reason is not None:
+        return f"{_capitalize(interactions.reason)}."
+    pairs = [
+        f"{join_words(pair.pair)} ({format_percent(pair.share)}, {format_percent(pair.low)} to "
+        f"{format_percent(pair.high)})"
+        for pair in interactions.pairs
+        if pair.is_significant
+    ]
+    if not pairs:
+        return "No interaction is shown by these trials."
+    return f"Choose together (share of the variance, 90% interval): {'; '.join(pairs)}."
 
-    The last is how likely the trials would be if no parameter mattered.
-    """
-    ped_anova, fanova = insights.importance
+
+def describe_budget(insights: Insights) -> str:
+    """Describe whether the optima depend on the training length."""
+    budget = insights.budget
+    if budget.reason is not None:
+        return f"{_capitalize(budget.reason)}."
+    shifting = [parameter.name for parameter in budget.parameters if parameter.is_budget_dependent]
+    if not shifting:
+        return "No optimum shifts significantly with the training length."
+    return f"The optimum shifts with the training length: {join_words(shifting)}."
+
+
+def describe_pruning(check: PruningCheck) -> str:
+    """Describe how often a pruner would have pruned the best trial."""
+    if check.best_pruned_share is None:
+        return f"The risk of pruning the best trial is unknown: {check.reason}."
+    condition = " of those that this study's pruner let finish" if check.n_pruned else ""
+    return (
+        f"In {format_percent(check.best_pruned_share)} of bootstrap resamples, a pruner that keeps one trial in three "
+        f"at each rung would have pruned the best trial{condition}."
+    )
+
+
+def describe_cost(table: StudyTable, cost: Cost) -> list[str]:
+    """Describe the device time of the study, and what pruning saved."""
+    parts = {"complete trials": cost.complete_hours, "pruned trials": cost.pruned_hours, "others": cost.other_hours}
+    shares = ", ".join(f"{format_hours(hours)} in {name}" for name, hours in parts.items() if hours > 0)
+    sentences = [f"{format_hours(cost.device_hours)} of device time in total{f': {shares}' if shares else ''}."]
+    n_pruned = len(table.pruned())
+    if not n_pruned:
+        sentences.append("No trial was pruned.")
+    elif cost.saved_hours is None:
+        sentences.append("The time saved by pruning is unknown: no complete trial shows the length of a full run.")
+    else:
+        sentences.append(
+            f"Pruning {format_count(n_pruned, 'trial')} saved about {format_hours(cost.saved_hours)} of device time "
+            "(estimate: the remaining steps of each at its own speed)."
+        )
+    return sentences
+
+
+def format_hours(hours: float) -> str:
+    """Format device hours as a duration."""
+    return format_duration(hours * SECONDS_PER_HOUR)
+
+
+def tabulate_best(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of the best trial's params, beside the defaults if they ran."""
+    header = ["parameter", "best trial"]
+    rows = [[name, format_number(value)] for name, value in (summary.best.params if summary.best else {}).items()]
+    if summary.default is not None:
+        header.append("default")
+        rows = [[*row, format_number(summary.default.params.get(row[0]))] for row in rows]
+    return header, rows
+
+
+def tabulate_parameters(insights: Insights) -> list[list[str]]:
+    """Return the rows of the table of parameters (PARAMETER_COLUMNS), the largest ratio of the metric first."""
     rows = []
     for parameter in insights.sensitivity.parameters:
-        name = parameter.name
-        shares = [f"{measure.shares.get(name, 0):.0%}" if measure.shares else "-" for measure in (ped_anova, fanova)]
-        best = f"{show(parameter.best)}{_tell_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
-        rows.append([name, best, _tell_good(parameter), _tell_ratio(parameter), *shares, _tell_p_value(parameter)])
+        shares = [
+            format_percent(measure.shares.get(parameter.name, 0.0)) if measure.shares else "-"
+            for measure in insights.importance
+        ]
+        optimum = f"{_format_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
+        numbers = [_format_ratio(parameter), *shares, format_number(parameter.p_value, digits=2)]
+        rows.append([parameter.name, optimum, _format_good_range(parameter), *numbers])
     return rows
 
 
-def configuration_rows(table: StudyTable, summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Give the header and the rows of the table of the best configurations."""
-    shown = summary.configurations[:CONFIGURATIONS_SHOWN]
+def tabulate_configurations(table: StudyTable, summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table of the best configurations."""
+    shown = summary.configurations[:N_CONFIGURATIONS]
     names = list(dict.fromkeys(name for configuration in shown for name in configuration.params))
     rows = [
         [
             str(configuration.trials[0]),
-            f"{configuration.mean:#.4g}",
-            "-" if configuration.std is None else f"{configuration.std:.2g}",
+            format_metric(configuration.mean),
+            format_number(configuration.std, digits=2),
             str(len(configuration.trials)),
-            *(_cell(configuration.params.get(name)) for name in names),
+            *(format_number(configuration.params.get(name, "")) for name in names),
         ]
         for configuration in shown
     ]
     return ["trial", table.metric, "std", "runs", *names], rows
 
 
-def format_hours(hours: float) -> str:
-    """Write device hours, short ones in minutes or seconds."""
-    seconds = hours * 3600
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def _tell_replicates(table: StudyTable, best: Configuration) -> str:
+def _describe_replicates(table: StudyTable, best: Configuration) -> str:
     n_runs = len(best.trials)
     if n_runs == 1:
         return "Not confirmed: the best configuration ran once. The best of many single runs is partly luck."
-    spread = (
-        f"{table.metric} from {format_number(best.min)} to {format_number(best.max)}, mean {format_number(best.mean)}"
+    values = (
+        f"{table.metric} from {format_metric(best.min)} to {format_metric(best.max)}, mean {format_metric(best.mean)}"
     )
     if best.n_seeds < n_runs:
-        return f"Its params ran {n_runs} times with only {best.n_seeds} different seeds: {spread}. Not confirmed."
-    few = "" if best.n_seeds >= MIN_REPLICATES else f" {MIN_REPLICATES} seeds would confirm it."
-    return f"Its params ran with {n_runs} seeds: {spread}.{few}"
+        seeds = format_count(best.n_seeds, "different seed")
+        return f"Not confirmed: the best configuration ran {n_runs} times with only {seeds}: {values}."
+    more = "" if best.n_seeds >= MIN_REPLICATES else f" {MIN_REPLICATES} seeds would confirm it."
+    return f"The best configuration ran with {n_runs} seeds: {values}.{more}"
 
 
-def _tell_fit(table: StudyTable, sensitivity: Sensitivity) -> str:
+def _describe_fit(table: StudyTable, sensitivity: Sensitivity) -> Iterator[str]:
     error = sensitivity.error
     if error is None:
-        return ""
-    weak = " The curves are little more than a guess." if error.r2 < _WEAK_FIT else ""
+        return
     n_extrapolated = sensitivity.n_extrapolated
-    extrapolated = f" and the extrapolated ones of {n_extrapolated} pruned trials" if n_extrapolated else ""
-    return (
-        f"The curves are those of a surrogate of the final values of {error.n_trials} complete trials{extrapolated}. "
-        f"On complete trials that it has not seen it is off by {show(error.rmse)} {table.metric} and explains "
-        f"{max(error.r2, 0):.0%} of the differences.{weak}"
-    )
+    trials = f"{error.n_trials} complete"
+    trials += f" and {format_count(n_extrapolated, 'extrapolated trial')}" if n_extrapolated else " trials"
+    unit = find_metric_unit(table)
+    rmse = f"{format_number(error.rmse, digits=2)}{f' {unit}' if unit else ''}"
+    yield f"Curves: Gaussian process on {trials}; cross-validated R2 {format_number(error.r2, digits=2)}, RMSE {rmse}."
+    if error.r2 < _WEAK_FIT:
+        yield f"The curves are not reliable: R2 is below {_WEAK_FIT}."
 
 
-def _tell_optimum(parameter: ParameterSensitivity) -> str:
-    if parameter.best_low is None or parameter.best_high is None:
-        others = [level for level in parameter.best_levels if level != parameter.best]
-        return f" (or {list_words(others)})" if others else ""
-    return f" ({show(parameter.best_low)} to {show(parameter.best_high)})"
+def _format_value(value: Scalar | None) -> str:
+    return format_number(value, digits=3)
 
 
-def _tell_good(parameter: ParameterSensitivity) -> str:
+def _format_optimum(parameter: ParameterSensitivity) -> str:
+    best = _format_value(parameter.best)
+    if parameter.best_low is not None and parameter.best_high is not None:
+        return f"{best} ({_format_value(parameter.best_low)} to {_format_value(parameter.best_high)})"
+    others = [_format_value(level) for level in parameter.best_levels if level != parameter.best]
+    return f"{best} (or {join_words(others)})" if others else best
+
+
+def _format_good_range(parameter: ParameterSensitivity) -> str:
     if not parameter.is_ordered:
-        return ", ".join(show(level) for level in parameter.good)
-    low, high = parameter.good
-    return show(low) if low == high else f"{show(low)} to {show(high)}"
+        return ", ".join(_format_value(level) for level in parameter.within_noise)
+    low, high = parameter.within_noise
+    return _format_value(low) if low == high else f"{_format_value(low)} to {_format_value(high)}"
 
 
-def _tell_ratio(parameter: ParameterSensitivity) -> str:
+def _format_ratio(parameter: ParameterSensitivity) -> str:
     if parameter.ratio is None:
         return "-"
-    interval = "" if parameter.ratio_low is None else f" ({parameter.ratio_low:.3g} to {parameter.ratio_high:.3g})"
-    return f"{parameter.ratio:.3g}{interval}"
+    ratio = format_number(parameter.ratio, digits=3)
+    if parameter.ratio_low is None:
+        return ratio
+    return f"{ratio} ({_format_value(parameter.ratio_low)} to {_format_value(parameter.ratio_high)})"
 
 
-def _tell_p_value(parameter: ParameterSensitivity) -> str:
-    return f"{parameter.p_value:.0%}" if parameter.p_value >= _LEAST_P_VALUE else "<1%"
+def _capitalize(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else format_number(value) if isinstance(value, float) else str(value)
-
-
-def _capital(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}" if text else text
-
-
-def _trials(n: int) -> str:
-    return "1 trial" if n == 1 else f"{n} trials"
-
-
-def _best_value(table: StudyTable, configuration: Configuration) -> float:
-    return configuration.min if table.direction == "minimize" else configuration.max
+def _least_loss(table: StudyTable, configuration: Configuration) -> float:
+    """Return the loss of the best run of a configuration."""
+    return min(table.loss(configuration.min), table.loss(configuration.max))

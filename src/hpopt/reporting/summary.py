@@ -1,22 +1,25 @@
-"""Owns the numbers of a report, once. Leaves the words about them to sentences.py, page and files to the others."""
+"""Compute the numbers of a report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from hpopt.analysis.insights import Insights, gather
+from hpopt.analysis.insights import Insights, compute_insights
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.findings.detection import find
+from hpopt.findings.detection import detect_findings
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Scalar
 
-# Below this many replicates a standard deviation says more about chance than about the runs.
+# With fewer replicates a standard deviation is too uncertain to confirm the best configuration.
 MIN_REPLICATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """The complete trials that share their params. `std` is that of a sample; None for a single run."""
+    """The complete trials that share their params, the best first.
+
+    `std` is the sample standard deviation; None for a single run.
+    """
 
     params: Mapping[str, Scalar]
     trials: tuple[int, ...]
@@ -29,7 +32,11 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the report knows. `configurations` are in the order of their best run."""
+    """The numbers of a report.
+
+    `best` and `default` are the best complete trial, and the best one with the objective's defaults. `configurations`
+    are in the order of their best runs, `findings` most severe first.
+    """
 
     best: TrialRow | None
     default: TrialRow | None
@@ -38,28 +45,28 @@ class Summary:
     findings: tuple[Finding, ...]
 
     def is_confirmed(self) -> bool:
-        """Say whether the best params ran with enough seeds to know how much runs differ."""
+        """Return whether the best configuration ran with enough seeds to estimate the run-to-run variation."""
         return bool(self.configurations) and self.configurations[0].n_seeds >= MIN_REPLICATES
 
 
 def summarize(table: StudyTable) -> Summary:
     """Compute all numbers of the report."""
-    insights = gather(table)
+    insights = compute_insights(table)
     return Summary(
         best=table.best(),
         default=next((row for row in table.ranked() if row.is_default), None),
-        configurations=tuple(_configuration(rows) for rows in table.replicates().values()),
+        configurations=tuple(_summarize_replicates(rows) for rows in table.replicates().values()),
         insights=insights,
-        findings=find(table, insights),
+        findings=detect_findings(table, insights),
     )
 
 
-def _configuration(rows: tuple[TrialRow, ...]) -> Configuration:
+def _summarize_replicates(rows: tuple[TrialRow, ...]) -> Configuration:
     values = [row.value for row in rows if row.value is not None]
     return Configuration(
         params=rows[0].params,
         trials=tuple(row.trial for row in rows),
-        # Trials without a seed cannot be told apart, so they count as one.
+        # Trials without a seed count as one: they may be the same run.
         n_seeds=len({row.seed for row in rows}),
         mean=mean(values),
         std=stdev(values) if len(values) > 1 else None,

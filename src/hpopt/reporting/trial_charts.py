@@ -1,6 +1,6 @@
-"""Owns the figures of trials: in their order, along their training, and the best of them parameter by parameter.
+"""Build the charts of trials: optimization history, learning curves and parallel coordinates.
 
-Leaves those of parameters to parameter_charts.py. Each function gives None when there is nothing to draw.
+Each function returns None if there is nothing to draw.
 """
 
 from collections.abc import Sequence
@@ -9,113 +9,119 @@ from dataclasses import replace
 from hpopt.analysis.axes import Axis as ParameterAxis
 from hpopt.analysis.axes import build_axis, is_fixed
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.findings.finding import show
+from hpopt.formats import format_metric, format_number
 from hpopt.reporting import selection
-from hpopt.reporting.chart import Axis, Chart, Line, Mark, Panel, Points, Style, Words
-from hpopt.reporting.selection import BEST, COMPLETE, MUTED, Window, format_number
+from hpopt.reporting.chart import Annotations, Axis, Chart, Line, Mark, Panel, Points, Style
+from hpopt.reporting.selection import BEST, COMPLETE, MUTED, ValueRange
 from hpopt.search.space import Range
-from hpopt.training.config import PRETRAIN_UNITS
 
-PRUNED_MARKS = Style(color=MUTED, label="pruned", symbol="cross", size=7)
-COMPLETE_MARKS = Style(color=COMPLETE, label="complete", opacity=0.85)
-BEST_MARKS = Style(color=BEST, label="best", symbol="star", size=15)
-# Enough to see where the good ones agree.
-_N_TOP, _N_REST = 10, 60
-# Room above and below for the ends of the ranges.
-_FRAME = (-0.12, 1.12)
+PRUNED_POINTS = Style(color=MUTED, label="pruned", symbol="cross", size=7)
+COMPLETE_POINTS = Style(color=COMPLETE, label="complete", opacity=0.85)
+BEST_POINTS = Style(color=BEST, label="best trial", symbol="star", size=15)
+# The trials drawn in parallel coordinates: a few are highlighted, so that their agreement can be seen.
+_N_HIGHLIGHTED, _N_PARALLEL = 10, 60
+# The axes go from 0 to 1; the rest is for the annotations at their ends.
+_PARALLEL_LIMITS = (-0.12, 1.12)
 
 
 def draw_history(table: StudyTable) -> Chart | None:
-    """Draw the value of each trial in the order of the trials, and the best so far."""
-    complete, pruned = selection.with_value(table.complete()), selection.with_value(table.pruned())
-    window = selection.choose_window(table, [row.value for row in complete + pruned])
-    if window is None:
+    """Draw the value of each trial in the order of the trials, and the best value so far."""
+    complete, pruned = selection.with_finite_value(table.complete()), selection.with_finite_value(table.pruned())
+    shown = selection.choose_value_range(table, [row.value for row in complete + pruned])
+    if shown is None:
         return None
     marks: list[Mark] = [
-        _with_params(show_trials(table, rows, [row.trial for row in rows], style), rows)
-        for rows, style in ((pruned, PRUNED_MARKS), (complete, COMPLETE_MARKS))
+        _with_params(draw_trials(table, rows, [row.trial for row in rows], style), rows)
+        for rows, style in ((pruned, PRUNED_POINTS), (complete, COMPLETE_POINTS))
     ]
-    steps = list(selection.best_so_far(table))
+    steps = list(selection.find_improvements(table))
     if steps:
         steps.append((max(row.trial for row in table.trials), steps[-1][1]))
         x, y = zip(*steps, strict=True)
         marks.append(Line(x=x, y=y, style=Style(color=BEST, label="best so far"), is_step=True))
-    panel = Panel(x=Axis(title="trial", format="whole"), y=metric_axis(table, window), marks=tuple(marks))
+    panel = Panel(x=Axis(title="trial", format="whole"), y=build_metric_axis(table, shown), marks=tuple(marks))
     return Chart(
         name="history",
-        title="Trial by trial",
+        title="Optimization history",
         panels=(panel,),
-        caption="Each trial, pruned ones at the value where they stopped, and the best so far.",
+        caption="Value of each trial, of a pruned trial its last one, and the best value so far.",
     )
 
 
 def draw_curves(table: StudyTable) -> Chart | None:
-    """Draw the learning curves of the best trials against those of the pruned."""
+    """Draw the learning curves of the best trials, and of the pruned trials that ran longest."""
     best, pruned = selection.choose_curves(table)
-    window = selection.choose_window(
-        table, [point.value for row in best + pruned for point in selection.finite_points(row)]
+    shown = selection.choose_value_range(
+        table, [point.value for row in best + pruned for point in selection.thin_curve(row)]
     )
-    if window is None:
+    if shown is None:
         return None
-    unit = "tokens" if selection.counts_tokens(best + pruned) else "step"
+    unit = "tokens" if selection.has_tokens(best + pruned) else "steps"
     marks = [
-        *(_curve(row, unit, Style(color=MUTED, label="pruned", width=1.2, dash="dot")) for row in pruned),
-        *(_curve(row, unit, Style(color=COMPLETE, label="next best", width=1.5)) for row in reversed(best[1:])),
-        *(_curve(row, unit, Style(color=BEST, label="best", width=3)) for row in best[:1]),
+        *(_draw_curve(row, unit, Style(color=MUTED, label="pruned", width=1.2, dash="dot")) for row in pruned),
+        *(_draw_curve(row, unit, Style(color=COMPLETE, label="next best", width=1.5)) for row in reversed(best[1:])),
+        *(_draw_curve(row, unit, Style(color=BEST, label="best trial", width=3)) for row in best[:1]),
     ]
-    panel = Panel(x=Axis(title=f"{unit} trained"), y=metric_axis(table, window), marks=tuple(marks))
+    panel = Panel(x=Axis(title=unit), y=build_metric_axis(table, shown), marks=tuple(marks))
     return Chart(
         name="curves",
-        title="Learning curves: the best against the pruned",
+        title="Learning curves of the best and pruned trials",
         panels=(panel,),
-        caption="Learning curves of the best trials against those that were stopped early.",
+        caption=f"The best {len(best)} of {len(table.complete())} complete trials, and the longest {len(pruned)} of "
+        f"{len(table.pruned())} pruned trials.",
     )
 
 
 def draw_parallel(table: StudyTable) -> Chart | None:
-    """Draw the best complete trials as lines through their parameters, each on its own scale."""
-    moved = {name: range_ for name, range_ in table.search_space.items() if not is_fixed(range_)}
-    ranked = [row for row in table.ranked() if moved.keys() <= row.params.keys()][:_N_REST]
-    if len(ranked) < 2 or not moved:  # noqa: PLR2004 - one line is no comparison.
+    """Draw the best complete trials as lines through their parameters, each parameter on its own scale."""
+    searched = {name: range_ for name, range_ in table.search_space.items() if not is_fixed(range_)}
+    ranked = [row for row in table.ranked() if searched.keys() <= row.params.keys()][:_N_PARALLEL]
+    if len(ranked) < 2 or not searched:  # noqa: PLR2004 - one line is no comparison.
         return None
-    n_top = min(_N_TOP, max(1, len(ranked) // 3))
-    axes = [build_axis(name, range_, [row.params[name] for row in ranked]) for name, range_ in moved.items()]
-    names = (*moved, table.metric)
-    lines = [_parallel_line(table, row, axes, ranked, _parallel_style(i, n_top)) for i, row in enumerate(ranked)]
-    ends = [_ends(axis, range_) for axis, range_ in zip(axes, moved.values(), strict=True)]
-    values = (format_number(ranked[-1].value), format_number(ranked[0].value))
-    low, high = zip(*ends, values, strict=True)
+    n_highlighted = min(_N_HIGHLIGHTED, max(1, len(ranked) // 3))
+    axes = [build_axis(name, range_, [row.params[name] for row in ranked]) for name, range_ in searched.items()]
+    names = (*searched, table.metric)
+    lines = [
+        _parallel_line(table, row, axes, ranked, _parallel_style(rank, n_highlighted))
+        for rank, row in enumerate(ranked)
+    ]
+    ends = [_format_ends(axis, range_) for axis, range_ in zip(axes, searched.values(), strict=True)]
+    worst, best = (format_metric(ranked[rank].value or 0.0) for rank in (-1, 0))
+    low, high = zip(*ends, (worst, best), strict=True)
     marks: list[Mark] = [*reversed(lines)]
-    marks += [Words(x=names, y=(0.0,) * len(names), words=tuple(low), side="below")]
-    marks += [Words(x=names, y=(1.0,) * len(names), words=tuple(high), side="above")]
-    panel = Panel(x=Axis(names=names), y=Axis(span=_FRAME, format="none"), marks=tuple(marks))
+    marks += [Annotations(x=names, y=(0.0,) * len(names), texts=tuple(low), position="below")]
+    marks += [Annotations(x=names, y=(1.0,) * len(names), texts=tuple(high), position="above")]
+    panel = Panel(x=Axis(categories=names), y=Axis(limits=_PARALLEL_LIMITS, format="none"), marks=tuple(marks))
     return Chart(
         name="parallel",
-        title="The best trials, parameter by parameter",
+        title="Parallel coordinates of the best trials",
         panels=(panel,),
-        caption="Each line is a trial. Samplers draw lines together, too: whether a parameter matters, the curves say.",
+        caption="Each line is a trial. Agreement may come from the sampler; see Sensitivity.",
     )
 
 
-def show_trials(table: StudyTable, rows: Sequence[TrialRow], x: Sequence[float | str], style: Style) -> Points:
-    """Mark trials at places."""
-    hover = tuple(f"trial {row.trial}\n{table.metric} {format_number(row.value)}" for row in rows)
+def draw_trials(table: StudyTable, rows: Sequence[TrialRow], x: Sequence[float | str], style: Style) -> Points:
+    """Draw trials as points at their values, with number and value as hover text."""
+    hover = tuple(f"trial {row.trial}\n{table.metric} {format_metric(row.value or 0.0)}" for row in rows)
     return Points(x=tuple(x), y=tuple(row.value or 0.0 for row in rows), style=style, hover=hover)
 
 
-def metric_axis(table: StudyTable, window: Window) -> Axis:
-    """Give the axis of the metric."""
-    unit = PRETRAIN_UNITS.get(table.metric, "") if table.objective == "pretrain" else ""
-    return Axis(title=table.metric, unit=unit, span=(window.low, window.high), note=window.note())
+def build_metric_axis(table: StudyTable, shown: ValueRange) -> Axis:
+    """Return the axis of the study's metric."""
+    return Axis(
+        title=table.metric, unit=selection.find_metric_unit(table), limits=(shown.low, shown.high), note=shown.note()
+    )
 
 
 def _with_params(points: Points, rows: Sequence[TrialRow]) -> Points:
-    told = ("\n".join(f"{name} {show(value)}" for name, value in row.params.items()) for row in rows)
-    return replace(points, hover=tuple(f"{text}\n{params}" for text, params in zip(points.hover, told, strict=True)))
+    params = (
+        "\n".join(f"{name} {format_number(value, digits=3)}" for name, value in row.params.items()) for row in rows
+    )
+    return replace(points, hover=tuple(f"{text}\n{lines}" for text, lines in zip(points.hover, params, strict=True)))
 
 
-def _curve(row: TrialRow, unit: str, style: Style) -> Line:
-    points = selection.finite_points(row)
+def _draw_curve(row: TrialRow, unit: str, style: Style) -> Line:
+    points = selection.thin_curve(row)
     return Line(
         x=tuple(point.tokens if unit == "tokens" else point.step for point in points),
         y=tuple(point.value or 0.0 for point in points),
@@ -125,29 +131,29 @@ def _curve(row: TrialRow, unit: str, style: Style) -> Line:
     )
 
 
-def _parallel_style(place: int, n_top: int) -> Style:
-    if place == 0:
-        return Style(color=BEST, label="best", width=3)
-    if place < n_top:
-        return Style(color=COMPLETE, label=f"next {n_top - 1}", width=1.6, opacity=0.85)
+def _parallel_style(rank: int, n_highlighted: int) -> Style:
+    if rank == 0:
+        return Style(color=BEST, label="best trial", width=3)
+    if rank < n_highlighted:
+        return Style(color=COMPLETE, label=f"next {n_highlighted - 1}", width=1.6, opacity=0.85)
     return Style(color=MUTED, label="other complete trials", width=0.8, opacity=0.45)
 
 
 def _parallel_line(
     table: StudyTable, row: TrialRow, axes: Sequence[ParameterAxis], ranked: Sequence[TrialRow], style: Style
 ) -> Line:
-    """Place a trial on all axes, from 0 to 1; that of the metric has the best at its top."""
-    best, worst = (table.loss(ranked[place].value) for place in (0, -1))
-    goodness = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
-    places = [axis.place(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
+    """Scale the params and the value of a trial to [0, 1]; the best value is at 1 whatever the direction."""
+    best, worst = (table.loss(ranked[rank].value) for rank in (0, -1))
+    height = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
+    heights = [axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
     return Line(
         x=(*(axis.name for axis in axes), table.metric),
-        y=(*(min(1.0, max(0.0, place)) for place in places), goodness),
+        y=(*(min(1.0, max(0.0, scaled)) for scaled in heights), height),
         style=style,
-        hover=f"trial {row.trial}: {format_number(row.value)}",
+        hover=f"trial {row.trial}: {format_metric(row.value or 0.0)}",
     )
 
 
-def _ends(axis: ParameterAxis, range_: Range) -> tuple[str, str]:
+def _format_ends(axis: ParameterAxis, range_: Range) -> tuple[str, str]:
     values = (axis.value_at(axis.nodes[0]), axis.value_at(axis.nodes[-1])) if axis.is_ordered else range_.extremes()
-    return show(values[0]), show(values[-1])
+    return format_number(values[0], digits=3), format_number(values[-1], digits=3)

@@ -1,6 +1,6 @@
 """Sample the params of a trial with Optuna's algorithms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -75,15 +75,7 @@ def to_distribution(parameter: Range) -> BaseDistribution:
 
 def grid_points(space: Space) -> list[dict[str, Scalar]]:
     """Return every combination of the values of a space of choices, integers and floats with a step."""
-    axes = [[(name, value) for value in _values(parameter)] for name, parameter in space.items()]
-    return [dict(point) for point in product(*axes)]
-
-
-def _values(parameter: Range) -> Sequence[Scalar]:
-    if isinstance(parameter, Categorical):
-        return parameter.choices
-    if isinstance(parameter, Int):
-        return parameter.values()
-    step = parameter.step or (parameter.high - parameter.low)
-    n_steps = int((parameter.high - parameter.low) / step + 1e-9)
-    return [parameter.low + i * step for i in range(n_steps + 1)]
+    axes = [
+        parameter.choices if isinstance(parameter, Categorical) else parameter.values() for parameter in space.values()
+    ]
+    return [dict(zip(space, point, strict=True)) for point in product(*axes)]

@@ -23,7 +23,7 @@ def open_database(url: str | None, home: Path, *, create: bool = False) -> Itera
         return
     if not create and not server.exists(home):
         raise DatabaseError(f"{home}: no database here yet; `hpopt run FILE` creates one, --storage names another")
-    is_started_here = server.running_url(home) is None
+    is_started_here = server.find_running_url(home) is None
     try:
         with server.use(home), _ready(server.start(home), create=create) as database:
             yield database

@@ -39,11 +39,11 @@ def current(database: Database, study: Study) -> tuple[Finding, ...]:
     if cached.is_current(usage.n_finished, is_finished=budget.finished_reason(study, usage) is not None):
         return cached.findings
     # These import scipy, which takes a second.
-    from hpopt.analysis.insights import gather  # noqa: PLC0415
-    from hpopt.findings.detection import find  # noqa: PLC0415
+    from hpopt.analysis.insights import compute_insights  # noqa: PLC0415
+    from hpopt.findings.detection import detect_findings  # noqa: PLC0415
 
     table = queries.read_table(database, study)
-    findings = find(table, gather(table))
+    findings = detect_findings(table, compute_insights(table))
     store(database, study, findings, n_finished=usage.n_finished)
     return findings
 

@@ -17,7 +17,9 @@ from hpopt.storage.database import Database
 _PACKAGE = Path(__file__).parent.parent
 # "hpopt" in ASCII: the advisory lock of upgrades.
 _UPGRADE_LOCK = 0x68706F7074
-_SCHEMA_COMMENT = f"select obj_description('{tables.SCHEMA}'::regnamespace, 'pg_namespace')"
+_VERSION_AND_PATH = f"""
+    select obj_description('{tables.SCHEMA}'::regnamespace, 'pg_namespace') as version, current_schema() as first_schema
+"""
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
@@ -76,7 +78,9 @@ def _is_current(database: Database) -> bool:
     if current != head:
         return False
     with database.begin() as connection:
-        return bool(connection.scalar(sa.text(_SCHEMA_COMMENT)) == views.views_version())
+        row = connection.execute(sa.text(_VERSION_AND_PATH)).one()
+    # A copy of a database has no settings of roles: its search path can begin with our schema again.
+    return bool(row.version == views.views_version() and row.first_schema == "public")
 
 
 def _revisions(database: Database) -> tuple[str | None, str | None]:
@@ -97,7 +101,7 @@ def _upgrading(database: Database) -> Iterator[sa.Connection]:
         with database.begin() as connection:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             yield connection
-    except sa.exc.ProgrammingError as error:
+    except (sa.exc.ProgrammingError, sa.exc.InternalError) as error:
         raise DatabaseError(f"{database.address}: cannot upgrade: {str(error.orig).splitlines()[0]}") from error
 
 

@@ -99,8 +99,8 @@ def read_table(database: Database, study: Study) -> StudyTable:
 def _origin(study: Study) -> dict[str, str]:
     """Return what a study was created with: time, file, data and versions."""
     created = f"{study.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-    data = {"data, fingerprint": study.data_fingerprint[:16]} if study.data_fingerprint else {}
-    return {"created": created, "file, SHA-256": study.file_sha256[:16], **data, **study.versions}
+    data = {"data fingerprint (first 16)": study.data_fingerprint[:16]} if study.data_fingerprint else {}
+    return {"created": created, "study file (SHA-256, first 16)": study.file_sha256[:16], **data, **study.versions}
 
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:

@@ -91,7 +91,7 @@ def _check_kind(key: str, searched: Range, expected: object) -> None:
     if isinstance(searched, Float) and expected is int:
         raise ConfigError(key, 'takes whole numbers; add type = "int"')
     if not isinstance(searched, Categorical) and expected in (str, bool):
-        raise ConfigError(key, "has no order, so no range; write { choices = [...] }")
+        raise ConfigError(key, "its values have no order; write { choices = [...] }")
 
 
 def _check_one(objective: str, key: str, value: object, *, label: str = "") -> None:

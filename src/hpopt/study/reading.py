@@ -25,7 +25,7 @@ _MESSAGES = {
     "greater_than_equal": "{value!r} is below {ge}",
     "less_than_equal": "{value!r} is above {le}",
     "string_too_long": "{value!r} is longer than {max_length} characters",
-    "string_pattern_mismatch": "{value!r} is no name; use letters, digits, '.', '_' and '-', a letter or digit first",
+    "string_pattern_mismatch": "{value!r} is not a name of letters, digits, '.', '_' and '-', a letter or digit first",
     "int_type": f"{{value!r}} is not {TYPE_NAMES[int]}",
     "float_type": f"{{value!r}} is not {TYPE_NAMES[float]}",
     "string_type": f"{{value!r}} is not {TYPE_NAMES[str]}",

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_duration, format_metric, format_number, to_json
+from hpopt.formats import format_count, format_duration, format_metric, format_number, to_json
 from hpopt.hyperparameters import Hyperparameter
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
@@ -37,7 +37,7 @@ def format_range(parameter: Range) -> str:
 def format_cost(progress: Progress) -> str:
     """Format what a study has cost: trials by outcome, tokens and device time."""
     counts = [f"{progress.n_by_outcome[kind]} {kind}" for kind in _OUTCOMES if progress.n_by_outcome.get(kind)]
-    trials = f"{progress.usage.n_finished} trials" + (f" ({', '.join(counts)})" if counts else "")
+    trials = format_count(progress.usage.n_finished, "trial") + (f" ({', '.join(counts)})" if counts else "")
     device_time = format_duration(progress.usage.device_hours * 3600)
     return f"{trials}, {progress.tokens / 1e6:.1f}M tokens, {device_time} of device time"
 

@@ -1,1 +1,1 @@
-"""The torch wing: trains language models and knows nothing of studies, trials or databases."""
+"""Training of language models in torch, independent of studies, trials and databases."""

@@ -1,7 +1,4 @@
-"""Owns the checkpoint file: written whole or not at all, read only by the run it belongs to.
-
-Leaves its content to pretrain.py.
-"""
+"""Write and read checkpoint files: atomic, and readable only by the run they belong to."""
 
 import logging
 import os
@@ -15,9 +12,10 @@ _logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, belongs_to: dict[str, Any], content: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` holds the old one or the new one at every moment, also when the power fails.
+    """Write a checkpoint; `path` holds the old or the new one at every moment, also after a power failure.
 
-    `belongs_to` is what a later run must share to go on from here; both hold tensors and plain values only.
+    `belongs_to` identifies the run: load_checkpoint ignores the file unless it is given the same. `belongs_to` and
+    `content` contain tensors and plain values only. Raises OSError if the disk fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
@@ -27,32 +25,36 @@ def save_checkpoint(path: Path, belongs_to: dict[str, Any], content: dict[str, A
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        # On a full disk the rest of it would be in the way of everybody.
+        # On a full disk the incomplete file would take space from other processes.
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(path)
-    # The new name lies in the folder, which has a cache of its own.
-    folder = os.open(path.parent, os.O_RDONLY)
+    # The rename is durable only after the directory is written too.
+    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(directory)
     finally:
-        os.close(folder)
+        os.close(directory)
 
 
 def load_checkpoint(path: Path, belongs_to: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the content of a checkpoint; None if there is none, and after a warning if it is torn or another run's."""
+    """Return the content of a checkpoint, with all tensors on the CPU.
+
+    Returns None if there is no file, and with a warning if it is damaged or belongs to another run.
+    """
     if not path.exists():
         return None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        theirs, content = checkpoint["belongs_to"], checkpoint["content"]
+        other, content = checkpoint["belongs_to"], checkpoint["content"]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _logger.warning("%s: refused, not a whole checkpoint (%s); the run starts over", path, reason)
+        _logger.warning("%s: ignored, damaged checkpoint (%s); training starts from the beginning", path, reason)
         return None
-    differing = sorted(key for key in theirs.keys() | belongs_to.keys() if theirs.get(key) != belongs_to.get(key))
+    differing = sorted(key for key in other.keys() | belongs_to.keys() if other.get(key) != belongs_to.get(key))
     if differing:
-        _logger.warning("%s: refused, it differs in %s; the run starts over", path, ", ".join(differing))
+        names = ", ".join(differing)
+        _logger.warning("%s: ignored, it differs in %s; training starts from the beginning", path, names)
         return None
     restored: dict[str, Any] = content
     return restored

@@ -1,6 +1,6 @@
-"""Owns the configs of the training functions: what each takes and which combinations make sense. Free of torch.
+"""The config of the training function `pretrain`, its metrics, and its counts of parameters and operations.
 
-Leaves the meaning, default and range of each field to hyperparameters.py.
+hyperparameters.py defines the meaning, default and range of each field. This module does not import torch.
 """
 
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from hpopt.errors import ConfigError
 from hpopt.hyperparameters import check_value, default_of
 
-# What pretrain reports at every evaluation; a study may optimize any of them.
+# The metrics of every evaluation of pretrain; a study may optimize any of them.
 PRETRAIN_METRICS = (
     "val_loss",
     "val_accuracy",
@@ -26,16 +26,19 @@ PRETRAIN_METRICS = (
     "peak_memory_gib",
 )
 
-# Of those whose names do not say it.
+# The units of metrics whose names do not contain them.
 PRETRAIN_UNITS = {"val_loss": "nats per token", "train_loss": "nats per token", "val_bits_per_byte": "bits per byte"}
 
-# What decides which data is prepared; the rest only chooses how much of it is trained on, and how it is cut.
+# The fields that determine the prepared data; the others only choose how much of it is read, and in which windows.
 PREPARED_BY = ("dataset", "dataset_config", "text_field", "max_documents", "tokenizer", "vocab_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """One pre-training run of a Mixture-of-Experts language model; raises ConfigError naming the field at fault."""
+    """The hyperparameters of a pre-training run of a Mixture-of-Experts language model.
+
+    Raises ConfigError, which names the field, for a value or a combination that is not allowed.
+    """
 
     # Architecture
     d_model: int = default_of("d_model")
@@ -107,7 +110,7 @@ class PretrainConfig:
 
     @property
     def n_steps(self) -> int:
-        """Optimizer steps of the whole run: those that max_tokens pays for, or max_steps where it is 0."""
+        """Optimizer steps of the whole run: the whole steps that max_tokens allows, or max_steps if it is 0."""
         return self.max_tokens // self.tokens_per_step if self.max_tokens else self.max_steps
 
     @property
@@ -117,7 +120,7 @@ class PretrainConfig:
 
 
 def count_parameters(config: PretrainConfig) -> tuple[int, int]:
-    """Count all parameters, and those that one token uses: all but the experts it is not sent to."""
+    """Return the number of parameters, and of those that one token uses: all but the experts it is not sent to."""
     expert = 2 * config.d_model * config.d_ff
     block = 4 * config.d_model**2 + config.n_experts * config.d_model + 2 * config.d_model
     shared = config.vocab_size * config.d_model + config.d_model + config.n_layers * block
@@ -125,9 +128,9 @@ def count_parameters(config: PretrainConfig) -> tuple[int, int]:
 
 
 def flops_per_token(config: PretrainConfig) -> float:
-    """Count the floating-point operations of training on one token, forward and backward.
+    """Return the floating-point operations of training on one token, forward and backward.
 
-    6 for each parameter that it uses, and 12 a layer, width and position for attention. Source: Chowdhery et al.
-    2022 (PaLM), appendix B.
+    6 for each parameter that the token uses, and 12 * n_layers * d_model * sequence_length for attention. Source:
+    Chowdhery et al. 2022 (PaLM), appendix B.
     """
     return 6.0 * count_parameters(config)[1] + 12.0 * config.n_layers * config.d_model * config.sequence_length

@@ -1,7 +1,4 @@
-"""Owns documents: how many are enough, which are near-copies, and the split of each.
-
-Leaves where they come from to sources.py, and tokens to data.py.
-"""
+"""Limit, deduplicate and split documents."""
 
 import hashlib
 import re
@@ -14,39 +11,40 @@ import numpy.typing as npt
 SPLITS = ("train", "validation", "test")
 
 _HELD_OUT_SHARE = {"validation": 0.05, "test": 0.05}
-# A token of any usual vocabulary stands for fewer bytes, on average.
+# More than the average bytes per token of usual vocabularies.
 _BYTES_PER_TOKEN = 8
 _SHINGLE_WORDS = 10
-# A document is a near-copy when more than this share of its shingles is in documents already kept.
-_NEAR_COPY_SHARE = 0.5
+# A document is a near-duplicate if more than this share of its shingles is in documents already kept.
+_NEAR_DUPLICATE_SHARE = 0.5
 # An odd 64-bit multiplier (Knuth's MMIX) for polynomial hashes modulo 2^64.
 _MULTIPLIER = np.uint64(6364136223846793005)
 
 
-def enough_for(documents: Iterator[str], n_tokens: int) -> Iterator[str]:
-    """Pass documents on until those of the training split hold 8 bytes of text for each of n_tokens.
+def limit_to_tokens(documents: Iterator[str], n_tokens: int) -> Iterator[str]:
+    """Yield documents until those of the training split have 8 bytes of text for each of n_tokens.
 
-    What is left out of a stream that has no end follows from its order alone.
+    The result depends on the order of the documents alone, so a stream without an end is cut at the same place
+    everywhere.
     """
     n_bytes = 0
     for text in documents:
         yield text
-        if split_of(text) == "train":
+        if assign_split(text) == "train":
             n_bytes += len(text.encode())
         if n_bytes >= _BYTES_PER_TOKEN * n_tokens:
             return
 
 
-def drop_near_copies(documents: Iterator[str]) -> tuple[list[str], int]:
-    """Keep the first of each family of near-copies; returns the kept documents and how many were dropped.
+def drop_near_duplicates(documents: Iterator[str]) -> tuple[list[str], int]:
+    """Keep the first of each group of near-duplicates; return the kept documents and the number of those dropped.
 
-    A document is dropped when more than half of its 10-word shingles are in documents already kept (containment
-    after Broder 1997), or when it has none, being shorter.
+    A document is dropped if more than half of its 10-word shingles are in documents already kept, or if it has fewer
+    than 10 words. Source: containment, Broder 1997.
     """
-    kept, seen, n_dropped = [], _Hashes(), 0
+    kept, seen, n_dropped = [], _HashSet(), 0
     for text in documents:
         shingles = np.unique(_shingles(text))
-        if seen.count(shingles) > _NEAR_COPY_SHARE * len(shingles) or not len(shingles):
+        if seen.count(shingles) > _NEAR_DUPLICATE_SHARE * len(shingles) or not len(shingles):
             n_dropped += 1
             continue
         kept.append(text)
@@ -54,21 +52,24 @@ def drop_near_copies(documents: Iterator[str]) -> tuple[list[str], int]:
     return kept, n_dropped
 
 
-class _Hashes:
-    """A set of hashes in sorted arrays, 8 bytes each, where Python's takes 60; each is twice as long as the next."""
+class _HashSet:
+    """A set of 64-bit hashes in sorted arrays, 8 bytes per hash instead of the 60 of a Python set.
+
+    Each array is at least twice as long as the next, so there are few of them.
+    """
 
     def __init__(self) -> None:
         self._arrays: list[npt.NDArray[np.uint64]] = []
 
     def count(self, hashes: npt.NDArray[np.uint64]) -> int:
-        """Count how many of some distinct hashes are in the set."""
-        is_known = np.zeros(len(hashes), dtype=bool)
+        """Return how many of the given distinct hashes are in the set."""
+        is_member = np.zeros(len(hashes), dtype=bool)
         for array in self._arrays:
-            is_known |= array[np.searchsorted(array, hashes).clip(max=len(array) - 1)] == hashes
-        return int(is_known.sum())
+            is_member |= array[np.searchsorted(array, hashes).clip(max=len(array) - 1)] == hashes
+        return int(is_member.sum())
 
     def add(self, hashes: npt.NDArray[np.uint64]) -> None:
-        """Add some hashes, at least one."""
+        """Add hashes, at least one."""
         while self._arrays and len(self._arrays[-1]) < 2 * len(hashes):
             hashes = np.union1d(self._arrays.pop(), hashes)
         self._arrays.append(hashes)
@@ -86,17 +87,20 @@ def _word_hash(word: str) -> int:
 
 
 def rolling_hash(values: npt.NDArray[np.uint64], length: int) -> npt.NDArray[np.uint64]:
-    """Hash each run of `length` values: sum of value_j * m^(length - 1 - j) modulo 2^64; empty if there is none."""
-    n_runs = max(0, len(values) - length + 1)
-    hashes = np.zeros(n_runs, dtype=np.uint64)
-    for start in range(length if n_runs else 0):
-        hashes = hashes * _MULTIPLIER + values[start : start + n_runs]
+    """Hash each window of `length` values: sum of value_j * m^(length - 1 - j) modulo 2^64.
+
+    Returns max(0, len(values) - length + 1) hashes.
+    """
+    n_windows = max(0, len(values) - length + 1)
+    hashes = np.zeros(n_windows, dtype=np.uint64)
+    for start in range(length if n_windows else 0):
+        hashes = hashes * _MULTIPLIER + values[start : start + n_windows]
     return hashes
 
 
-def split_of(text: str) -> str:
-    """Give the split that a document belongs to, by the hash of its text alone: more data never moves a document."""
-    position = int(text_hash(text)[:16], 16) / 2**64
+def assign_split(text: str) -> str:
+    """Return the split of a document by the hash of its text alone: more data never moves a document."""
+    position = int(hash_text(text)[:16], 16) / 2**64
     for split, share in _HELD_OUT_SHARE.items():
         if position < share:
             return split
@@ -104,14 +108,14 @@ def split_of(text: str) -> str:
     return "train"
 
 
-def text_hash(text: str) -> str:
-    """Give the SHA-256 of a text, in hex."""
+def hash_text(text: str) -> str:
+    """Return the SHA-256 of a text as hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split_documents(documents: list[str]) -> dict[str, list[str]]:
-    """Sort the documents into splits, each ordered by hash, so that the first n tokens of a split are a fair sample."""
+    """Return the documents of each split, ordered by hash, so that the first n tokens of a split are a fair sample."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for text in sorted(documents, key=text_hash):
-        splits[split_of(text)].append(text)
+    for text in sorted(documents, key=hash_text):
+        splits[assign_split(text)].append(text)
     return splits

@@ -1,67 +1,68 @@
-"""Owns tokens as a run reads them: the cache, windows and batches. Leaves making them to preparation.py.
+"""Open prepared data, preparing it once per cache, and read windows and batches of tokens from it.
 
-Free of torch. Legend: B sequences, S positions, V vocabulary.
+Legend: B sequences, S positions, V vocabulary.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 
 from hpopt.errors import ConfigError, Interrupted
 from hpopt.training import corpus, sources
 from hpopt.training.config import PREPARED_BY, PretrainConfig
 from hpopt.training.hub import is_hub_name
-from hpopt.training.leakage import Tokens, covered, overlap, window_of
-from hpopt.training.preparation import TOKENS_FILE, cut, prepare_into, tokens_to_read
+from hpopt.training.leakage import Tokens, choose_window, mark_windows, measure_overlap
+from hpopt.training.preparation import TOKENS_FILE, hub_token_limit, prepare_folder, split_tokens
 from hpopt.training.run import never
 
-Starts = range | npt.NDArray[np.int64]
+WindowStarts = range | npt.NDArray[np.int64]
 
-# Raised whenever prepared data would come out differently; part of the cache's key.
-_RECIPE = 2
+# Part of the cache key; increased whenever the same config would give other prepared data.
+_RECIPE_VERSION = 2
 _LOCK_POLL_S = 0.1
-# A tenth each of the overlapping windows, drawn with this seed, is validation and test.
+# One in this many of the overlapping windows, drawn with this seed, is for validation, and one for test.
 _OVERLAPPING_HELD_OUT = 10
 _OVERLAPPING_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """Prepared data: tokens (memory maps), where windows start, the bytes of each token, and meta.json.
+class PreparedData:
+    """The tokens of a dataset.
 
-    A split that `starts` leaves out is cut into windows that follow each other. `meta` holds the train_val_overlap
-    of what the config trains on.
+    `tokens` are the tokens of each split (memory maps), `starts` the first tokens of its windows; a split without
+    starts is divided into windows that follow each other. `token_bytes_V` is the number of bytes of text that each
+    token represents, `meta` the content of meta.json with the train_val_overlap of the config.
     """
 
     tokens: Mapping[str, Tokens]
-    starts: Mapping[str, Starts] = field(default_factory=dict)
+    starts: Mapping[str, WindowStarts] = field(default_factory=dict)
     token_bytes_V: npt.NDArray[np.int64]
     meta: dict[str, Any]
 
 
 def data_fingerprint(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool] = never) -> str:
-    """Give the hash of the texts, split and tokenizer that this config trains on; prepares them when needed."""
+    """Return a hash of the texts, their split and the tokenizer of a config; prepares the data if necessary."""
     return str(prepare(config, cache, should_stop).meta["fingerprint"])
 
 
-def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool] = never) -> Data:
-    """Open the prepared data of this config, preparing it first when nobody has.
+def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool] = never) -> PreparedData:
+    """Open the prepared data of a config, and prepare it first if `cache` does not contain it.
 
     Any number of processes may call this at once, and be killed: one of them prepares while the others wait, in a
-    temporary folder that is renamed when it is complete. What was prepared from the hub is opened without it; a name
-    of the hub stands for what it held then, and the fingerprint tells if that was something else elsewhere (name a
-    commit, owner/name@commit, to have the same everywhere). Raises ConfigError for a dataset or tokenizer that is
-    unknown or does not fit, Interrupted when should_stop says so.
+    temporary folder that is renamed when it is complete. Data from the hub is opened without the hub once it is
+    prepared. A name on the hub means its content at that time, and the fingerprint shows whether another machine has
+    other content; a name with a commit, owner/name@commit, has the same content everywhere.
+    Raises ConfigError for a dataset or tokenizer that does not exist or does not fit, and Interrupted once
+    should_stop() returns true.
     """
     sources.check_sources(config)
     folder = cache / _cache_key(config)
@@ -69,71 +70,66 @@ def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool]
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{folder.name}.lock", should_stop):
             if not folder.exists():
-                prepare_into(folder, config, should_stop)
+                prepare_folder(folder, config, should_stop)
     return _open(folder, config)
+
+
+def _lock(path: Path, should_stop: Callable[[], bool]) -> AbstractContextManager[object]:
+    """Acquire a file lock, which the kernel releases if this process is killed; raises Interrupted."""
+    try:
+        return FileLock(path).acquire(poll_interval=_LOCK_POLL_S, cancel_check=should_stop)
+    except Timeout:
+        raise Interrupted("stopped while another process prepared the data") from None
 
 
 def _cache_key(config: PretrainConfig) -> str:
     is_on_hub = is_hub_name(config.dataset)
-    text = tokens_to_read(config) if is_on_hub else _stamps(sources.source_files(config.dataset))
-    is_own = config.tokenizer in sources.OWN_TOKENIZERS
-    tokenizer = [] if is_own else sorted(file for file in Path(config.tokenizer).glob("*") if file.is_file())
-    chosen = [getattr(config, name) for name in PREPARED_BY]
-    recipe = json.dumps([_RECIPE, chosen, text, _stamps(tokenizer)])
+    text = hub_token_limit(config) if is_on_hub else _file_stamps(sources.list_files(config.dataset))
+    is_builtin = config.tokenizer in sources.BUILTIN_TOKENIZERS
+    tokenizer = [] if is_builtin else sorted(file for file in Path(config.tokenizer).glob("*") if file.is_file())
+    values = [getattr(config, name) for name in PREPARED_BY]
+    recipe = json.dumps([_RECIPE_VERSION, values, text, _file_stamps(tokenizer)])
     return f"{Path(config.dataset).stem}-{config.vocab_size}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
 
 
-def _stamps(files: list[Path]) -> list[tuple[str, int, int]]:
+def _file_stamps(files: list[Path]) -> list[tuple[str, int, int]]:
+    """Return path, size and modification time (ns) of each file."""
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-@contextmanager
-def _lock(path: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Hold a lock that the kernel takes back when the process dies, however it dies."""
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if should_stop():
-                    raise Interrupted("stopped while another process prepared the data") from None
-                time.sleep(_LOCK_POLL_S)
-        yield
-
-
-def _open(folder: Path, config: PretrainConfig) -> Data:
+def _open(folder: Path, config: PretrainConfig) -> PreparedData:
     meta = json.loads((folder / "meta.json").read_text())
-    _refuse_too_few(config, meta["n_tokens"])
+    _check_lengths(config, meta["n_tokens"])
     stream: Tokens = np.memmap(folder / TOKENS_FILE, dtype=meta["dtype"], mode="r")
     if config.split == "documents":
-        tokens, starts = cut(stream, meta["n_tokens"]), dict[str, Starts]()
+        tokens, starts = split_tokens(stream, meta["n_tokens"]), dict[str, WindowStarts]()
         tokens["train"] = tokens["train"][: config.max_train_tokens or None]
     else:
         stream = stream[: config.max_train_tokens or None]
         tokens, starts = dict.fromkeys(corpus.SPLITS, stream), overlapping_windows(len(stream), config.sequence_length)
-    window = window_of(meta["n_tokens"]["validation"], meta["n_bytes"]["validation"])
-    meta["train_val_overlap"] = _overlap_once(folder, config, window, tokens, starts)
-    return Data(tokens=tokens, starts=starts, token_bytes_V=np.load(folder / "token_bytes.npy"), meta=meta)
+    window = choose_window(meta["n_tokens"]["validation"], meta["n_bytes"]["validation"])
+    meta["train_val_overlap"] = _cached_overlap(folder, config, window, tokens, starts)
+    return PreparedData(tokens=tokens, starts=starts, token_bytes_V=np.load(folder / "token_bytes.npy"), meta=meta)
 
 
-def _refuse_too_few(config: PretrainConfig, n_tokens: Mapping[str, int]) -> None:
-    """Raise ConfigError where a split has less than one window: no window would end in a division by zero."""
+def _check_lengths(config: PretrainConfig, n_tokens: Mapping[str, int]) -> None:
+    """Raise ConfigError if a split has less than one window, which would lead to a division by zero."""
     length = config.sequence_length + 1
     for split, n in n_tokens.items():
         if n < length:
             raise ConfigError("dataset", f"{config.dataset!r} has {n} {split} tokens, below one window of {length}")
-    # Each split has at least one of the overlapping windows, of which there is one a position.
-    least = length if config.split == "documents" else length + _OVERLAPPING_HELD_OUT - 1
-    if 0 < config.max_train_tokens < least:
-        what = "one window" if config.split == "documents" else "ten overlapping windows"
-        raise ConfigError("max_train_tokens", f"{config.max_train_tokens} is below {what} of {length} tokens")
+    # Each split needs at least one of the overlapping windows, of which there is one per position.
+    n_required = length if config.split == "documents" else length + _OVERLAPPING_HELD_OUT - 1
+    if 0 < config.max_train_tokens < n_required:
+        required = "one window" if config.split == "documents" else "ten overlapping windows"
+        raise ConfigError("max_train_tokens", f"{config.max_train_tokens} is below {required} of {length} tokens")
 
 
-def overlapping_windows(n_tokens: int, sequence_length: int) -> dict[str, Starts]:
-    """Deal the windows at every position out at random: a tenth validation, a tenth test, the rest training.
+def overlapping_windows(n_tokens: int, sequence_length: int) -> dict[str, WindowStarts]:
+    """Assign the windows at all positions to splits at random: a tenth validation, a tenth test, the rest training.
 
-    The same whatever the seed of a run. It repeats a mistake, to be measured: each token of validation is in training.
+    Independent of the seed of a run. It reproduces a mistake, to measure it: nearly every validation token is also
+    trained on.
     """
     starts = np.random.default_rng(_OVERLAPPING_SEED).permutation(n_tokens - sequence_length)
     n_held_out = len(starts) // _OVERLAPPING_HELD_OUT
@@ -141,25 +137,24 @@ def overlapping_windows(n_tokens: int, sequence_length: int) -> dict[str, Starts
     return {"train": train, "validation": validation, "test": test}
 
 
-def _overlap_once(
-    folder: Path, config: PretrainConfig, window: int, tokens: Mapping[str, Tokens], starts: Mapping[str, Starts]
+def _cached_overlap(
+    folder: Path, config: PretrainConfig, window: int, tokens: Mapping[str, Tokens], starts: Mapping[str, WindowStarts]
 ) -> float:
-    """Give the share of the validation text that is in what this config trains on, measured once and kept."""
-    of = f"{config.split}-{len(tokens['train'])}" + (f"-{config.sequence_length}" if starts else "")
-    file = folder / f"overlap-{of}.json"
+    """Return the share of the validation text that the config also trains on, measured once per prepared data."""
+    key = f"{config.split}-{len(tokens['train'])}" + (f"-{config.sequence_length}" if starts else "")
+    file = folder / f"overlap-{key}.json"
     if file.exists():
         return float(json.loads(file.read_text()))
-    parts = {
-        split: covered(len(tokens[split]), np.asarray(starts[split]), config.sequence_length + 1) for split in starts
-    }
-    share = overlap(
+    length = config.sequence_length + 1
+    parts = {split: mark_windows(len(tokens[split]), np.asarray(starts[split]), length) for split in starts}
+    share = measure_overlap(
         tokens["train"],
         tokens["validation"],
         window,
         train_part=parts.get("train"),
         validation_part=parts.get("validation"),
     )
-    # A cache may be shared and closed to this user; then it is measured anew each time.
+    # In a shared cache that this user cannot write to, it is measured each time.
     with suppress(OSError):
         temporary = file.with_name(f"{file.name}.{os.getpid()}")
         temporary.write_text(json.dumps(share))
@@ -170,43 +165,46 @@ def _overlap_once(
 class Batches:
     """An endless sequence of windows of S + 1 tokens, in a new random order each epoch.
 
-    They begin at `starts`; without, no two overlap. Which window stands at a position follows from the seed alone, so
-    a position is all there is to restore.
+    The windows begin at `starts`, or follow each other without overlap. Which window is at a position depends on the
+    seed alone, so a resumed run needs only its position.
     """
 
-    def __init__(self, tokens: Tokens, sequence_length: int, seed: int, starts: Starts | None = None) -> None:
+    def __init__(self, tokens: Tokens, sequence_length: int, seed: int, starts: WindowStarts | None = None) -> None:
         self._tokens = tokens
         self._length = sequence_length + 1
-        self._starts = _one_after_another(len(tokens), self._length) if starts is None else starts
+        self._starts = _disjoint_starts(len(tokens), self._length) if starts is None else starts
         self._seed = seed
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
         self.n_windows = len(self._starts)
 
     def at(self, position: int, n_sequences: int) -> npt.NDArray[np.int64]:
-        """Read the n_sequences windows from a position on: an array (B, S + 1)."""
-        return _read(self._tokens, [self._start(position + i) for i in range(n_sequences)], self._length)
+        """Return the n_sequences windows from a position on: int64, shape (B, S + 1)."""
+        return _read_windows(self._tokens, [self._start(position + i) for i in range(n_sequences)], self._length)
 
     def _start(self, position: int) -> int:
-        epoch, place = divmod(position, self.n_windows)
+        epoch, index = divmod(position, self.n_windows)
         if epoch != self._epoch:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(self.n_windows)
             self._epoch = epoch
-        return int(self._starts[self._order[place]])
+        return int(self._starts[self._order[index]])
 
 
 def first_windows(
-    tokens: Tokens, sequence_length: int, n_tokens: int, starts: Starts | None = None
+    tokens: Tokens, sequence_length: int, n_tokens: int, starts: WindowStarts | None = None
 ) -> npt.NDArray[np.int64]:
-    """Read the first windows (at least one), which predict up to n_tokens tokens: (B, S + 1), as in Batches; 0: all."""
+    """Return the first windows, which predict up to n_tokens tokens (0: all), at least one: int64, shape (B, S + 1).
+
+    `starts` is as in Batches.
+    """
     length = sequence_length + 1
-    starts = _one_after_another(len(tokens), length) if starts is None else starts
-    return _read(tokens, starts[: max(1, n_tokens // sequence_length) if n_tokens else None], length)
+    starts = _disjoint_starts(len(tokens), length) if starts is None else starts
+    return _read_windows(tokens, starts[: max(1, n_tokens // sequence_length) if n_tokens else None], length)
 
 
-def _one_after_another(n_tokens: int, length: int) -> range:
+def _disjoint_starts(n_tokens: int, length: int) -> range:
     return range(0, n_tokens - length + 1, length)
 
 
-def _read(tokens: Tokens, starts: Iterable[int], length: int) -> npt.NDArray[np.int64]:
+def _read_windows(tokens: Tokens, starts: Iterable[int], length: int) -> npt.NDArray[np.int64]:
     return np.stack([tokens[start : start + length] for start in starts]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Owns the figures of a model on held-out text. Leaves which text that is to data.py.
+"""Evaluate a model on held-out text.
 
 Legend: B sequences, S positions, T tokens, L layers, E experts, V vocabulary.
 """
@@ -24,20 +24,21 @@ def evaluate(
     batch_size: int,
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Measure the model on windows of S + 1 tokens, each predicting S; `before_batch` may raise to leave early.
+    """Evaluate the model on windows of S + 1 tokens, each of which predicts S; `before_batch` may raise to stop it.
 
-    Gives loss (nats per token), accuracy, perplexity, bits_per_byte (bits per byte of the text that the tokens
-    stand for, comparable across vocabularies), expert_load_cv and router_entropy (nats).
+    `token_bytes_V` is the number of bytes of text that each token represents. Returns loss (nats per token), accuracy,
+    perplexity, bits_per_byte (bits per byte of the text, comparable across vocabularies), expert_load_cv and
+    router_entropy (nats).
     """
     device = model.embedding_VD.device
-    losses, corrects, counts, entropies = [], [], [], []
+    losses, n_corrects, counts, entropies = [], [], [], []
     for batch in torch.split(torch.from_numpy(windows_BS), batch_size):
         before_batch()
         token_BS = batch.to(device)
         x_TD, load = model(token_BS[:, :-1])
         loss_T, correct_T = token_losses(x_TD, model.output_VD, token_BS[:, 1:].flatten())
         losses.append(loss_T.double().sum())
-        corrects.append(correct_T.sum())
+        n_corrects.append(correct_T.sum())
         counts.append(load.count_LE)
         entropies.append(load.entropy * len(batch))
     targets = windows_BS[:, 1:]
@@ -45,19 +46,19 @@ def evaluate(
     loss = total / targets.size
     return {
         "loss": loss,
-        "accuracy": float(torch.stack(corrects).sum()) / targets.size,
-        # The exponential of more than 709 nats leaves the range of a float.
+        "accuracy": float(torch.stack(n_corrects).sum()) / targets.size,
+        # The exponential of more than 709 nats overflows a float.
         "perplexity": math.exp(min(loss, 700.0)),
         "bits_per_byte": total / math.log(2) / max(1, int(token_bytes_V[targets].sum())),
-        "expert_load_cv": load_variation(torch.stack(counts).sum(0)),
+        "expert_load_cv": expert_load_cv(torch.stack(counts).sum(0)),
         "router_entropy": float(torch.stack(entropies).sum()) / len(windows_BS),
     }
 
 
-def load_variation(count_LE: Tensor) -> float:
-    """Give the coefficient of variation of the tokens per expert (standard deviation over mean), averaged over layers.
+def expert_load_cv(count_LE: Tensor) -> float:
+    """Return the coefficient of variation of the tokens per expert (standard deviation / mean), averaged over layers.
 
-    0 when the load is even; sqrt(E - 1) when one expert takes it all.
+    0 for an even load; sqrt(E - 1) if one expert gets all tokens.
     """
     count_LE = count_LE.double()
     return float((count_LE.std(dim=1, correction=0) / count_LE.mean(dim=1)).mean())

@@ -1,4 +1,4 @@
-"""Owns what a run has of its machine: memory, and the rate of matrix products. Leaves its use to pretrain.py."""
+"""Properties of the device: memory, fast dtypes, and the peak rate of matrix products."""
 
 import ctypes
 import resource
@@ -12,8 +12,8 @@ import torch
 # From malloc.h of the GNU C library.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
-# Dense bfloat16 operations a second that the vendor states, by a part of the device's name; the first that fits.
-_STATED_BF16_FLOPS = {
+# Dense bfloat16 operations per second that the vendor states, by a part of the device's name; the first match counts.
+_STATED_BF16_FLOPS_PER_SECOND = {
     "B200": 2250e12,
     "H200": 989e12,
     "GH200": 989e12,
@@ -29,9 +29,9 @@ _PRODUCT_WIDTH = {"cpu": 1024, "cuda": 8192}
 
 
 def keep_freed_memory() -> None:
-    """Have the allocator of a CPU keep large blocks for the next step, where it is the GNU C library's.
+    """Make the GNU C library's allocator keep large freed blocks for the next step; no effect with another C library.
 
-    By default each tensor above 32 MB is handed back to the kernel and faulted in anew, page by page: a tenth of a
+    By default each tensor above 32 MB is returned to the kernel and faulted in again, page by page: a tenth of a
     step of the middle size of benchmarks/throughput.py.
     """
     if sys.platform == "linux":
@@ -42,20 +42,20 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Give the most memory that this process has held so far: on the GPU, or of the host where there is none."""
+    """Return the peak memory of this process so far: allocated on the GPU, or resident in the host for a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        # macOS, in bytes.
+        # macOS has no /proc; there ru_maxrss is in bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
-    # Linux's ru_maxrss begins with that of whoever started this process.
+    # Linux's ru_maxrss includes the peak of the process that started this one.
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """Choose the dtype of matrix products that is faster: bfloat16, but float32 where there are no units for it.
+    """Return the dtype in which matrix products are fastest: bfloat16, or float32 without hardware support for it.
 
     Newton-Schulz of 64 matrices of 128 x 512, 5 steps, on two cores, bfloat16 against float32: with AMX 17 and 63 ms,
     with AVX-512 577 and 270, with AVX2 3261 and 54.
@@ -68,27 +68,27 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def is_eager_cpu(x: torch.Tensor) -> bool:
-    """Say whether what is written for the CPU applies: torch.compile makes more of the plain formulas."""
+    """Return whether to use the code written for the CPU: torch.compile optimizes the plain formulas better."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @cache
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Give the operations a second to measure a model's against.
+def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the peak floating-point operations per second, the denominator of model FLOPs utilization (MFU).
 
-    What the vendor states for bfloat16 on a known GPU; else the best of a few large matrix products, measured once.
+    The vendor's figure for bfloat16 on a known GPU; otherwise the best of five large matrix products, measured once.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for part, stated in _STATED_BF16_FLOPS.items():
+        for part, stated in _STATED_BF16_FLOPS_PER_SECOND.items():
             if part in name:
                 return stated
     width = _PRODUCT_WIDTH[device.type]
     x = torch.ones(width, width, dtype=dtype, device=device)
-    return 2.0 * width**3 / min(_seconds_of_product(x) for _ in range(5))
+    return 2.0 * width**3 / min(_time_product_s(x) for _ in range(5))
 
 
-def _seconds_of_product(x: torch.Tensor) -> float:
+def _time_product_s(x: torch.Tensor) -> float:
     started = time.perf_counter()
     # Reading one element waits for the device.
     (x @ x)[0, 0].item()

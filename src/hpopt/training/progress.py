@@ -1,4 +1,4 @@
-"""Owns how far a run is, and when it has diverged. Leaves the steps to pretrain.py."""
+"""The progress of a training run, and the detection of divergence."""
 
 import math
 from dataclasses import dataclass, field
@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 from hpopt.errors import Diverged
 
 # A run has diverged when its training loss, averaged over 10 steps, is 3 nats above its first: untrained models
-# start at ln(vocabulary), the loss of guessing, and no useful run stays twenty times less likely than that.
+# start at ln(vocabulary), the loss of a uniform guess, and 3 nats above it is a likelihood twenty times lower.
 _DIVERGED_ABOVE_START_NATS = 3.0
 _DIVERGED_OVER_STEPS = 10
 
 
 @dataclass
 class Progress:
-    """What a run has done so far: plain values, because they go into the checkpoint.
+    """What a run has done so far; plain values, because they are stored in the checkpoint.
 
-    `tokens` and `seconds` count training alone, across interruptions. `window_*` start anew at each evaluation.
-    `learning_rate` and `gradient_norm` are those of the last step, `metrics` those of an evaluation at this step.
+    `tokens` and `seconds` are those of training, without evaluation, across interruptions. `window_*` are sums since
+    the last evaluation. `learning_rate` and `gradient_norm` are those of the last step, `start_loss` is the training
+    loss of the first, `recent_losses` are those of the last 10 (nats per token). `metrics` are those of the
+    evaluation at this step, None if there was none.
     """
 
     step: int = 0
@@ -32,8 +34,8 @@ class Progress:
     window_seconds: float = 0.0
     metrics: dict[str, float] | None = None
 
-    def advance(self, *, loss: float, gradient_norm: float, tokens: int, seconds: float) -> None:
-        """Record a finished step; raises Diverged."""
+    def record_step(self, *, loss: float, gradient_norm: float, tokens: int, seconds: float) -> None:
+        """Add a finished step; raises Diverged."""
         self.step += 1
         self.tokens += tokens
         self.seconds += seconds
@@ -48,15 +50,15 @@ class Progress:
         self._check_divergence()
 
     def close_window(self) -> dict[str, float]:
-        """Give what training did since the last evaluation, and start the next window."""
-        closed = {
+        """Return the metrics of training since the last evaluation, and reset the sums."""
+        metrics = {
             "train_loss": self.window_loss / self.window_steps,
             "learning_rate": self.learning_rate,
             "gradient_norm": self.gradient_norm,
             "tokens_per_second": self.window_tokens / self.window_seconds,
         }
         self.window_loss, self.window_steps, self.window_tokens, self.window_seconds = 0.0, 0, 0, 0.0
-        return closed
+        return metrics
 
     def _check_divergence(self) -> None:
         losses, start = self.recent_losses, f"it started at {self.start_loss:.3f}"

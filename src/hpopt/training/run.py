@@ -1,9 +1,4 @@
-"""Owns the seam between a training function and its surroundings. Free of torch and of optuna.
-
-A training function takes a config and a Run and yields Evaluations:
-
-    def pretrain(config: PretrainConfig, run: Run) -> Iterator[Evaluation]: ...
-"""
+"""The interface between a training function and the worker or script that runs it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,18 +6,44 @@ from pathlib import Path
 
 
 def never() -> bool:
-    """Say that nobody has asked to stop."""
+    """Return False: the default of Run.should_stop."""
     return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that a training function is given besides its config.
+    """What a training function receives besides its config: where to save, where to compute, and when to stop.
 
-    `folder` belongs to this attempt alone. It holds `checkpoint` when the attempt goes on where an
-    earlier one stopped, and takes the checkpoints to come (write to another name, then rename).
-    `should_stop` is asked at every micro-step: when it is true, write the checkpoint and raise Interrupted.
-    `cache` is shared by all runs of this machine and holds prepared data.
+    A training function is a generator function of a config and a Run that yields Evaluations:
+
+        def train(config: Config, run: Run) -> Iterator[Evaluation]:
+            state = load(run.checkpoint) if run.checkpoint.exists() else State(config)
+            while state.step < config.max_steps:
+                if run.should_stop():
+                    save(state, run.checkpoint)
+                    raise Interrupted(f"stopped after step {state.step}")
+                state.train_one_step()
+                if state.step % config.eval_steps == 0 or state.step == config.max_steps:
+                    save(state, run.checkpoint)
+                    yield Evaluation(step=state.step, n_steps=config.max_steps, ..., metrics={"val_loss": ...})
+
+    - It starts from `checkpoint` if that file exists, and from the beginning otherwise.
+    - It calls `should_stop()` every few seconds of training or more often. Once that returns true, it saves its state
+      to `checkpoint` and raises Interrupted. The trial is then not finished: another attempt continues it.
+    - It saves to `checkpoint` before it yields, because a process can be killed at any time. A run that resumes from
+      the checkpoint of an evaluation may yield that evaluation again; a step is recorded once.
+    - The metric of the last Evaluation is the value of the trial. A trial that is pruned, or whose study has used up
+      its budget, is closed at a yield: GeneratorExit is raised there, and `finally` blocks run.
+    - It raises Diverged where training cannot recover; a metric of the study that is not finite has the same effect.
+      Any other exception marks the trial as failed.
+
+    Fields:
+        folder: Folder of this attempt alone. A worker creates it with a copy of the files that the last attempt at
+            the trial left. Write a file under another name and rename it, so that it is complete at every moment.
+        cache: Folder of prepared data that all runs on this machine share. It may not exist.
+        device: Where to compute, as a torch.device string: "cpu", "cuda" or "cuda:N".
+        should_stop: Return True once the run has to stop: on SIGTERM or Ctrl-C, and under a worker also if the study
+            was paused or the trial was reassigned to another worker. Cheap; it may be called at every micro-step.
     """
 
     folder: Path
@@ -32,16 +53,22 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the last checkpoint of this attempt is, or will be."""
+        """The checkpoint file, `folder`/checkpoint.pt, whether or not it exists."""
         return self.folder / "checkpoint.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a training function knows after `step` of `n_steps` optimizer steps.
+    """The metrics of a model after an optimizer step, and what training has cost so far.
 
-    `tokens` counts all tokens trained on so far, `seconds` all time spent training so far (evaluation
-    left out), both across interruptions. `metrics` holds every figure by name, e.g. val_loss in nats per token.
+    Fields:
+        step: Optimizer steps finished so far, from 0 to 2^31 - 1. It increases from one evaluation to the next.
+        n_steps: Optimizer steps of the whole run. A pruner compares trials at fractions of it, and prunes no trial
+            that has reached it.
+        tokens: Tokens trained on so far, including those of earlier attempts.
+        seconds: Time spent in training so far, without evaluation, including that of earlier attempts.
+        metrics: Metrics by name, for example val_loss in nats per token; the metric that the study optimizes must be
+            among them. A value that is not finite is recorded as such.
     """
 
     step: int

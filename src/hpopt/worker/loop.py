@@ -20,7 +20,7 @@ from hpopt.worker.database_thread import DatabaseThread, DatabaseThreadOptions
 # While others hold the rest of the budget or the study is paused, a worker looks for work every `poll_every_s`, later
 # in intervals up to this many times as long.
 _MAX_POLL_FACTOR = 5
-# After its disk failed, a worker waits for this part of `disk_retry_s`, doubled each time, before its next trial.
+# After its disk failed, a worker waits for this part of `disk_retry_s`, doubled each time.
 _DISK_WAIT = 0.1
 _MAX_DISK_FAULTS = 6
 _END_TIMEOUT_S = 2.0

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes the database at the first start, as the official image does, runs the .sql files that it finds, and serves.
+# Create the database and run the .sql files at the first start, as the official image does, and start the server.
 set -euo pipefail
 PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
 if [ "$(id -u)" = 0 ]; then

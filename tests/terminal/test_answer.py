@@ -1,0 +1,82 @@
+"""The plan and the answer of a study are rendered for people."""
+
+import io
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from hpopt.analysis.trials import Outcome
+from hpopt.search.space import Categorical, Float, Int
+from hpopt.storage.progress import FinishedTrial
+from hpopt.study.reading import parse_study_file
+from hpopt.terminal.answer import format_finished, format_range, render_plan, render_rows
+
+PLAN = """
+name = "small"
+[budget]
+trials = 4
+wall_hours = 1.5
+[search_space]
+learning_rate = { low = 0.001, high = 0.3, log = true }
+split = { choices = ["documents", "overlapping_windows"] }
+[fixed]
+max_steps = 90
+eval_steps = 10
+batch_size = 8
+sequence_length = 128
+"""
+
+
+def text_of(renderable):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_a_range_is_formatted_with_its_scale_and_a_choice_with_its_values():
+    assert format_range(Float(low=0.001, high=0.3, log=True)) == "0.001 to 0.3 (log)"
+    assert format_range(Int(low=1, high=9)) == "1 to 9"
+    assert format_range(Categorical(choices=("muon", 3))) == "muon, 3"
+
+
+def test_a_plan_has_space_budget_rungs_and_cost():
+    text = text_of(render_plan(parse_study_file(PLAN, "small.toml").file))
+    for part in (
+        "small: minimize val_loss (objective: pretrain)",
+        "0.001 to 0.3 (log)",
+        "sampler tpe, pruner asha at steps 10, 30 of 90",
+        "budget: trials 4, wall hours 1.5",
+        "a complete trial trains on 0.09M tokens",
+        "cost: at most 0.4M tokens",
+    ):
+        assert part in text
+
+
+def test_a_plan_warns_of_a_split_that_leaks():
+    text = text_of(render_plan(parse_study_file(PLAN, "small.toml").file))
+    assert 'leak: split = "overlapping_windows" trains on its validation text' in text
+    clean = PLAN.replace('split = { choices = ["documents", "overlapping_windows"] }\n', "")
+    assert "leak" not in text_of(render_plan(parse_study_file(clean, "small.toml").file))
+
+
+def test_a_finished_trial_is_one_line_with_value_or_reason():
+    trial = FinishedTrial(
+        trial=7,
+        outcome=Outcome.COMPLETE,
+        value=3.25,
+        reason=None,
+        device_seconds=125.0,
+        finished_at=datetime(2026, 11, 22, tzinfo=UTC),
+    )
+    assert format_finished(trial, "val_loss") == "trial   7  complete  val_loss 3.2500  2 min 05 s"
+
+
+def test_one_row_is_a_list_of_columns_and_several_are_a_table():
+    names = ["trial", "params"]
+    assert text_of(render_rows(names, [[1, {"x": 0.5}]])).split() == ["trial", "1", "params", '{"x":', "0.5}"]
+    lines = text_of(render_rows(names, [[1, None], [2, None]])).splitlines()
+    assert [line.split() for line in lines if line.split() and line.split()[0].isdigit()] == [["1"], ["2"]]
+
+
+def test_a_cell_with_brackets_is_no_markup():
+    assert "[red]" in text_of(render_rows(["reason", "trial"], [["[red] alert", 1], ["[/]", 2]]))
