@@ -84,21 +84,6 @@ def test_each_worker_has_a_gpu_of_its_own(engine):
     assert gpus == {(node, str(gpu)): 1 for node in NODES for gpu in (0, 1)}
 
 
-def test_tasks_of_a_lost_node_are_requeued(engine, slurm):
-    engine.workplace.hold()
-    engine.workplace.create(NAME, trials=50, steps=3)
-    engine.launch()
-    engine.workplace.wait_for_held_trials(NAME, 6, steps=3)
-    slurm.lose_node("n2")
-    try:
-        states = {"RUNNING": 4, "PENDING": 2}
-        engine.workplace.wait_until(lambda: Counter(slurm.list_tasks().values()) == states)
-    finally:
-        slurm.start_node("n2")
-    engine.workplace.wait_for_attempts(NAME, lost=2)
-    engine.workplace.wait_for_held_trials(NAME, 6, steps=3)
-
-
 def test_cancelled_workers_in_a_long_step_return_their_trials_and_requeue_nothing(engine, slurm):
     """Steps are so far apart that workers have to connect again to return their trials."""
     engine.workplace.create(NAME, trials=100, steps=30, pace=8)
