@@ -586,14 +586,14 @@ def test_a_worker_with_exit_code_75_is_restarted_after_delays_that_grow(tmp_path
     with LocalWorkers(command, 1, os.environ, tmp_path) as workers:
         for n_starts in range(1, 4):
             while log.read_text().count("waiting up to") < n_starts:
-                assert workers.tend()
+                assert workers.supervise()
                 time.sleep(0.05)
             (process,) = workers._processes.values()
             process.terminate()
             assert process.wait(timeout=TIMEOUT_S) == 75
             ended = time.monotonic()
             while n_starts < 3 and workers._processes[0] is process:
-                assert workers.tend()
+                assert workers.supervise()
                 time.sleep(0.05)
             delays.append(time.monotonic() - ended)
     assert 1 <= delays[0] < delays[1]
