@@ -588,11 +588,11 @@ def test_a_worker_with_exit_code_75_is_restarted_after_delays_that_grow(tmp_path
             while log.read_text().count("waiting up to") < n_starts:
                 assert workers.supervise()
                 time.sleep(0.05)
-            (process,) = workers._processes.values()
+            process = workers._workers[0].process
             process.terminate()
             assert process.wait(timeout=TIMEOUT_S) == 75
             ended = time.monotonic()
-            while n_starts < 3 and workers._processes[0] is process:
+            while n_starts < 3 and workers._workers[0].process is process:
                 assert workers.supervise()
                 time.sleep(0.05)
             delays.append(time.monotonic() - ended)
