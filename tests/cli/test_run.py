@@ -186,7 +186,7 @@ class Workspace:
             with suppress(OSError):
                 is_ours = f"HPOPT_HOME={self.folder / '.hpopt'}\0".encode() in (path / "environ").read_bytes()
                 if is_ours and b"worker" in (path / "cmdline").read_bytes().split(b"\0"):
-                    parents[path.name] = read_status(path.name, "PPid")
+                    parents[path.name] = read_status(path, "PPid")
         # A child that a worker has just forked has the worker's command line until it starts another program.
         return [int(pid) for pid, parent in parents.items() if parent not in parents]
 
@@ -207,8 +207,9 @@ class Workspace:
         return "".join(path.read_text() for path in self.folder.glob(".hpopt/logs/small/*.log"))
 
 
-def read_status(pid, key):
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+def read_status(process, key):
+    """Return the first word of a line of the status of a process or thread, a folder below /proc."""
+    lines = (process / "status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(f"{key}:"))
 
 
@@ -426,11 +427,14 @@ def test_a_second_ctrl_c_ends_everything_at_once(embedded):
     embedded.write_held(trials=50)
     run = embedded.start("run", "small.toml", "--workers", "2")
     workers = embedded.wait_for(lambda: len(embedded.workers()) == 2 and embedded.workers(), "two workers")
+    # SIGTERM would kill a process that does not yet handle it, or is not yet frozen.
+    embedded.wait_for(lambda: all(lists_sigterm(worker, "SigCgt") for worker in workers), "workers that handle SIGTERM")
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
+    embedded.wait_for(lambda: all(map(is_frozen, workers)), "two frozen workers")
     run.send_signal(signal.SIGINT)
     # The first Ctrl-C has asked the workers to stop when SIGTERM is pending for the frozen processes.
-    embedded.wait_for(lambda: all(map(is_sigterm_pending, workers)), "SIGTERM at the workers")
+    embedded.wait_for(lambda: all(lists_sigterm(worker, "ShdPnd") for worker in workers), "SIGTERM at the workers")
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 75
@@ -439,8 +443,13 @@ def test_a_second_ctrl_c_ends_everything_at_once(embedded):
     assert "was not running" in embedded.hpopt("db", "stop").stdout
 
 
-def is_sigterm_pending(pid):
-    return bool(int(read_status(pid, "ShdPnd"), 16) >> (signal.SIGTERM - 1) & 1)
+def is_frozen(pid):
+    return all(read_status(path, "State") == "T" for path in Path(f"/proc/{pid}/task").iterdir())
+
+
+def lists_sigterm(pid, key):
+    """Return whether a line of the status of a process, such as ShdPnd for pending signals, has SIGTERM."""
+    return bool(int(read_status(Path(f"/proc/{pid}"), key), 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_study_without_a_completed_trial_has_exit_code_3(workspace):

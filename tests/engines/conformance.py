@@ -109,7 +109,7 @@ class WorkerConformance:
     """What an engine promises of the workers that it runs."""
 
     def launch_and_hold(self, engine, *, trials):
-        """Launch all workers, and return them when each holds a trial that cannot finish before `release`."""
+        """Launch all workers and wait until each is in a last step; return what was printed, and the workers."""
         engine.workplace.hold()
         engine.workplace.create(NAME, trials=trials, steps=STEPS)
         printed = engine.launch()

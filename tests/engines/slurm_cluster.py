@@ -4,9 +4,10 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
@@ -14,7 +15,7 @@ _WAIT_S = 200
 _CONF = """
 ClusterName=t
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort=26817
+SlurmctldPort={port}
 AuthType=auth/munge
 AuthInfo=cred_expire=5
 CredType=cred/munge
@@ -43,10 +44,11 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[26821-26823] CPUs=4 RealMemory=4000 Gres=gpu:fake:2
+{nodes}
 PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=urgent Nodes=n[1-3] MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
+_NODE = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=4000 Gres=gpu:fake:2"
 _GRES = "AutoDetect=off\nNodeName=n[1-3] Name=gpu Type=fake File={folder}/fakegpu[0-1]\n"
 
 
@@ -61,9 +63,11 @@ class SlurmCluster:
 
     def __enter__(self):
         (self.folder / "state").mkdir(parents=True)
-        names = {"host": platform.node(), "folder": self.folder}
-        self.conf.write_text(_CONF.format(**names).lstrip())
-        (self.folder / "gres.conf").write_text(_GRES.format(**names))
+        host, (port, *node_ports) = platform.node(), find_free_ports(1 + len(NODES))
+        nodes = [_NODE.format(node=node, host=host, port=port) for node, port in zip(NODES, node_ports, strict=True)]
+        conf = _CONF.format(host=host, port=port, folder=self.folder, nodes="\n".join(nodes))
+        self.conf.write_text(conf.lstrip())
+        (self.folder / "gres.conf").write_text(_GRES.format(folder=self.folder))
         # Slurm accepts only devices as GPUs.
         for number, minor in ((0, 3), (1, 5)):
             os.mknod(self.folder / f"fakegpu{number}", 0o666 | 0o020000, os.makedev(1, minor))
@@ -151,6 +155,15 @@ class SlurmCluster:
         shutil.chown("/run/munge", "munge", "munge")
         if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode != 0:
             subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged", "--force"], check=True)
+
+
+def find_free_ports(n):
+    """Return ports that nothing listens on, so that clusters of several test runs do not meet."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
 
 
 def _send(number, pid):

@@ -35,6 +35,11 @@ class Ray(Engine):
     def list_jobs(self):
         return ray.util.list_named_actors()
 
+    def read_records(self):
+        """Return the logs of the head and of all nodes and actors."""
+        folder = Path(self.cluster.head_node.get_logs_dir_path())
+        return [path.read_text(errors="replace") for path in folder.iterdir() if path.is_file()]
+
     def expected_jobs(self, printed):
         return set(re.findall(r"hpopt-[\w-]+-\d+", printed.partition(";")[0]))
 

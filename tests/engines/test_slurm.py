@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conformance import NAME, ClusterConformance, Engine, LaunchConformance, password_of
+from conformance import NAME, ClusterConformance, Engine, LaunchConformance, first_steps, password_of
 from slurm_cluster import NODES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -82,6 +82,22 @@ def test_each_worker_has_a_gpu_of_its_own(engine):
     engine.workplace.wait_for_held_trials(NAME, 6, steps=3)
     gpus = Counter((start["node"], start["gpus"]) for start in engine.workplace.starts())
     assert gpus == {(node, str(gpu)): 1 for node in NODES for gpu in (0, 1)}
+
+
+def test_tasks_of_a_lost_node_are_requeued(engine, slurm):
+    engine.workplace.hold()
+    engine.workplace.create(NAME, trials=6, steps=3)
+    engine.launch()
+    engine.workplace.wait_for_held_trials(NAME, 6, steps=3)
+    slurm.lose_node("n2")
+    try:
+        states = {"RUNNING": 4, "PENDING": 2}
+        engine.workplace.wait_until(lambda: Counter(slurm.list_tasks().values()) == states)
+    finally:
+        slurm.start_node("n2")
+    # They run again on the node and continue the trials that it lost.
+    engine.workplace.wait_until(lambda: first_steps(engine) == [1] * 6 + [3] * 2)
+    assert engine.workplace.outcomes(NAME) == {"lost": 2}
 
 
 def test_cancelled_workers_in_a_long_step_return_their_trials_and_requeue_nothing(engine, slurm):
