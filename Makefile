@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Without compiled modules, each of the many processes that the tests start would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Words that Optuna's and PostgreSQL's documentation would not use.
 PRIVATE_WORDS := \b(courier|errands?|whoever|anew|gravest|farewell|handed on|went silent|the house)\b|"""(Owns|Give) 
@@ -35,7 +37,7 @@ test-engines: install
 	bash tests/engines/install.sh
 	bash tests/engines/install-containers.sh
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[ray]"
-	$(BIN)/python -m pytest -m engine --dist loadfile -rs
+	$(BIN)/python -m pytest -m engine -rs
 
 # The images and compose.yaml with podman, on Debian 12 as root: a study from its file to the answer.
 compose-test: install

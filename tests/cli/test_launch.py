@@ -11,12 +11,13 @@ SLURM = ("slurm", NAME, "--workers", "1", "--same-host")
 KUBERNETES = ("kubernetes", NAME, "--workers", "1")
 
 
-@pytest.fixture
-def user(tmp_path, database_url):
+@pytest.fixture(scope="module")
+def user(tmp_path_factory, shared_database_url):
     """A user with a study and without sbatch, kubectl and ray."""
-    user = Workplace(tmp_path, database_url)
+    folder = tmp_path_factory.mktemp("user")
+    user = Workplace(folder, shared_database_url)
     user.create(NAME, trials=8, steps=3)
-    user.environment["PATH"] = str(tmp_path)
+    user.environment["PATH"] = str(folder)
     return user
 
 
@@ -97,9 +98,9 @@ def test_workers_of_this_machine_get_its_gpus_in_turn(options, gpus, tmp_path, m
     assert workers.preview() == [f"CUDA_VISIBLE_DEVICES={gpu} hpopt worker paced" for gpu in gpus]
 
 
-def test_a_dry_run_on_this_machine_prints_a_command_line_for_each_worker(user):
+def test_a_dry_run_on_this_machine_prints_a_command_line_for_each_worker(user, monkeypatch):
     options = ("--dry-run", "--workers", "4", "--workers-per-gpu", "2")
-    user.environment["CUDA_VISIBLE_DEVICES"] = "0,1"
+    monkeypatch.setitem(user.environment, "CUDA_VISIBLE_DEVICES", "0,1")
     lines = user.hpopt("launch", "local", NAME, *options).splitlines()
     assert [line.split(" --")[0] for line in lines] == [
         f"CUDA_VISIBLE_DEVICES={gpu} hpopt worker paced" for gpu in "0101"
