@@ -22,7 +22,8 @@ from hpopt.reporting.chart import (
     Style,
     VerticalSpan,
 )
-from hpopt.reporting.folder import draw_charts, write_report
+from hpopt.reporting.charts import draw_charts
+from hpopt.reporting.folder import write_report
 from hpopt.reporting.summary import Summary, summarize
 from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int

@@ -9,7 +9,7 @@ from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, plant
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.reporting import selection
 from hpopt.reporting.chart import Band, Chart, Line, Panel, Points, VerticalSpan
-from hpopt.reporting.folder import CHART_NAMES, draw_charts
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
 from hpopt.reporting.summary import Summary, summarize
 from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
 from hpopt.search.space import Categorical

@@ -13,8 +13,9 @@ import pytest
 
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.errors import InputError
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
 from hpopt.reporting.files import write_insights
-from hpopt.reporting.folder import CHART_NAMES, draw_charts, write_report
+from hpopt.reporting.folder import write_report
 from hpopt.reporting.markdown import render_text
 from hpopt.reporting.page import render_page
 from hpopt.reporting.summary import Summary, summarize

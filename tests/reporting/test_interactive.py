@@ -22,7 +22,7 @@ from hpopt.reporting.chart import (
     Style,
     VerticalSpan,
 )
-from hpopt.reporting.folder import CHART_NAMES, draw_charts
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
 from hpopt.reporting.summary import summarize
 from hpopt.search.space import Categorical
 

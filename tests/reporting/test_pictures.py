@@ -30,7 +30,7 @@ from hpopt.reporting.chart import (
     Style,
     VerticalSpan,
 )
-from hpopt.reporting.folder import CHART_NAMES
+from hpopt.reporting.charts import CHART_NAMES
 
 BLUE = Style(color="#0072b2", label="blue")
 

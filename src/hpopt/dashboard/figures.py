@@ -20,7 +20,7 @@ from hpopt.dashboard.snapshot import Snapshot, SnapshotReader
 from hpopt.errors import HpoptError
 from hpopt.reporting import interactive
 from hpopt.reporting.chart import Chart
-from hpopt.reporting.folder import draw_charts
+from hpopt.reporting.charts import draw_charts
 from hpopt.reporting.markdown import render_note, render_trial_notes
 from hpopt.reporting.selection import COMPLETE, GRID, MUTED, TEXT
 from hpopt.reporting.summary import summarize

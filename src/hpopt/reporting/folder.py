@@ -1,51 +1,16 @@
-"""Choose the charts of a study, and write the folder of a report."""
+"""Write the folder of a report."""
 
 from pathlib import Path
 
-from hpopt.analysis.insights import Insights
 from hpopt.analysis.trials import StudyTable
 from hpopt.errors import InputError
-from hpopt.reporting.chart import Chart
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
 from hpopt.reporting.files import write_insights, write_summary_table, write_trials
 from hpopt.reporting.markdown import render_text
 from hpopt.reporting.page import render_page
-from hpopt.reporting.parameter_charts import (
-    draw_budget,
-    draw_correlations,
-    draw_importance,
-    draw_interactions,
-    draw_sensitivity,
-)
 from hpopt.reporting.pictures import write_picture, write_table
 from hpopt.reporting.sentences import tabulate_configurations
 from hpopt.reporting.summary import Summary
-from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
-
-CHART_NAMES = (
-    "history",
-    "importance",
-    "sensitivity",
-    "interactions",
-    "budget",
-    "parallel",
-    "correlations",
-    "curves",
-)
-
-
-def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
-    """Return the charts that have something to show, by name, in the order of CHART_NAMES."""
-    charts = (
-        draw_history(table),
-        draw_importance(insights.importance),
-        draw_sensitivity(table, insights),
-        draw_interactions(insights.interactions),
-        draw_budget(table, insights.budget),
-        draw_parallel(table),
-        draw_correlations(insights.correlations),
-        draw_curves(table),
-    )
-    return {chart.name: chart for chart in charts if chart is not None}
 
 
 def write_report(table: StudyTable, summary: Summary, folder: Path) -> list[Path]:

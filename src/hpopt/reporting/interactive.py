@@ -34,7 +34,7 @@ _PANEL_HEIGHT, _SINGLE_PANEL_HEIGHT, _BAR_HEIGHT, _BAR_MARGIN = 300, 340, 26, 11
 # Space between two rows of panels, for the titles of the axes, in pixels.
 _ROW_GAP = 70
 # Characters in a line of a caption, in a card of half a page.
-_CAPTION_WIDTH = 96
+_CAPTION_WIDTH = 88
 _SYMBOLS = {"circle": "circle", "cross": "x-thin", "star": "star"}
 # The default template would add 7 kB to every figure.
 _NO_TEMPLATE = go.layout.Template()
@@ -56,8 +56,8 @@ def draw_card(chart: Chart, height: int) -> go.Figure:
     figure = _draw_panels(chart, math.ceil(math.sqrt(len(chart.panels))), height)
     lines = (f"<br><span style='font-size:12px'>{_escape(line)}</span>" for line in wrap(chart.caption, _CAPTION_WIDTH))
     text = f"{_escape(chart.title)}{''.join(lines)}"
-    title: dict[str, Any] = {"text": text, "font": {"size": 17}, "x": 0, "xref": "paper", "y": 1, "yref": "container"}
-    figure.update_layout(title={**title, "yanchor": "top", "pad": {"t": 22}}, margin_t=112)
+    place = {"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 22, "l": 8}}
+    figure.update_layout(title={"text": text, "font": {"size": 17}, **place}, margin_t=112)
     return figure
 
 
