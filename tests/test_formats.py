@@ -17,6 +17,7 @@ from hpopt.formats import (
     format_number,
     format_percent,
     join_words,
+    storable,
     to_json,
 )
 from hpopt.search.space import Float
@@ -64,6 +65,25 @@ from hpopt.search.space import Float
 )
 def test_values_are_formatted(text: str, expected: str):
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("val_loss", "val_loss"),
+        ("", ""),
+        ("\ufeffλ 😀\n\t\x01", "\ufeffλ 😀\n\t\x01"),
+        ("a\0b\0", "ab"),
+        ("a\ud800b", "a\ufffdb"),
+        ("\udcff\udcfe", "\ufffd\ufffd"),
+        ("\ud800", "\ufffd"),
+        ("\ud83d\ude00", "😀"),
+        ("\ud83d\0\ude00", "😀"),
+    ],
+)
+def test_a_storable_text_has_no_nul_and_no_lone_surrogate(text: str, expected: str):
+    assert storable(text) == expected
+    assert storable(text).encode().decode() == expected
 
 
 def test_json_takes_numpy_numbers_times_enums_and_models():

@@ -52,6 +52,11 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def storable(text: str) -> str:
+    """Return a text that PostgreSQL and UTF-8 can store: without NUL, and with U+FFFD for each lone surrogate."""
+    return text.replace("\0", "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def to_json(value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> str:  # noqa: ANN401 - any value.
     """Return a value as JSON.
 
