@@ -4,6 +4,8 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,25 @@ def test_json_takes_numpy_numbers_times_enums_and_models():
     expected = {"n": 3, "x": 0.5, "at": "2026-11-27T00:00:00+00:00", "end": "lost"}
     assert json.loads(to_json(value)) == expected
     assert json.loads(to_json(Float(low=0.1, high=1))) == {"low": 0.1, "high": 1}
+
+
+def test_json_keeps_numbers_of_any_type_and_as_many_digits_as_a_program_can_read():
+    values = [2**63, -(10**300), Decimal(3), Decimal("1E+3"), Decimal("0.25"), Decimal("1.00"), Fraction(1, 4), True]
+    assert json.loads(to_json(values)) == [2**63, -(10**300), 3, 1000, 0.25, 1.0, 0.25, True]
+    assert to_json([Decimal(2**53 + 1), Decimal("1.5")]) == "[9007199254740993, 1.5]"
+
+
+def test_numbers_above_the_largest_double_are_not_finite():
+    values = [10**400, -(10**400), Decimal("1E+999999"), Fraction(10**400), Decimal("NaN")]
+    assert to_json(values) == "[null, null, null, null, null]"
+    expected = ["Infinity", "-Infinity", "Infinity", "Infinity", "NaN"]
+    assert json.loads(to_json(values, keep_non_finite=True)) == expected
+
+
+def test_texts_of_others_are_storable_as_json():
+    assert json.loads(to_json({"a\0\ud800": ["b\0", b"\x00\xff", memoryview(b"\x01")]})) == {
+        "a\ufffd": ["b", "\\x00ff", "\\x01"]
+    }
 
 
 def test_numbers_that_are_not_finite_become_null_or_the_strings_that_postgres_casts():

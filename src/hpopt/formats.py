@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
@@ -58,11 +59,11 @@ def storable(text: str) -> str:
 
 
 def to_json(value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> str:  # noqa: ANN401 - any value.
-    """Return a value as JSON.
+    """Return a value as JSON that PostgreSQL can store.
 
-    Dataclasses and models become objects, times ISO 8601, and what JSON has no type for becomes a string. Numbers that
-    are not finite become null, or with `keep_non_finite` the strings NaN, Infinity and -Infinity, which PostgreSQL
-    casts to double precision.
+    Dataclasses and models become objects, times ISO 8601, bytes hexadecimal as in psql, and what JSON has no type for
+    becomes a string. Numbers that are not finite, or above the largest double, become null, or with `keep_non_finite`
+    the strings NaN, Infinity and -Infinity, which PostgreSQL casts to double precision.
     """
     return json.dumps(_jsonable(value, keep_non_finite=keep_non_finite), indent=indent, allow_nan=False)
 
@@ -73,25 +74,30 @@ def _jsonable(value: Any, *, keep_non_finite: bool) -> Any:  # noqa: ANN401 - an
     elif is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(inner, keep_non_finite=keep_non_finite) for key, inner in value.items()}
+        return {storable(str(key)): _jsonable(inner, keep_non_finite=keep_non_finite) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(inner, keep_non_finite=keep_non_finite) for inner in value]
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | numbers.Integral):
-        return _real(float(value), keep_non_finite=keep_non_finite)
+    if isinstance(value, numbers.Real | Decimal) and not isinstance(value, bool | Enum):
+        return _number(value, keep_non_finite=keep_non_finite)
     return _scalar(value)
 
 
-def _real(value: float, *, keep_non_finite: bool) -> float | str | None:
-    if math.isfinite(value):
-        return value
-    return json.dumps(value) if keep_non_finite else None
+def _number(value: Any, *, keep_non_finite: bool) -> float | str | None:  # noqa: ANN401 - any number.
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf if value > 0 else -math.inf
+    if not math.isfinite(real):
+        return json.dumps(real) if keep_non_finite else None
+    is_whole = isinstance(value, numbers.Integral) or (isinstance(value, Decimal) and "." not in format(value, "f"))
+    return int(value) if is_whole else real
 
 
-def _scalar(value: object) -> int | str | None:
+def _scalar(value: object) -> float | str | None:
     if isinstance(value, Enum):
         return _scalar(value.value)
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    if isinstance(value, bytes | memoryview):
+        return f"\\x{value.hex()}"
+    return value.isoformat() if isinstance(value, datetime) else storable(str(value))
