@@ -268,7 +268,7 @@ def test_the_budget_is_kept_through_a_kill_and_a_preemption(service):
 def test_a_preempted_worker_is_run_again_and_one_whose_study_is_finished_is_not(service):
     wait_until(lambda: podman("inspect", "--format={{.State.Status}}", service.preempted).strip() == "exited")
     assert podman("inspect", "--format={{.State.ExitCode}} {{.RestartCount}}", service.preempted).split() == ["0", "1"]
-    assert "over: " in run("podman", "logs", service.preempted).stderr
+    assert "finished: " in run("podman", "logs", service.preempted).stderr
 
 
 def test_the_best_parameters_are_read_from_the_service_and_from_its_database(service):
