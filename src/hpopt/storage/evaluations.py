@@ -1,7 +1,9 @@
 """Record evaluations, compare them at the pruner's rungs, and decide whether their trials go on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -37,24 +39,34 @@ class Decision:
 
 
 def record(
-    database: Database, study: Study, attempt: Attempt, evaluation: Evaluation, *, is_live: bool = True
+    database: Database,
+    study: Study,
+    attempt: Attempt,
+    evaluation: Evaluation,
+    *,
+    earlier: Sequence[Evaluation] = (),
+    is_live: bool = True,
 ) -> Decision:
     """Record one evaluation and decide whether its trial goes on. Raises Fenced.
 
-    A repeated evaluation of a step changes nothing and has the same decision. With `is_live` False an outbox is
-    replayed, which renews no heartbeat.
+    A repeated evaluation of a step changes nothing and has the same decision. The `earlier` ones, of smaller steps, are
+    recorded with it; none of them may be the first at a rung. With `is_live` False an outbox is replayed, which renews
+    no heartbeat.
     """
-    value = evaluation.metrics.get(study.file.metric, math.nan)
+    metric = study.file.metric
+    value = evaluation.metrics.get(metric, math.nan)
     rungs = plan.rungs_of(study.file)
     rung = rungs.reached(evaluation.step, evaluation.n_steps) if math.isfinite(value) else None
+    every = (*earlier, evaluation)
     parameters = {
         "attempt_id": attempt.attempt_id,
+        "evaluations": to_json([_row(each, metric) for each in every], keep_non_finite=True),
         "step": evaluation.step,
-        "tokens": evaluation.tokens,
-        "seconds": evaluation.seconds,
-        "metrics": to_json(evaluation.metrics, keep_non_finite=True),
-        "peak": evaluation.metrics.get("peak_memory_gib"),
-        **optuna_write.intermediate_value(value),
+        "tokens": max(each.tokens for each in every),
+        "peak": max(
+            (each.metrics["peak_memory_gib"] for each in every if "peak_memory_gib" in each.metrics), default=None
+        ),
+        "value": value if math.isfinite(value) else None,
         "rung": rung,
         "rung_step": None if rung is None else rung * evaluation.n_steps - 0.5,
         "sign": study.file.direction.sign,
@@ -70,6 +82,16 @@ def record(
         limit_reached="the study was stopped" if row.state == "stopped" else _limit(database, study, row.file_sha256),
         should_pause=row.state == "paused",
     )
+
+
+def _row(evaluation: Evaluation, metric: str) -> dict[str, Any]:
+    return {
+        "step": evaluation.step,
+        "tokens": evaluation.tokens,
+        "seconds": evaluation.seconds,
+        "metrics": evaluation.metrics,
+        **optuna_write.intermediate_value(evaluation.metrics.get(metric, math.nan)),
+    }
 
 
 def _limit(database: Database, study: Study, file_sha256: str) -> str | None:
@@ -90,14 +112,21 @@ _RECORD = sa.text(
         where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.optuna_trial_id
           and t.state = 'RUNNING'
         returning a.study_id, a.trial_id, a.optuna_trial_id, a.attempt_id, a.worker_id
+    ), new as (
+        select *
+        from jsonb_to_recordset(cast(:evaluations as jsonb)) as evaluation (
+            step integer, tokens bigint, seconds double precision, metrics jsonb,
+            value double precision, value_type public.trialintermediatevaluetype
+        )
     ), evaluated as (
         insert into hpopt.evaluation (optuna_trial_id, step, attempt_id, tokens, seconds, metrics)
-        select optuna_trial_id, :step, attempt_id, :tokens, :seconds, cast(:metrics as jsonb) from held
+        select held.optuna_trial_id, new.step, held.attempt_id, new.tokens, new.seconds, new.metrics
+        from held cross join new
         on conflict do nothing
     ), reported as (
         insert into public.trial_intermediate_values
             (trial_id, step, intermediate_value, intermediate_value_type)
-        select optuna_trial_id, :step, :value, cast(:value_type as public.trialintermediatevaluetype) from held
+        select held.optuna_trial_id, new.step, new.value, new.value_type from held cross join new
         on conflict (trial_id, step) do update
         set intermediate_value = excluded.intermediate_value,
             intermediate_value_type = excluded.intermediate_value_type

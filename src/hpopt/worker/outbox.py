@@ -77,10 +77,10 @@ class Outbox:
         """Store the result, which is about to be sent."""
         self._append(_result_line(result))
 
-    def mark_sent(self) -> None:
-        """Count one line as sent, and delete the file when all are."""
+    def mark_sent(self, n_lines: int) -> None:
+        """Count lines as sent, and delete the file when all are."""
         with self._lock:
-            self._n_unsent -= 1
+            self._n_unsent -= n_lines
             if self._n_unsent <= 0:
                 self.path.unlink(missing_ok=True)
 

@@ -1,8 +1,9 @@
 """Report the evaluations and the result of an attempt, through an outbox on disk, and return the decisions."""
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.evaluations import Decision
 from hpopt.storage.studies import Study
+from hpopt.study.plan import rungs_of
 from hpopt.training.run import Evaluation
 from hpopt.worker import outbox
 from hpopt.worker.database_thread import DatabaseThread, Task
@@ -22,6 +24,9 @@ from hpopt.worker.outbox import Outbox
 # How long training waits for the decision of a database that responds slowly.
 _DECISION_TIMEOUT_S = 5.0
 _POLL_S = 0.1
+# All waiting of a trial takes at most this long, and this share of its time.
+_WAIT_S = 0.5
+_WAIT_SHARE = 0.05
 
 
 class TrialReporter:
@@ -47,7 +52,14 @@ class TrialReporter:
         # Copied here with the checkpoint of the previous attempt, which could not send it.
         self._inherited = outbox.read_or_none(folder / outbox.NAME)
         self._outbox = Outbox(folder, study, attempt, self._inherited)
+        self._rungs = rungs_of(study.file)
+        self._rung: float | None = None
+        # The batch of evaluations that the database thread has not begun to record.
+        self._open_batch: list[Evaluation] | None = None
+        self._lock = threading.Lock()
         self._pending: deque[Future[Decision]] = deque()
+        self._began = time.monotonic()
+        self._waited_s = 0.0
 
     def resend(self) -> TrialResult | None:
         """Send the evaluations that the previous attempt could not; return its result if the trial had finished."""
@@ -60,13 +72,17 @@ class TrialReporter:
     def report(self, evaluation: Evaluation) -> Decision:
         """Send an evaluation and return the decision on the trial. Raises Fenced.
 
-        While the database is unreachable or slow the trial goes on, and the decision comes with a later evaluation.
+        The trial goes on, and the decision comes with a later evaluation, while the database is unreachable or slow,
+        and where waiting for it would take more than a twentieth of the time of the trial.
         """
         self._outbox.add_evaluation(evaluation)
         self._send_evaluation(evaluation)
-        deadline = time.monotonic() + _DECISION_TIMEOUT_S
-        while self._thread.is_responsive and time.monotonic() < deadline and wait(self._pending, _POLL_S).not_done:
-            continue
+        now = time.monotonic()
+        if self._waited_s <= _WAIT_S + _WAIT_SHARE * (now - self._began):
+            deadline = now + _DECISION_TIMEOUT_S
+            while self._thread.is_responsive and time.monotonic() < deadline and wait(self._pending, _POLL_S).not_done:
+                continue
+            self._waited_s += time.monotonic() - now
         decision = Decision()
         while self._pending and self._pending[0].done():
             newest = self._pending.popleft().result()
@@ -89,20 +105,40 @@ class TrialReporter:
             reason=result.reason,
             retry_after_s=retry_after_s,
         )
-        self._thread.wait_for(self._send(finish))
+        self._thread.wait_for(self._send(finish, [result]))
         while self._pending:
             self._pending.popleft().result()
 
     def _send_evaluation(self, evaluation: Evaluation) -> None:
-        record = partial(evaluations.record, self._database, self.study, self._attempt, evaluation)
-        self._pending.append(self._send(record))
+        """Queue an evaluation. Those that wait while the database is busy are recorded in one statement.
 
-    def _send(self, task: Task[Any]) -> "Future[Any]":
+        A statement compares the trial at a rung by its last evaluation, so the first evaluation at a rung ends a batch.
+        """
+        rung = self._rungs.reached(evaluation.step, evaluation.n_steps)
+        is_first_at_rung, self._rung = rung is not None and rung != self._rung, rung
+        with self._lock:
+            batch = self._open_batch
+            is_new = batch is None or evaluation.step <= batch[-1].step
+            if batch is None or is_new:
+                batch = []
+            batch.append(evaluation)
+            self._open_batch = None if is_first_at_rung else batch
+        if is_new:
+            self._pending.append(self._send(partial(self._record, batch), batch))
+
+    def _record(self, batch: list[Evaluation]) -> Decision:
+        with self._lock:
+            if self._open_batch is batch:
+                self._open_batch = None
+        *earlier, last = batch
+        return evaluations.record(self._database, self.study, self._attempt, last, earlier=earlier)
+
+    def _send(self, task: Task[Any], lines: Sequence[object]) -> "Future[Any]":
         future = self._thread.submit(task, is_heartbeat=True)
-        future.add_done_callback(self._on_sent)
+        future.add_done_callback(partial(self._on_sent, lines))
         return future
 
-    def _on_sent(self, future: "Future[Any]") -> None:
+    def _on_sent(self, lines: Sequence[object], future: "Future[Any]") -> None:
         # What a fenced attempt could not send stays in its outbox: the next attempt can have an older checkpoint.
         if not future.cancelled() and future.exception() is None:
-            self._outbox.mark_sent()
+            self._outbox.mark_sent(len(lines))
