@@ -109,6 +109,29 @@ class Config:
 def train(config: Config, run):
     raise RuntimeError("{message}")
 """
+# It neither looks at should_stop nor ends its program; the trial with x = 0.5 ends its worker instead, once.
+PROGRAM_OBJECTIVE = """
+import itertools, os, pathlib, subprocess
+from dataclasses import dataclass
+from hpopt.training.run import Evaluation
+
+@dataclass(frozen=True)
+class Config:
+    x: float = 0.5
+    max_steps: int = 8
+    held_at: int = 4
+    seed: int = 0
+
+def train(config: Config, run):
+    if {is_exiting} and config.x == 0.5 and not pathlib.Path("exited").exists():
+        pathlib.Path("exited").touch()
+        os._exit(1)
+    program = subprocess.Popen(["bash", "-c", "while :; do echo; sleep 0.05; done"], stdout=subprocess.PIPE)
+    steps = itertools.count(1) if {is_endless} else range(1, 9)
+    for step in steps:
+        program.stdout.readline()
+        yield Evaluation(step=step, n_steps=10**6, tokens=step, seconds=0.0, metrics={{"loss": config.x + 1 / step}})
+"""
 
 
 class Workspace:
@@ -141,6 +164,22 @@ class Workspace:
         """Write a study in which every trial raises; `message` is Python source."""
         self.write_held(trials=trials)
         (self.folder / "held.py").write_text(FAILING_OBJECTIVE.format(message=message))
+
+    def write_program(self, *, trials, is_endless=False, is_exiting=False):
+        """Write a study whose trials start a program each and leave it running."""
+        self.write_held(trials=trials)
+        text = PROGRAM_OBJECTIVE.format(is_endless=is_endless, is_exiting=is_exiting)
+        (self.folder / "held.py").write_text(text)
+
+    def programs(self):
+        """Return the ids of processes that trials in this folder have started."""
+        ids = []
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                is_ours = f"HPOPT_HOME={self.folder / '.hpopt'}\0".encode() in (path / "environ").read_bytes()
+                if is_ours and b"echo; sleep" in (path / "cmdline").read_bytes():
+                    ids.append(int(path.name))
+        return ids
 
     def release(self):
         (self.folder / "released").touch()
@@ -450,6 +489,42 @@ def is_frozen(pid):
 def lists_sigterm(pid, key):
     """Return whether a line of the status of a process, such as ShdPnd for pending signals, has SIGTERM."""
     return bool(int(read_status(Path(f"/proc/{pid}"), key), 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_ctrl_c_stops_a_function_that_never_looks_and_its_program(embedded):
+    embedded.write_program(trials=2, is_endless=True)
+    embedded.start_server()
+    run = embedded.start("run", "small.toml", "--workers", "2")
+    embedded.wait_for(lambda: len(embedded.rows("select distinct trial from hpopt.learning_curves")) == 2, "curves")
+    assert len(embedded.programs()) == 2
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 75
+    assert embedded.outcomes() == ["preempted"] * 2
+    assert embedded.programs() == []
+
+
+def test_the_program_of_a_killed_worker_is_killed_and_one_that_finished_is_ended(embedded):
+    embedded.write_program(trials=1, is_endless=True)
+    embedded.start_server()
+    run = embedded.start("run", "small.toml", "--workers", "1", "--heartbeat-every", "0.3", "--stale-after", "1")
+    embedded.wait_for(lambda: embedded.rows("select * from hpopt.learning_curves"), "an evaluation")
+    (first,) = embedded.programs()
+    embedded.write_program(trials=1)
+    os.kill(embedded.workers()[0], signal.SIGKILL)
+    _, err = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, (err, embedded.logs())
+    assert not Path(f"/proc/{first}").exists()
+    assert embedded.programs() == []
+    assert "ended what the training function had left running: bash" in embedded.logs()
+
+
+def test_a_function_that_exits_the_process_costs_its_attempt_and_not_the_run(embedded):
+    embedded.write_program(trials=2, is_exiting=True)
+    run = embedded.hpopt("run", "small.toml", "--workers", "1", "--heartbeat-every", "0.3", "--stale-after", "1")
+    assert run.returncode == 0, (run, embedded.logs())
+    embedded.start_server()
+    assert sorted(embedded.outcomes()) == ["complete", "complete", "lost"]
 
 
 def test_a_study_without_a_completed_trial_has_exit_code_3(workspace):

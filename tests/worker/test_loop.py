@@ -32,7 +32,7 @@ from hpopt.errors import Diverged, Interrupted
 from hpopt.training.run import Evaluation
 
 STEPS = 9
-HOOK = None
+HOOK = ENTER = None
 
 @dataclass(frozen=True)
 class Config:
@@ -47,6 +47,7 @@ class Config:
 
 def train(config: Config, run):
     try:
+        if ENTER: ENTER(run.folder)
         for step in range(1, STEPS + 1):
             if HOOK: HOOK(config, step)
             if run.should_stop(): raise Interrupted(f"stopped after step {step - 1}")
@@ -180,7 +181,7 @@ def raise_at(step_of_error, error):
         ("good", "complete", None),
         ("broken", "failed", "RuntimeError: no such [/file]"),
         ("number", "failed", "the objective yielded 5, which is not an Evaluation"),
-        ("word", "failed", "ValueError: could not convert string to float: 'low'"),
+        ("word", "failed", "'loss' is 'low', which is not a number"),
         ("numpy", "complete", None),
         ("empty", "failed", "the objective yielded no evaluation"),
         ("diverged", "diverged", "loss is nan at step 1"),
@@ -194,15 +195,6 @@ def test_a_trial_ends_with_its_outcome_and_the_next_one_runs(sandbox, kind, outc
     default, enqueued, after = sandbox.outcomes()
     assert default[1] == after[1] == "complete"
     assert (enqueued[1], enqueued[3]) == (outcome, reason)
-
-
-def test_a_training_function_that_returns_a_number_fails_and_its_reason_has_the_number(sandbox):
-    (sandbox.folder / "plain_objective.py").write_text(
-        "from cheap_objective import Config\ndef train(config: Config, run): return 5\n"
-    )
-    study = sandbox.create(STUDY.replace("cheap_objective:train", "plain_objective:train"))
-    work(sandbox.database, study, sandbox.options)
-    assert sandbox.outcomes()[0][3] == "plain_objective:train is not a generator function: it returned 5"
 
 
 def test_a_value_that_the_config_refuses_fails_its_trial_with_the_reason(sandbox):
@@ -585,3 +577,69 @@ def test_a_worker_on_the_cpu_does_not_import_torch():
     code = "import sys; from hpopt.worker.loop import find_device; print(find_device('cpu'), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "cpu False\n"
+
+
+def test_a_home_that_cannot_be_written_is_refused_before_a_trial_is_reserved(sandbox):
+    (sandbox.folder / "runs").write_text("a file")
+    with pytest.raises(InputError, match=r"^--home: .*/runs cannot be written: File exists$"):
+        work(sandbox.database, sandbox.create(), sandbox.options)
+    assert sandbox.rows("select * from hpopt.worker") == []
+
+
+def test_a_run_folder_that_cannot_be_made_fails_its_trial_and_is_no_broken_disk(sandbox):
+    study = sandbox.create()
+    runs = sandbox.folder / "runs" / f"cheap-{study.created_at:%Y%m%dT%H%M%S}"
+    runs.mkdir(parents=True)
+    (first,) = sandbox.rows("select min(trial_id) from public.trials")[0]
+    (runs / str(first)).write_text("a file")
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    assert sandbox.outcomes()[0][1:] == ("failed", None, f"{runs}/{first}/1: Not a directory")
+    assert {outcome for _, outcome, *_ in sandbox.outcomes()[1:]} <= {"complete", "failed", "diverged"}
+    assert tuple(sandbox.attempts()[0]) == (1, "failed")
+
+
+def test_pipes_sockets_and_links_in_a_run_folder_do_not_prevent_the_next_attempt(sandbox):
+    study = sandbox.create(ALL_KINDS.sub('"good"', STUDY).replace("trials = 3", "trials = 1"))
+    starts = []
+
+    def leave_files(_config, step):
+        if step == 1:
+            starts.append(sorted(path.name for path in Path().glob("*")))
+        if step == 2 and len(starts) == 1:
+            os.mkfifo("pipe")
+            Path("link").symlink_to("nowhere")
+            Path("part").mkdir()
+            Path("part/file").write_text("x")
+            sandbox.options.stop.set()
+
+    def enter(run_folder):
+        os.chdir(run_folder)
+
+    sandbox.objective.HOOK = leave_files
+    sandbox.objective.ENTER = enter
+    with pytest.raises(Interrupted):
+        work(sandbox.database, study, sandbox.options)
+    assert work(sandbox.database, study, sandbox.make_options()) == "trials budget exhausted (1)"
+    assert starts == [[], ["link", "part"]]
+
+
+def test_a_flood_of_evaluations_is_recorded_whole_and_compared_at_the_first_step_of_each_rung(sandbox):
+    """Those that wait for the database share a statement, which compares the trial by its last evaluation."""
+    text = ALL_KINDS.sub('"good"', STUDY).replace('name = "none"', 'name = "asha"\nmin_fraction = 0.1')
+    study = sandbox.create(text.replace("trials = 3", "trials = 1"))
+    sandbox.objective.STEPS = 2_000
+    n_before = n_transactions(sandbox)
+    work(sandbox.database, study, sandbox.options)
+    assert sandbox.steps() == [list(range(1, 2_001))]
+    assert [tuple(row) for row in sandbox.rows("select fraction, step from hpopt.rung order by 1")] == [
+        (0.1, 200), (pytest.approx(0.3), 600), (pytest.approx(0.9), 1800)
+    ]  # fmt: skip
+    stock = sandbox.optuna(study).trials[0]
+    assert list(stock.intermediate_values) == list(range(1, 2_001))
+    assert n_transactions(sandbox) - n_before < 1_900
+
+
+def n_transactions(sandbox):
+    sandbox.execute("select pg_stat_force_next_flush()")
+    (row,) = sandbox.rows("select xact_commit from pg_stat_database where datname = current_database()")
+    return row[0]

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,6 +15,9 @@ from hpopt import __version__
 from hpopt.cli import control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
+
+# Threads have this long to end before the process exits without them.
+_THREADS_TIMEOUT_S = 2.0
 
 app = typer.Typer(
     name="hpopt",
@@ -61,6 +66,19 @@ def main() -> None:
         if sys.stdout is stdout:
             raise
         _end_of_pipe()
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit, also if a training function has left a thread running that does not end."""
+    deadline = time.monotonic() + _THREADS_TIMEOUT_S
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    for thread in others:
+        if not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() and not thread.daemon for thread in others):
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -17,7 +17,6 @@ from hpopt.cli.options import (
     GiveUpOption,
     HeartbeatOption,
     HomeOption,
-    PipeClosedError,
     StaleOption,
     StorageOption,
     StudyArgument,
@@ -83,7 +82,7 @@ def worker(
     set_response_timeout()
     stop = stop_on_signals()
     if stop_with_parent:
-        threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
+        threading.Thread(target=_stop_at_end_of_input, args=(os.dup(0), stop), daemon=True).start()
     log = _log_until_closed(stop)
     engine, job, host = placement(os.environ)
     options = WorkerOptions(
@@ -213,23 +212,37 @@ def stop_on_signals() -> threading.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_to_stop)
+    # multiprocessing ends its processes by SIGTERM, which a forked copy of this handler would not do.
+    os.register_at_fork(after_in_child=_restore_default_handlers)
     return stop
 
 
+def _restore_default_handlers() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _log_until_closed(stop: threading.Event) -> "Callable[[str], None]":
-    """Return a function that prints a line of a worker; the worker stops when its output is closed."""
+    """Return a function that prints lines of a worker; the worker stops when its output is closed.
+
+    It writes to a copy of standard error, which a training function cannot close or redirect.
+    """
+    descriptor = os.dup(2)
 
     def log(line: str) -> None:
         try:
-            err.print(line, soft_wrap=True)
-        except PipeClosedError:
+            os.write(descriptor, f"{line}\n".encode(errors="backslashreplace"))
+        except BrokenPipeError:
             stop.set()
+        except OSError:
+            # A full disk loses lines of the log, not the training.
+            return
 
     return log
 
 
-def _stop_at_end_of_input(stop: threading.Event) -> None:
-    # Not through sys.stdin: its lock would be held at exit, which Python reports as a deadlock.
-    while os.read(0, 1024):
+def _stop_at_end_of_input(descriptor: int, stop: threading.Event) -> None:
+    """Set `stop` at the end of standard input, of which `descriptor` is a copy: a training function can close it."""
+    while os.read(descriptor, 1024):
         continue
     stop.set()

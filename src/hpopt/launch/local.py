@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self, cast
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +28,9 @@ _SHORT_LIFE_S = 60.0
 # A worker that exits with this code asks to be run again, after a broken GPU or a lost database.
 _RUN_AGAIN = Interrupted.exit_code
 _MAX_PAUSE_S = 30.0
+_POLL_S = 0.05
+# With which the command line begins the line of an error.
+_ERROR_PREFIX = "hpopt: "
 
 
 def count_gpus() -> int:
@@ -148,10 +151,11 @@ class LocalWorkers:
         """Restart workers that ended early; return False once all have finished.
 
         A worker that exits with 75 is restarted after a pause, which doubles while workers of its slot are short-lived.
-        Raises HpoptError if a worker exits with 1 or 2, or if too many short-lived ones in a row are killed.
+        Raises HpoptError if a worker refuses to run with exit code 1 or 2, or if too many short-lived ones in a row
+        are killed or exit in any other way, as a training function can make them.
         """
         for slot, worker in list(self._workers.items()):
-            code = worker.process.poll()
+            code = _poll(worker.process)
             if code == 0:
                 del self._workers[slot]
             elif code == _RUN_AGAIN:
@@ -171,28 +175,33 @@ class LocalWorkers:
 
     def _restart(self, slot: int, worker: _Worker, code: int) -> None:
         self._n_restarts = self._n_restarts + 1 if worker.is_short_lived() else 1
-        if code in {1, 2} or self._n_restarts > _MAX_RESTARTS:
-            raise HpoptError(f"a {_describe_exit(code)}: {self._log_tail(slot)} (log: {self.logs})")
+        last_line = self._log_tail(slot)
+        is_refusal = code in {1, 2} and last_line.startswith(_ERROR_PREFIX)
+        if is_refusal or self._n_restarts > _MAX_RESTARTS:
+            raise HpoptError(f"a {_describe_exit(code)}: {last_line} (log: {self.logs})")
         self._log(slot, f"{_describe_exit(code)}, restarting")
         self._start(slot, worker.n_early_exits)
 
     def _stop(self) -> None:
         """Ask the workers to return their trials to the queue and wait for them; kill those that take too long."""
-        for worker in self._workers.values():
-            if worker.process.poll() is None:
-                worker.process.send_signal(signal.SIGTERM)
+        processes = [worker.process for worker in self._workers.values()]
+        for process in processes:
+            if _poll(process) is None:
+                process.send_signal(signal.SIGTERM)
+                # A training function can have replaced the handler of SIGTERM. The worker also stops at this.
+                with suppress(BrokenPipeError):
+                    cast("IO[bytes]", process.stdin).close()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         try:
-            for worker in self._workers.values():
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
+            while any(_poll(process) is None for process in processes) and time.monotonic() < deadline:
+                time.sleep(_POLL_S)
         finally:
             # Also after a second Ctrl-C: the trials return to the queue when their heartbeats expire.
-            for worker in self._workers.values():
-                if worker.process.poll() is None:
-                    worker.process.kill()
-                    worker.process.wait()
+            for process in processes:
+                if _poll(process) is None:
+                    process.kill()
+                    process.wait()
+                    _kill_group(process)
 
     def _start(self, slot: int, n_early_exits: int = 0) -> None:
         # Without this process nothing would restart the worker: it stops at the end of its standard input.
@@ -230,6 +239,18 @@ class LocalWorkers:
             log.seek(self._workers[slot].log_offset)
             lines = log.read().decode(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "no output")
+
+
+def _poll(process: subprocess.Popen[bytes]) -> int | None:
+    """Return the exit code of a worker, after killing what its training function left running, or None if it runs."""
+    if process.returncode is None and process.poll() is not None:
+        _kill_group(process)
+    return process.returncode
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _describe_exit(code: int) -> str:

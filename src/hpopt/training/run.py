@@ -29,13 +29,19 @@ class Run:
 
     - It starts from `checkpoint` if that file exists, and from the beginning otherwise.
     - It calls `should_stop()` every few seconds of training or more often. Once that returns true, it saves its state
-      to `checkpoint` and raises Interrupted. The trial is then not finished: another attempt continues it.
+      to `checkpoint` and raises Interrupted. The trial is then not finished: another attempt continues it. The worker
+      itself looks at every evaluation but the last, and stops there.
     - It saves to `checkpoint` before it yields, because a process can be killed at any time. A run that resumes from
       the checkpoint of an evaluation may yield that evaluation again; a step is recorded once.
     - The metric of the last Evaluation is the value of the trial. A trial that is pruned, or whose study has used up
       its budget, is closed at a yield: GeneratorExit is raised there, and `finally` blocks run.
+    - Steps increase: an evaluation of the same step as the one before, or of an earlier one, is left out, with a
+      warning. So is a metric that is not a number, unless it is the one of the study.
     - It raises Diverged where training cannot recover; a metric of the study that is not finite has the same effect.
-      Any other exception marks the trial as failed.
+      Any other exception marks the trial as failed, and so does Interrupted where nothing asked the run to stop.
+    - A function without intermediate evaluations can return its value, or a mapping of its metrics, instead.
+    - What it changes in its process (working folder, environment, signal handlers, random states, defaults of torch)
+      is restored before the next trial, and processes that it leaves running are ended.
 
     Fields:
         folder: Folder of this attempt alone. A worker creates it with a copy of the files that the last attempt at

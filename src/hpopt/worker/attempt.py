@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from hpopt.analysis.trials import Outcome
-from hpopt.errors import ConfigError, DeviceError, Fenced
+from hpopt.errors import DISK_ERRNOS, ConfigError, DeviceError, Fenced, InputError
 from hpopt.formats import format_metric
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import attempts
@@ -110,7 +111,7 @@ def _run(context: WorkerContext, study: Study, attempt: Attempt, trial_folder: P
     try:
         folder = _prepare_folder(trial_folder, attempt.attempt_number)
     except OSError as error:
-        return _requeue(context, attempt, f"{trial_folder}: {error.strerror or error}")
+        return _end_without_folder(context, attempt, trial_folder, error)
     lease = context.lease
     reporter = TrialReporter(context.thread, context.database, study, attempt, folder, on_pause=lease.pause)
     config = _start(context, study, attempt, _sample(context, study, attempt))
@@ -126,11 +127,15 @@ def _run(context: WorkerContext, study: Study, attempt: Attempt, trial_folder: P
     return result
 
 
-def _requeue(context: WorkerContext, attempt: Attempt, reason: str) -> TrialResult:
-    """Return a trial to the queue whose folder cannot be written."""
-    result = TrialResult(outcome=Outcome.PREEMPTED, reason=reason, fault=Fault.DISK)
+def _end_without_folder(context: WorkerContext, attempt: Attempt, folder: Path, error: OSError) -> TrialResult:
+    """End a trial whose folder cannot be written: it is retried if the disk failed, else it has failed."""
+    reason = f"{error.filename or folder}: {error.strerror or error}"
+    result, retry_after_s = TrialResult(outcome=Outcome.FAILED, reason=reason), None
+    if error.errno in DISK_ERRNOS:
+        result = TrialResult(outcome=Outcome.PREEMPTED, reason=reason, fault=Fault.DISK)
+        retry_after_s = context.options.disk_retry_s
     finish = partial(attempts.finish, context.database, attempt, result.outcome, reason=reason)
-    context.thread.call(partial(finish, retry_after_s=context.options.disk_retry_s))
+    context.thread.call(partial(finish, retry_after_s=retry_after_s))
     return result
 
 
@@ -176,7 +181,7 @@ def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: Tria
         device=options.device,
         should_stop=lambda: options.stop.is_set() or lease.is_fenced or lease.is_paused or thread.has_given_up,
     )
-    result = objective.run_trial(reporter.study.file, config, run, reporter.report)
+    result = objective.run_trial(reporter.study.file, config, run, reporter.report, options.log)
     if result.outcome is Outcome.PREEMPTED and lease.is_paused:
         return replace(result, reason="the study is paused")
     return result
@@ -194,25 +199,44 @@ def _trial_folder(context: WorkerContext, study: Study, attempt: Attempt) -> Pat
     return context.options.home / "runs" / name / str(attempt.trial_id)
 
 
+def require_home(home: Path) -> None:
+    """Raise InputError if the folders of trials cannot be written, DeviceError if the disk is full or broken."""
+    runs = home / "runs"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=runs) as file:
+            file.write(b"0")
+    except OSError as error:
+        kind = DeviceError if error.errno in DISK_ERRNOS else InputError
+        raise kind(f"--home: {runs} cannot be written: {error.strerror}") from error
+
+
 def _prepare_folder(trial_folder: Path, attempt_number: int) -> Path:
     """Create the folder of an attempt with the files of the last attempt before it, whose folder is only read."""
     folder = trial_folder / str(attempt_number)
     # Copied and renamed, so that an attempt that is killed meanwhile leaves no half copy to the next.
     copy = trial_folder / f"{attempt_number}.copy"
     for earlier in range(attempt_number - 1, 0, -1):
-        if (trial_folder / str(earlier)).is_dir():
+        source = trial_folder / str(earlier)
+        if source.is_dir():
             shutil.rmtree(copy, ignore_errors=True)
-            source = trial_folder / str(earlier)
-            shutil.copytree(source, copy, copy_function=_copy_if_exists, ignore=shutil.ignore_patterns(outbox.NAME))
-            # Last: with an outbox older than the checkpoint, the evaluations between the two would be lost.
-            _copy_if_exists(str(source / outbox.NAME), str(copy / outbox.NAME))
+            _copy_tree(source, copy)
             copy.rename(folder)
             break
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _copy_if_exists(source: str, target: str) -> None:
-    # A frozen worker that resumes can replace its files meanwhile.
-    with suppress(FileNotFoundError):
-        shutil.copy2(source, target)
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copy files, links and folders; sockets and pipes of a training function are left out."""
+    target.mkdir()
+    # The outbox last: with one that is older than the checkpoint, the evaluations between the two would be lost.
+    for path in sorted(source.iterdir(), key=lambda path: path.name == outbox.NAME):
+        # A frozen worker that resumes can replace its files meanwhile.
+        with suppress(FileNotFoundError):
+            if path.is_symlink():
+                (target / path.name).symlink_to(path.readlink())
+            elif path.is_dir():
+                _copy_tree(path, target / path.name)
+            elif path.is_file():
+                shutil.copy2(path, target / path.name)

@@ -14,7 +14,7 @@ from hpopt.storage.observations import ObservedTrials
 from hpopt.storage.studies import Study
 from hpopt.study.reading import check_objective
 from hpopt.worker import objective
-from hpopt.worker.attempt import Lease, WorkerContext, WorkerOptions, run_attempt
+from hpopt.worker.attempt import Lease, WorkerContext, WorkerOptions, require_home, run_attempt
 from hpopt.worker.database_thread import DatabaseThread, DatabaseThreadOptions
 
 # While others hold the rest of the budget or the study is paused, a worker looks for work every `poll_every_s`, later
@@ -34,6 +34,7 @@ def work(database: Database, study: Study, options: WorkerOptions) -> str:
     """
     studies.require_version(study)
     check_objective(study.file, f"study '{study.name}'")
+    require_home(options.home)
     set_response_timeout()
     lease = Lease()
     thread_options = DatabaseThreadOptions(

@@ -3,24 +3,31 @@
 Training code is imported only when a trial is about to run.
 """
 
-import logging
 import math
+import os
+import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from hpopt.analysis.trials import Outcome
 from hpopt.errors import DISK_ERRNOS, Diverged, Interrupted
+from hpopt.formats import storable
 from hpopt.storage.evaluations import Decision
-from hpopt.study.file import POSTGRES_MAX_INT, StudyFile
+from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
 from hpopt.training.config import PREPARED_BY
 from hpopt.training.run import Evaluation, Run, never
+from hpopt.worker.conversion import UnusableError, convert_returned, convert_yielded
+from hpopt.worker.isolation import preserved_process
 
-_logger = logging.getLogger(__name__)
+# Characters of a reason; the log has all.
+_MAX_REASON = 1_000
+_END = object()
 
 TrainingFunction = Callable[[Any, Run], Generator[Evaluation]]
 
@@ -71,81 +78,110 @@ def fingerprint_data(file: StudyFile, cache: Path, should_stop: Callable[[], boo
     return data_fingerprint(file.config(any_params), cache, should_stop)
 
 
-def run_trial(file: StudyFile, config: Any, run: Run, report: Report) -> TrialResult:  # noqa: ANN401 - the objective's.
-    """Train one trial and return its result. Exceptions of `report` are passed on."""
-    evaluations = _start(file.objective, config, run)
-    if isinstance(evaluations, TrialResult):
-        return evaluations
-    with _closing(evaluations):
-        value = None
-        while True:
-            evaluation = _next(evaluations, file.metric)
-            if isinstance(evaluation, TrialResult):
-                return evaluation
-            if evaluation is None:
-                return _complete(value)
-            value = evaluation.metrics[file.metric]
-            result = _result(evaluation, value, file.metric, report(evaluation))
-            if result is not None:
-                return result
+def run_trial(
+    file: StudyFile,
+    config: Any,  # noqa: ANN401 - the objective's.
+    run: Run,
+    report: Report,
+    log: Callable[[str], None],
+) -> TrialResult:
+    """Train one trial and return its result. Exceptions of `report` are passed on.
+
+    Whatever the training function raises, yields or leaves behind concerns its own trial only. `log` takes a line, and
+    the traceback of a failure.
+    """
+    stop = _StopRequest(run.should_stop)
+    with preserved_process(log):
+        try:
+            evaluations = _start(file, config, replace(run, should_stop=stop))
+        except BaseException as error:  # noqa: BLE001 - it ends the trial, not the worker.
+            return _end(error, stop, log)
+        with _closing(evaluations):
+            return _follow(evaluations, file.metric, report, stop, log)
 
 
-def _start(objective: str, config: Any, run: Run) -> Generator[Evaluation] | TrialResult:  # noqa: ANN401 - the objective's.
-    try:
-        evaluations = load_function(objective)(config, run)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - as in _next.
-        return _failed(error)
-    if not isinstance(evaluations, Generator):
-        reason = f"{objective} is not a generator function: it returned {evaluations!r}"
-        return TrialResult(outcome=Outcome.FAILED, reason=reason)
-    return evaluations
+@dataclass
+class _StopRequest:
+    """Run.should_stop, and whether it has returned True."""
+
+    should_stop: Callable[[], bool]
+    was_requested: bool = False
+
+    def __call__(self) -> bool:
+        is_stopping = self.should_stop()
+        self.was_requested = self.was_requested or is_stopping
+        return is_stopping
+
+
+def _start(file: StudyFile, config: Any, run: Run) -> Iterator[Any]:  # noqa: ANN401 - the objective's.
+    """Call the training function and return its iterator; that of one evaluation if it returned its value."""
+    began = time.monotonic()
+    function = load_function(file.objective)
+    with _forked_child_exits():
+        returned = function(config, run)
+    if isinstance(returned, Iterator):
+        return returned
+    return iter([convert_returned(returned, file.metric, time.monotonic() - began)])
 
 
 @contextmanager
-def _closing(evaluations: Generator[Evaluation]) -> Iterator[None]:
-    """Close the generator at the end, so that its `finally` blocks run; their exceptions do not change the result."""
+def _closing(evaluations: Iterator[Any]) -> Iterator[None]:
+    """Close a generator at the end, so that its `finally` blocks run; their exceptions do not change the result."""
     try:
         yield
     finally:
-        with suppress(Exception):
-            evaluations.close()
+        if isinstance(evaluations, Generator):
+            with suppress(BaseException):
+                evaluations.close()
 
 
-def _next(evaluations: Generator[Evaluation], metric: str) -> Evaluation | TrialResult | None:
-    """Train up to the next evaluation; None at the end, a TrialResult if the training function raised."""
+def _follow(
+    evaluations: Iterator[Any], metric: str, report: Report, stop: _StopRequest, log: Callable[[str], None]
+) -> TrialResult:
+    """Train to the end, or to the first decision that ends the trial."""
+    warned: set[str] = set()
+    result, last_step = TrialResult(outcome=Outcome.FAILED, reason="the objective yielded no evaluation"), -1
+    while True:
+        try:
+            with _forked_child_exits():
+                yielded = next(evaluations, _END)
+            if yielded is _END:
+                return result
+            evaluation, warnings = convert_yielded(yielded, metric)
+        except BaseException as error:  # noqa: BLE001 - it ends the trial, not the worker.
+            return _end(error, stop, log)
+        if evaluation.step <= last_step:
+            warnings["step"] = f"step {evaluation.step} after step {last_step} is left out: steps must increase"
+        for subject in warnings.keys() - warned:
+            log(warnings[subject])
+        warned |= warnings.keys()
+        if evaluation.step > last_step:
+            last_step = evaluation.step
+            result = TrialResult(outcome=Outcome.COMPLETE, value=evaluation.metrics[metric])
+            early = _early_result(evaluation, metric, report(evaluation))
+            if early is not None:
+                return early
+        if stop() and evaluation.step < evaluation.n_steps:
+            return TrialResult(outcome=Outcome.PREEMPTED, reason=f"stopped after step {last_step}")
+
+
+@contextmanager
+def _forked_child_exits() -> Iterator[None]:
+    """Exit a child that the training function has forked, where it leaves the function: it is not the worker."""
+    worker_pid, code = os.getpid(), 0
     try:
-        evaluation = next(evaluations, None)
-        return None if evaluation is None else _convert(evaluation, metric)
-    except Interrupted as stop:
-        return TrialResult(outcome=Outcome.PREEMPTED, reason=str(stop))
-    except Diverged as error:
-        return TrialResult(outcome=Outcome.DIVERGED, reason=str(error))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it ends the trial, not the worker.
-        return _failed(error)
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        raise
+    finally:
+        if os.getpid() != worker_pid:
+            os._exit(code)
 
 
-def _convert(evaluation: Evaluation, metric: str) -> Evaluation | TrialResult:
-    """Return an evaluation with Python's numbers in place of tensors and NumPy scalars."""
-    problem = None
-    if not isinstance(evaluation, Evaluation):
-        problem = f"the objective yielded {evaluation!r}, which is not an Evaluation"
-    elif metric not in evaluation.metrics:
-        problem = f"the objective reports no '{metric}'; it reports {', '.join(sorted(evaluation.metrics))}"
-    elif not 0 <= evaluation.step <= POSTGRES_MAX_INT:
-        problem = f"step {evaluation.step} is not within 0 and {POSTGRES_MAX_INT}"
-    if problem is not None:
-        return TrialResult(outcome=Outcome.FAILED, reason=problem)
-    return Evaluation(
-        step=int(evaluation.step),
-        n_steps=int(evaluation.n_steps),
-        tokens=int(evaluation.tokens),
-        seconds=float(evaluation.seconds),
-        metrics={name: float(value) for name, value in evaluation.metrics.items()},
-    )
-
-
-def _result(evaluation: Evaluation, value: float, metric: str, decision: Decision) -> TrialResult | None:
-    """Return the result of a trial that ends with an evaluation, or None if it goes on."""
+def _early_result(evaluation: Evaluation, metric: str, decision: Decision) -> TrialResult | None:
+    """Return the result of a trial that an evaluation ends, or None if it goes on."""
+    value = evaluation.metrics[metric]
     if not math.isfinite(value):
         return TrialResult(outcome=Outcome.DIVERGED, reason=f"{metric} is {value} at step {evaluation.step}")
     if decision.prune_reason is not None and evaluation.step < evaluation.n_steps:
@@ -153,17 +189,17 @@ def _result(evaluation: Evaluation, value: float, metric: str, decision: Decisio
     return None
 
 
-def _complete(value: float | None) -> TrialResult:
-    if value is None:
-        return TrialResult(outcome=Outcome.FAILED, reason="the objective yielded no evaluation")
-    return TrialResult(outcome=Outcome.COMPLETE, value=value)
-
-
-def _failed(error: Exception | SystemExit) -> TrialResult:
-    """Return the result of an exception: a failure of the configuration, of the disk or of the device."""
+def _end(error: BaseException, stop: _StopRequest, log: Callable[[str], None]) -> TrialResult:
+    """Return the result of a training function that raised: asked to stop, diverged, or a failure."""
+    if isinstance(error, Interrupted) and stop.was_requested:
+        return TrialResult(outcome=Outcome.PREEMPTED, reason=_describe(error))
+    if isinstance(error, Diverged):
+        return TrialResult(outcome=Outcome.DIVERGED, reason=_describe(error))
+    if isinstance(error, UnusableError):
+        return TrialResult(outcome=Outcome.FAILED, reason=str(error))
     # The trial has one line; the log of the worker has the traceback.
-    _logger.error("the objective failed", exc_info=error)
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    log("".join(traceback.format_exception(error)).rstrip())
+    reason = f"{type(error).__name__}: {_describe(error)}"
     if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
         return TrialResult(outcome=Outcome.PREEMPTED, reason=reason, fault=Fault.DISK)
     if _is_device_error(error):
@@ -171,7 +207,16 @@ def _failed(error: Exception | SystemExit) -> TrialResult:
     return TrialResult(outcome=Outcome.FAILED, reason=reason)
 
 
+def _describe(error: BaseException) -> str:
+    """Return the message of an error on one line, also of one whose __str__ fails."""
+    try:
+        message = storable(" ".join(str(error).split()))
+    except Exception:  # noqa: BLE001 - it is code of the user's.
+        return "its message cannot be shown"
+    return message if len(message) <= _MAX_REASON else f"{message[:_MAX_REASON]}..."
+
+
 def _is_device_error(error: BaseException) -> bool:
     """Return whether an error leaves the process without a usable device; running out of memory does not."""
     types = {kind.__name__ for kind in type(error).__mro__}
-    return "OutOfMemoryError" not in types and ("AcceleratorError" in types or "CUDA error" in str(error))
+    return "OutOfMemoryError" not in types and ("AcceleratorError" in types or "CUDA error" in _describe(error))
