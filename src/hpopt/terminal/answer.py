@@ -180,6 +180,8 @@ def _leak_lines(file: StudyFile) -> list[Text]:
 def _format_cell(cell: object) -> str:
     if cell is None:
         return ""
+    if isinstance(cell, memoryview):
+        return f"\\x{cell.hex()}"
     return to_json(cell) if isinstance(cell, dict | list) else str(cell)
 
 
