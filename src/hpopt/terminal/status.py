@@ -152,9 +152,14 @@ def _fleet(progress: Progress) -> RenderableType:
         if not has_jobs:
             del cells["job"]
         table.add_row(*cells.values(), style=style)
-        named = {"value": f"{progress.metric} {{}}", "step": "step {}", "speed": "{} tokens/s", "trial": "trial {}"}
-        named |= {"for": "{}" if worker.is_stale else "for {}", "device time": "device time {}"}
-        parts = [named[name].format(cell) for name, cell in cells.items() if name in named and cell not in {"", "-"}]
+        before = {"value": f"{progress.metric} ", "step": "step ", "speed": "", "trial": "trial "}
+        before |= {"for": "" if worker.is_stale else "for ", "device time": "device time "}
+        after = {"speed": " tokens/s"}
+        parts = [
+            f"{before[name]}{cell}{after.get(name, '')}"
+            for name, cell in cells.items()
+            if name in before and cell not in {"", "-"}
+        ]
         title = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
         lines.append(Text(f"{title}: {', '.join(parts) or 'between trials'}", style=style, overflow="fold"))
     return _TableOrLines(table, lines)
