@@ -8,10 +8,11 @@ import sqlalchemy as sa
 
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
-from hpopt.formats import storable
+from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
+from hpopt.storage.observations import find_external
 from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.plan import rungs_of
@@ -60,6 +61,7 @@ def progress(database: Database, study: Study) -> Progress:
         workers=tuple(WorkerRow(**row) for row in workers),
         best=find_best(database, study),
         default_value=default_value,
+        external=find_external(database, study),
     )
 
 
@@ -93,6 +95,7 @@ def read_table(database: Database, study: Study) -> StudyTable:
         search_space=study.file.search_space,
         trials=tuple(_trial_row(study, row, curves.get(row["trial"])) for row in trials),
         rungs=rungs_of(study.file),
+        external=find_external(database, study),
         origin=_origin(study),
     )
 
@@ -106,7 +109,12 @@ def _origin(study: Study) -> dict[str, str]:
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
     outcome = None if row["outcome"] is None else Outcome(row["outcome"])
-    fields = {**row, "params": _in_order(study, row["params"]), "outcome": outcome}
+    # A choice of another program can be a list.
+    params = {
+        name: to_json(value) if isinstance(value, list | dict) else value
+        for name, value in _in_order(study, row["params"]).items()
+    }
+    fields = {**row, "params": params, "outcome": outcome}
     if curve is None:
         return TrialRow(**fields)
     points = zip(curve.steps, curve.tokens, curve.seconds, curve.values, strict=True)

@@ -46,6 +46,9 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         line = describe_pause(progress.name, progress.usage.state_reason)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
     parts.append(_best_line(progress))
+    external = progress.external.describe()
+    if external:
+        parts.append(Text(external, style="yellow"))
     if progress.workers and not progress.finished_reason:
         parts.append(_fleet(progress))
     parts += [Text(format_finished(row, progress.metric), style=_STYLES.get(row.outcome, "")) for row in finished]
