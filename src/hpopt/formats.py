@@ -15,6 +15,9 @@ from pydantic import BaseModel
 # A metric below or above these is shown with significant digits instead of decimals.
 _SMALL, _LARGE = 0.01, 1e6
 _PERCENT = 0.01
+# Of a longer list the first ones are named.
+_MAX_LISTED = 4
+_LISTED_DIGITS = 3
 
 
 def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # noqa: FBT001 - true is a value of a choice.
@@ -51,6 +54,14 @@ def format_count(n: int, noun: str) -> str:
 def join_words(words: Sequence[str]) -> str:
     """Join words as in a sentence: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def list_values(values: Sequence[float | str]) -> str:
+    """Join values as in a sentence; of more than five, the first four and the number of others."""
+    words = [format_number(value, digits=_LISTED_DIGITS) for value in values]
+    if len(words) > _MAX_LISTED + 1:
+        words = [*words[:_MAX_LISTED], f"{len(words) - _MAX_LISTED} others"]
+    return join_words(words)
 
 
 def storable(text: str) -> str:

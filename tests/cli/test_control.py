@@ -124,6 +124,7 @@ def test_assignments_have_the_types_of_a_study_file_and_words_need_no_quotes():
     assert params == {"optimizer": "muon", "ns_steps": 7, "learning_rate": 0.01, "compile": True}
     assert [type(value) for value in params.values()] == [str, int, float, bool]
     assert parse_assignments(['optimizer="adamw"'], space) == {"optimizer": "adamw"}
+    assert parse_assignments(["learning_rate=.25"], space) == {"learning_rate": 0.25}
     with pytest.raises(InputError, match="ns_steps: given twice, as 7 and as 8"):
         parse_assignments(["ns_steps=7", "ns_steps=8"], space)
     with pytest.raises(InputError, match=r"ns_steps: 7\.5 is not a whole number"):

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from hpopt.analysis.insights import compute_insights
 from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
 from hpopt.findings.detection import detect_findings
-from hpopt.findings.finding import list_values, to_toml
+from hpopt.findings.finding import to_toml
+from hpopt.formats import list_values
 from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int, Range
 

@@ -130,9 +130,44 @@ def test_finished_trials_are_in_the_order_in_which_they_finished(fleet):
 def test_a_query_is_read_only(fleet):
     names, rows = queries.read_rows(fleet.database, "select 1 as n, '%' as percent;")
     assert (names, rows) == (["n", "percent"], [[1, "%"]])
-    with pytest.raises(InputError, match="read-only transaction"):
+    with pytest.raises(InputError, match="read-only"):
         queries.read_rows(fleet.database, "delete from hpopt.study")
-    with pytest.raises(InputError, match="one query at a time"):
-        queries.read_rows(fleet.database, "select 1; delete from hpopt.study")
+    with pytest.raises(InputError, match="read-only transaction"):
+        queries.read_rows(fleet.database, "explain analyze delete from hpopt.study")
     with pytest.raises(InputError, match=r'relation "hpopt\.studies" does not exist'):
         queries.read_rows(fleet.database, "select * from hpopt.studies")
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        ("select string_agg(n::text, ';') from generate_series(1, 2) n", "1;2"),
+        ("select ';--', '%s :name' -- a comment; with a semicolon", ";--"),
+        ("/* a; b */ table hpopt.study_names; ;", None),
+        ("select $q$a;b$q$;\n", "a;b"),
+        ('select 1 as "a;b"', 1),
+        ("values ('{x}')", "{x}"),
+        ("show transaction_read_only", "on"),
+        ("select E'\\';'", "';"),
+    ],
+)
+def test_a_query_can_have_semicolons_as_in_psql(fleet, query, value):
+    fleet.execute("create view hpopt.study_names as select null::text as name")
+    assert queries.read_rows(fleet.database, query)[1][0][0] == value
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["select 1; delete from hpopt.study", "commit; delete from hpopt.study", "", "--", "delete from hpopt.study;"],
+)
+def test_a_query_is_a_single_one_that_returns_rows(fleet, query):
+    with pytest.raises(InputError, match="expected one query that returns rows"):
+        queries.read_rows(fleet.database, query)
+    assert len(fleet.rows("select from hpopt.study")) == 1
+
+
+@pytest.mark.parametrize("query", ["select '10000-01-01'::timestamp", "select '\ud800' from x", "select '\0", "☃ '"])
+def test_a_query_that_fails_has_one_line(fleet, query):
+    with pytest.raises(InputError) as refused:
+        queries.read_rows(fleet.database, query)
+    assert len(str(refused.value).splitlines()) == 1

@@ -6,9 +6,12 @@ import shlex
 import subprocess
 import tomllib
 from datetime import UTC, datetime
+from decimal import Decimal
 
+import pytest
 import yaml
 
+from hpopt.errors import InputError
 from hpopt.findings.finding import Finding
 from hpopt.storage.progress import Best, BudgetUsage, Progress
 from hpopt.terminal.exports import PARAMS_AS, best_as_json, progress_as_json, rows_as_json
@@ -80,6 +83,34 @@ def test_a_shell_reads_environment_variables_and_arguments_as_they_are():
     ]
 
 
+@pytest.mark.parametrize("name", ["a=1;$(touch x)", "a b", "λ", "", "-x", "'", "a\nb", "1a"])
+def test_a_name_that_is_no_identifier_is_quoted_or_refused(name, tmp_path):
+    script = f"printf '%s\\0' {PARAMS_AS['args']({name: 1})}"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0") == [f"--{name}", "1", ""]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="environment variable"):
+        PARAMS_AS["env"]({name: 1})
+
+
+def test_two_parameters_of_one_environment_variable_are_refused():
+    with pytest.raises(InputError, match="'lr': not the name of one environment variable"):
+        PARAMS_AS["env"]({"lr": 1, "LR": 2})
+
+
+def test_a_format_without_null_refuses_it():
+    with pytest.raises(InputError, match="TOML cannot have"):
+        PARAMS_AS["toml"]({"schedule": None})
+    assert json.loads(PARAMS_AS["args"]({"schedule": None}).split()[-1]) is None
+
+
+@pytest.mark.parametrize("name", ["λ", "a b", "", "😀", "{x}"])
+def test_any_name_and_choice_is_read_back_from_toml_and_yaml(name):
+    params = {name: "😀\n\"'\\ {y} \x07"}
+    assert tomllib.loads(PARAMS_AS["toml"](params)) == params
+    assert yaml.safe_load(PARAMS_AS["yaml"](params)) == params
+
+
 def test_the_best_is_exported_with_its_findings():
     exported = json.loads(best_as_json(best(), [FINDING]))
     assert (exported["value"], exported["value_low"], exported["params"]) == (3.25, None, PARAMS)
@@ -103,3 +134,14 @@ def test_rows_are_exported_as_objects():
         {"trial": 1, "at": "2026-11-22T12:00:00+00:00"},
         {"trial": 2, "at": None},
     ]
+
+
+def test_numbers_of_any_type_are_exported_as_numbers_and_nan_as_null():
+    values = [Decimal(120), Decimal("0.5"), 2**40, float("nan"), memoryview(b"\1")]
+    exported = json.loads(rows_as_json(list("abcde"), [values]))
+    assert exported == [{"a": 120, "b": 0.5, "c": 2**40, "d": None, "e": "\\x01"}]
+
+
+def test_two_columns_of_one_name_are_refused_as_json():
+    with pytest.raises(InputError, match="two of them called 'n'"):
+        rows_as_json(["n", "m", "n"], [[1, 2, 3]])

@@ -1,6 +1,7 @@
 """The status of a study is shown completely at any width, and its state is described in one line."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -117,6 +118,12 @@ def test_workers_are_shown_with_their_trials_at_any_width(width):
     text = text_of(render_status(progress(worker(12, **TRAINING, **EVALUATED)), [], None), width)
     parts = ("12@node3", "cuda", "7(attempt2)", "120", "3.2500", "5,600", "2min05s", "5min00s", "1h30min")
     assert [part for part in parts if part not in joined(text)] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_metric_with_braces_is_shown_at_any_width(width):
+    shown = replace(progress(worker(12, **TRAINING, **EVALUATED)), metric="acc@{k} [{}]")
+    assert "acc@{k}[{}]" in joined(text_of(render_status(shown, [], None), width))
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -198,17 +198,66 @@ def test_a_trial_ends_with_its_outcome_and_the_next_one_runs(sandbox, kind, outc
 
 
 def test_a_value_that_the_config_refuses_fails_its_trial_with_the_reason(sandbox):
-    """Stock Optuna enqueues values outside of the search space of the study file."""
-    study = sandbox.create(STUDY, {"x": 99.0, "kind": "good"})
+    study = sandbox.create(STUDY.replace("high = 1.0", "high = 100.0"), {"x": 99.0, "kind": "good"})
     work(sandbox.database, study, sandbox.options)
     assert sandbox.outcomes()[1][1:] == ("failed", None, "x is above 10")
 
 
-def test_a_choice_outside_of_the_search_space_fails_its_trial_with_the_reason(sandbox):
-    study = sandbox.create(STUDY, {"x": 0.5, "kind": "strange"})
-    work(sandbox.database, study, sandbox.options)
-    assert sandbox.outcomes()[1][1] == "failed"
-    assert "'strange'" in sandbox.outcomes()[1][3]
+@pytest.mark.parametrize(
+    ("enqueued", "reason"),
+    [
+        ({"x": 99.0, "kind": "good"}, "x: enqueued, but 99.0 is outside 0.0 to 1.0"),
+        ({"x": float("nan")}, "x: enqueued, but nan is outside 0.0 to 1.0"),
+        ({"x": [1]}, "x: enqueued, but [1] is not a number"),
+        ({"x": 10**400}, f"x: enqueued, but {10**400} is outside 0.0 to 1.0"),
+        ({"kind": "strange\0\ud800"}, r"kind: enqueued, but 'strange\x00\ud800' is not one of"),
+        ({"x": 0.03, "max_steps": 500}, "max_steps: enqueued, but 500 is not its value in [fixed], 9"),
+        ({"x": 0.5, "kin": "good"}, "kin: enqueued, but not searched; did you mean 'kind'?"),
+        ({"x": 0.5, "$(touch x)\n{}\ud800": 1}, "$(touch x)\n{}\ufffd: enqueued, but not searched"),
+        ({"x": 0.5, "seed": 3}, "seed: enqueued, but not searched"),
+    ],
+)
+def test_stock_optuna_can_enqueue_anything_and_the_next_trial_runs(sandbox, enqueued, reason):
+    study = sandbox.create(STUDY + "[fixed]\nmax_steps = 9\n", enqueued, {"x": 0.75, "kind": "good", "max_steps": 9})
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    default, refused, after = sandbox.outcomes()
+    assert default[1] == after[1] == "complete"
+    assert refused[1] == "failed"
+    assert refused[3].startswith(reason)
+
+
+ADD_ATTRIBUTE = "insert into public.trial_{}_attributes (trial_id, key, value_json) values (:id, '{}', '{}')"
+ADD_PARAM = "insert into public.trial_params (trial_id, param_name, param_value, distribution_json) values (:id, {})"
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (ADD_ATTRIBUTE.format("system", "fixed_params", '{"x'), "fixed_params: enqueued, but not searched"),
+        (ADD_ATTRIBUTE.format("system", "fixed_params", "5"), "fixed_params: enqueued, but not searched"),
+        (ADD_ATTRIBUTE.format("user", "seed", "1.5"), "seed: enqueued, but not searched"),
+        (ADD_ATTRIBUTE.format("user", "seed", '"'), "seed: enqueued, but not searched"),
+        (ADD_ATTRIBUTE.format("user", "seed", str(2**63)), "seed: enqueued, but not searched"),
+        (ADD_PARAM.format("'x', 0.5, '{\"name\"'"), "x: enqueued, but None is not a number"),
+    ],
+)
+def test_a_damaged_trial_fails_and_the_next_one_runs(sandbox, damage, reason):
+    study = sandbox.create(STUDY)
+    stock = sandbox.optuna(study)
+    stock.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING))
+    with sandbox.database.begin() as connection:
+        connection.execute(sa.text(damage), {"id": stock.trials[-1]._trial_id})
+    assert work(sandbox.database, study, sandbox.options) == ALL_TRIALS
+    default, refused, _ = sandbox.outcomes()
+    assert default[1] == "complete"
+    assert refused[1] == "failed"
+    assert refused[3].startswith(reason)
+
+
+def test_wrong_configurations_of_stock_optuna_do_not_pause_the_study(sandbox):
+    wrong = [{"x": 0.5, "max_step": 500}] * 6
+    study = sandbox.create(STUDY.replace("trials = 3", "trials = 8"), *wrong)
+    assert work(sandbox.database, study, sandbox.options) == "trials budget exhausted (8)"
 
 
 def test_a_running_trial_that_is_ended_in_the_dashboard_keeps_that_result_and_the_next_one_runs(sandbox):

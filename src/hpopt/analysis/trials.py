@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
+from hpopt.formats import list_values
 from hpopt.hyperparameters import Scalar
 from hpopt.search.direction import Direction
 from hpopt.search.pruner import Rungs
@@ -85,6 +86,30 @@ class TrialRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExternalTrials:
+    """The complete and pruned trials that another program added to a study, by number.
+
+    The `sampler` learns from those in `used`; tpe leaves out those with other parameters or ranges than the study's,
+    other samplers all.
+    """
+
+    used: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
+    sampler: str = "tpe"
+
+    def describe(self) -> str | None:
+        """Return a line that names them and says which the sampler uses; None if there are none."""
+        parts = []
+        if self.used:
+            parts.append(f"{list_values(self.used)}, used by the sampler")
+        if self.left_out and self.sampler == "tpe":
+            parts.append(f"{list_values(self.left_out)}, not used: other parameters or ranges than the study's")
+        elif self.left_out:
+            parts.append(f"{list_values(self.left_out)}; {self.sampler} uses no trials")
+        return f"trials added outside of hpopt: {'; '.join(parts)}" if parts else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyTable:
     """A study and all its trials at one point in time.
 
@@ -100,6 +125,7 @@ class StudyTable:
     search_space: Mapping[str, Range]
     trials: tuple[TrialRow, ...]
     rungs: Rungs = NO_RUNGS
+    external: ExternalTrials = field(default_factory=ExternalTrials)
     origin: Mapping[str, str] = field(default_factory=dict)
 
     def complete(self) -> tuple[TrialRow, ...]:

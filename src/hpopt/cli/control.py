@@ -1,5 +1,6 @@
 """Commands that change a running study: pause, resume, stop and enqueue."""
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -93,12 +94,13 @@ def parse_assignments(assignments: Sequence[str], space: "Mapping[str, Range]") 
 
 def _parse_value(text: str, searched: "Range | None") -> Scalar:
     """Parse one value of TOML; anything else, such as a bare word, is a string."""
-    from hpopt.search.space import Categorical
+    from hpopt.search.space import Categorical, Float
 
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return text
+        # TOML has no .5 and no 5.
+        return float(text) if isinstance(searched, Float) and re.fullmatch(r"[-+]?(\.\d+|\d+\.)", text) else text
     value = parsed["value"]
     is_scalar = len(parsed) == 1 and isinstance(value, bool | int | float | str)
     # A choice "1" can be typed as it is shown, without quotes.

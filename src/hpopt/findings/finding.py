@@ -1,11 +1,9 @@
 """A finding: a warning about a study, with its evidence and a remedy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from hpopt.formats import format_number, join_words
-from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Categorical, Range
 
 Severity = Literal["error", "warning", "note"]
@@ -27,7 +25,6 @@ Code = Literal[
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # Significant digits of numbers in messages.
 DIGITS = 3
-_MAX_LISTED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +54,3 @@ def to_toml(range_: Range | None) -> str:
     parts += ["log = true"] * range_.log + ['type = "int"'] * (range_.type == "int")
     parts += [f"step = {range_.step!r}"] * (range_.step not in {None, 1})
     return f"{{ {', '.join(parts)} }}"
-
-
-def list_values(values: Sequence[Scalar]) -> str:
-    """Join values as in a sentence; of more than five, the first four and the number of others."""
-    words = [format_number(value, digits=DIGITS) for value in values]
-    if len(words) > _MAX_LISTED + 1:
-        words = [*words[:_MAX_LISTED], f"{len(words) - _MAX_LISTED} others"]
-    return join_words(words)

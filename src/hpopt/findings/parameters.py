@@ -7,8 +7,8 @@ from hpopt.analysis.cliff import Cliff
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.sensitivity import ParameterSensitivity
 from hpopt.analysis.trials import StudyTable
-from hpopt.findings.finding import DIGITS, Finding, list_values, to_toml
-from hpopt.formats import format_number, format_percent, join_words
+from hpopt.findings.finding import DIGITS, Finding, to_toml
+from hpopt.formats import format_number, format_percent, join_words, list_values
 from hpopt.search.space import Categorical
 
 # The share of diverged trials from which on they are reported without a region, too.

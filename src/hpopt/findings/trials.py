@@ -8,8 +8,8 @@ from hpopt.analysis.insights import Insights
 from hpopt.analysis.noise import Noise
 from hpopt.analysis.surrogate import MIN_TRIALS
 from hpopt.analysis.trials import StudyTable, TrialRow
-from hpopt.findings.finding import Finding, list_values
-from hpopt.formats import format_count, format_number, format_percent
+from hpopt.findings.finding import Finding
+from hpopt.formats import format_count, format_number, format_percent, list_values
 from hpopt.training.leakage import LEAK_THRESHOLD
 
 # Loeppky, Sacks and Welch 2009 (Technometrics 51): a response surface takes about ten runs per dimension.

@@ -29,23 +29,8 @@ def describe_objective(table: StudyTable) -> str:
 
 def describe_answer(table: StudyTable, summary: Summary) -> str:
     """Describe the best trial and its distance from the defaults, or why there is none."""
-    counts = ", ".join(
-        f"{n} {_STATE_WORDS.get(state, state.lower())}" for state, n in sorted(table.count_states().items())
-    )
-    if summary.best is None or summary.best.value is None:
-        return f"No result yet: no trial is complete ({counts or 'no trials'})."
-    extreme = "lowest" if table.direction is Direction.MINIMIZE else "highest"
-    sentence = (
-        f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
-        f"among {format_count(len(table.trials), 'trial')} ({counts})."
-    )
-    if summary.default is None or summary.default.value is None:
-        return sentence
-    if summary.default.trial == summary.best.trial:
-        return f"{sentence} It has the default values: the search found no better ones."
-    gap = table.loss(summary.default.value) - table.loss(summary.best.value)
-    reached = f"The defaults reached {format_metric(summary.default.value)}"
-    return f"{sentence} {reached}, {format_number(gap, digits=3)} worse."
+    external = table.external.describe()
+    return _describe_best(table, summary) + (f" {_capitalize(external)}." if external else "")
 
 
 def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
@@ -212,6 +197,26 @@ def tabulate_configurations(table: StudyTable, summary: Summary) -> tuple[list[s
         for configuration in shown
     ]
     return ["trial", table.metric, "std", "runs", *names], rows
+
+
+def _describe_best(table: StudyTable, summary: Summary) -> str:
+    counts = ", ".join(
+        f"{n} {_STATE_WORDS.get(state, state.lower())}" for state, n in sorted(table.count_states().items())
+    )
+    if summary.best is None or summary.best.value is None:
+        return f"No result yet: no trial is complete ({counts or 'no trials'})."
+    extreme = "lowest" if table.direction is Direction.MINIMIZE else "highest"
+    sentence = (
+        f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
+        f"among {format_count(len(table.trials), 'trial')} ({counts})."
+    )
+    if summary.default is None or summary.default.value is None:
+        return sentence
+    if summary.default.trial == summary.best.trial:
+        return f"{sentence} It has the default values: the search found no better ones."
+    gap = table.loss(summary.default.value) - table.loss(summary.best.value)
+    reached = f"The defaults reached {format_metric(summary.default.value)}"
+    return f"{sentence} {reached}, {format_number(gap, digits=3)} worse."
 
 
 def _describe_replicates(table: StudyTable, best: Configuration) -> str:

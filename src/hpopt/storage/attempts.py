@@ -215,9 +215,12 @@ def _retry(connection: sa.Connection, parameters: Mapping[str, Any]) -> int | No
 def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     row = connection.execute(_ATTEMPT, {"attempt_id": attempt_id}).mappings().one()
     trial = optuna_write.read_queued(connection, row["optuna_trial_id"])
+    params: Mapping[str, Any] = trial.params
     seed = trial.user_attrs.get("seed") if row["seed"] is None else row["seed"]
-    is_default = DEFAULT_CONFIGURATION in trial.user_attrs
-    return Attempt(**{**row, "seed": seed}, params=trial.params, is_default=is_default)
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+        # No study searches the seed, so that the trial fails with it.
+        seed, params = None, {**params, "seed": seed}
+    return Attempt(**{**row, "seed": seed}, params=params, is_default=DEFAULT_CONFIGURATION in trial.user_attrs)
 
 
 _RECORD_CONTACT = sa.text("select hpopt.record_contact(:worker_id)")
@@ -295,7 +298,8 @@ _END = sa.text(
 
 _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attempt_id")
 
-# Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common.
+# Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common, and what is wrong with an
+# enqueued configuration says nothing about the next one.
 _PAUSE = sa.text(
     """
     update hpopt.study s
@@ -310,7 +314,10 @@ _PAUSE = sa.text(
         ) last
         having count(distinct last.trial_id) = :n_failures
            and count(distinct regexp_replace(last.reason, '[0-9.]+', '0', 'g')) = 1
-           and bool_and(last.outcome in ('failed', 'lost') and last.reason not like 'heartbeat expired%')
+           and bool_and(
+               last.outcome in ('failed', 'lost') and last.reason not like 'heartbeat expired%'
+               and last.reason not like '%: enqueued, but %'
+           )
     ) f
     where s.study_id = :study_id and s.state = 'open'
     """

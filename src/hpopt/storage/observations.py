@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 
+from hpopt.analysis.trials import ExternalTrials
+from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler, tpe
 from hpopt.search.sampler import Draw
@@ -26,13 +28,12 @@ _IGNORED = -1
 
 
 class ObservedTrials:
-    """The running, complete and pruned trials of a study that have all of its params."""
+    """The running, complete and pruned trials of a study that have its params and no others."""
 
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
         self._study = study
         self._space = sampler.to_distributions(study.file.search_space)
-        self._json = [distribution_to_json(distribution) for distribution in self._space.values()]
         self._sign = study.file.direction.sign
         self._newest = 0
         self._open: set[int] = set()
@@ -46,7 +47,7 @@ class ObservedTrials:
             "study_id": self._study.study_id,
             "newest": self._newest,
             "open": list(self._open),
-            "distributions": self._json,
+            "space": _space_as_json(self._space),
         }
         with self._database.statement() as connection:
             for row in connection.execute(_CHANGED, parameters).mappings():
@@ -87,10 +88,10 @@ class ObservedTrials:
         self._rows["score"][position] = self._score(row, kind)
 
     def _kind(self, row: Mapping[str, Any]) -> int:
-        # A trial without params, or with those of another space, is ignored.
-        if set(row["names"]) != self._space.keys():
+        if not _is_in_space(self._space, row):
             return _IGNORED
-        if row["state"] in {"COMPLETE", "PRUNED"} and row["violation"] > 0:
+        # A violation that is nan is above 0 for PostgreSQL.
+        if row["state"] in {"COMPLETE", "PRUNED"} and not row["violation"] <= 0:
             return tpe.INFEASIBLE
         return {"COMPLETE": tpe.COMPLETE, "PRUNED": tpe.PRUNED, "RUNNING": tpe.RUNNING}.get(row["state"], _IGNORED)
 
@@ -103,6 +104,36 @@ class ObservedTrials:
         return math.inf if math.isnan(value) else self._sign * float(value)
 
 
+def find_external(database: Database, study: Study) -> ExternalTrials:
+    """Return the trials of a study that finished without an attempt of a worker, and which of them the sampler uses."""
+    space = sampler.to_distributions(study.file.search_space)
+    parameters = {"study_id": study.study_id, "space": _space_as_json(space)}
+    with database.begin() as connection:
+        rows = connection.execute(_EXTERNAL, parameters).mappings().all()
+    is_learning = study.file.sampler.name == "tpe"
+    used = {row["number"] for row in rows if is_learning and _is_in_space(space, {**row})}
+    return ExternalTrials(
+        used=tuple(row["number"] for row in rows if row["number"] in used),
+        left_out=tuple(row["number"] for row in rows if row["number"] not in used),
+        sampler=study.file.sampler.name,
+    )
+
+
+def _space_as_json(space: Mapping[str, BaseDistribution]) -> str:
+    return to_json({name: distribution_to_json(distribution) for name, distribution in space.items()})
+
+
+def _is_in_space(space: Mapping[str, BaseDistribution], row: Mapping[str, Any]) -> bool:
+    """Return whether a trial has the params of a space and no others, within its ranges."""
+    if not row["has_ranges"] or set(row["names"]) != space.keys():
+        return False
+    values = zip(row["names"], row["internal"], strict=True)
+    return all(
+        value is not None and math.isfinite(value) and space[name]._contains(value)  # noqa: SLF001 - Optuna has no other.
+        for name, value in values
+    )
+
+
 def _columns(n_params: int) -> np.dtype[Any]:
     return np.dtype([("kind", np.int8), ("step", np.int64), ("score", np.float64), ("values", np.float64, (n_params,))])
 
@@ -112,17 +143,16 @@ _CHANGED = sa.text(
     """
     select t.trial_id, t.state::text as state,
            case v.value_type when 'FINITE' then v.value when 'INF_POS' then 'inf' else '-inf' end as value,
-           p.names, p.internal, l.step as last_step, l.value as last_value,
+           p.names, p.internal, p.has_ranges, l.step as last_step, l.value as last_value,
            coalesce((
                select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
            ), 0) as violation
     from public.trials t
     left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
     cross join lateral (
-        select coalesce(array_agg(param_name order by param_id), '{}') as names,
-               coalesce(array_agg(param_value order by param_id), '{}') as internal
-        from public.trial_params
-        where trial_id = t.trial_id and distribution_json = any(:distributions)
+        select array_agg(param_name) as names, array_agg(param_value) as internal,
+               coalesce(bool_and(distribution_json = cast(:space as jsonb) ->> param_name), false) as has_ranges
+        from public.trial_params where trial_id = t.trial_id
     ) p
     left join lateral (
         select i.step,
@@ -134,5 +164,20 @@ _CHANGED = sa.text(
     ) l on t.state = 'PRUNED'
     where t.study_id = :study_id and (t.trial_id > :newest or t.trial_id = any(:open))
     order by t.trial_id
+    """
+)
+
+_EXTERNAL = sa.text(
+    """
+    select t.number, p.names, p.internal, p.has_ranges
+    from public.trials t
+    cross join lateral (
+        select array_agg(param_name) as names, array_agg(param_value) as internal,
+               coalesce(bool_and(distribution_json = cast(:space as jsonb) ->> param_name), false) as has_ranges
+        from public.trial_params where trial_id = t.trial_id
+    ) p
+    where t.study_id = :study_id and t.state in ('COMPLETE', 'PRUNED')
+      and not exists (select from hpopt.attempt a where a.optuna_trial_id = t.trial_id)
+    order by t.number
     """
 )

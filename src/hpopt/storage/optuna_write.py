@@ -68,13 +68,27 @@ def add_params(
 
 
 def read_queued(connection: sa.Connection, trial_id: int) -> QueuedTrial:
-    """Return what a trial has before it runs."""
+    """Return what a trial has before it runs.
+
+    What another tool damaged is read as params that no search space takes, and as the text of an attribute.
+    """
     row = connection.execute(_QUEUED, {"trial_id": trial_id}).mappings().one()
-    params: dict[str, Scalar] = json.loads(row["fixed_params"] or "{}")
+    fixed = _parse_or_text(row["fixed_params"] or "{}")
+    params = fixed if isinstance(fixed, dict) else {"fixed_params": fixed}
     for name, value, distribution in row["params"] or ():
-        params[name] = json_to_distribution(distribution).to_external_repr(value)
-    attributes = {key: json.loads(value) for key, value in row["user_attrs"] or ()}
+        try:
+            params[name] = json_to_distribution(distribution).to_external_repr(value)
+        except Exception:  # noqa: BLE001 - Optuna raises many kinds for a damaged distribution.
+            params[name] = None
+    attributes = {key: _parse_or_text(value) for key, value in row["user_attrs"] or ()}
     return QueuedTrial(params=params, user_attrs=attributes)
+
+
+def _parse_or_text(text: str) -> Any:  # noqa: ANN401 - whatever an attribute is.
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return text
 
 
 def end_trial(connection: sa.Connection, trial_id: int, outcome: Outcome, value: float | None) -> None:

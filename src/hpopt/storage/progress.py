@@ -1,10 +1,10 @@
 """Records of where a study stands."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from hpopt.analysis.trials import Outcome
+from hpopt.analysis.trials import ExternalTrials, Outcome
 from hpopt.hyperparameters import Scalar
 
 
@@ -107,3 +107,4 @@ class Progress:
     workers: tuple[WorkerRow, ...]
     best: Best | None
     default_value: float | None
+    external: ExternalTrials = field(default_factory=ExternalTrials)

@@ -8,9 +8,11 @@ import sqlalchemy as sa
 
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
+from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
+from hpopt.storage.observations import find_external
 from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.plan import rungs_of
@@ -59,6 +61,7 @@ def progress(database: Database, study: Study) -> Progress:
         workers=tuple(WorkerRow(**row) for row in workers),
         best=find_best(database, study),
         default_value=default_value,
+        external=find_external(database, study),
     )
 
 
@@ -92,6 +95,7 @@ def read_table(database: Database, study: Study) -> StudyTable:
         search_space=study.file.search_space,
         trials=tuple(_trial_row(study, row, curves.get(row["trial"])) for row in trials),
         rungs=rungs_of(study.file),
+        external=find_external(database, study),
         origin=_origin(study),
     )
 
@@ -105,7 +109,12 @@ def _origin(study: Study) -> dict[str, str]:
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
     outcome = None if row["outcome"] is None else Outcome(row["outcome"])
-    fields = {**row, "params": _in_order(study, row["params"]), "outcome": outcome}
+    # A choice of another program can be a list.
+    params = {
+        name: to_json(value) if isinstance(value, list | dict) else value
+        for name, value in _in_order(study, row["params"]).items()
+    }
+    fields = {**row, "params": params, "outcome": outcome}
     if curve is None:
         return TrialRow(**fields)
     points = zip(curve.steps, curve.tokens, curve.seconds, curve.values, strict=True)
@@ -119,15 +128,20 @@ def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> T
 
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
     """Run a query in a read-only transaction and return its column names and rows. Raises InputError if it fails."""
-    if ";" in query.rstrip("; \n"):
-        raise InputError("one query at a time, without a semicolon")
     with database.begin() as connection:
         connection.execute(sa.text("set transaction read only"))
         try:
-            result = connection.exec_driver_sql(query.replace("%", "%%"))
+            connection.execute(_SET_QUERY, {"query": storable(query)})
+            connection.execute(_OPEN_QUERY)
+            result = connection.execute(sa.text("fetch all from query"))
             return list(result.keys()), [list(row) for row in result]
-        except (sa.exc.DBAPIError, sa.exc.ResourceClosedError) as error:
-            raise InputError(str(getattr(error, "orig", error)).split("\n")[0]) from error
+        except sa.exc.DBAPIError as error:
+            if getattr(error.orig, "pgcode", None) == _NO_CURSOR:
+                raise InputError("expected one query that returns rows; the transaction is read-only") from error
+            raise InputError(str(error.orig).split("\n")[0]) from error
+        except ValueError as error:
+            # Python's times end with the year 9999.
+            raise InputError(f"{error}: a value that Python cannot represent; cast its column to text") from error
 
 
 def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -135,6 +149,14 @@ def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
     order = {name: position for position, name in enumerate(study.file.search_space)}
     return dict(sorted(params.items(), key=lambda item: order.get(item[0], len(order))))
 
+
+# The server parses the query: a cursor takes a single statement, wherever there are semicolons in it.
+_SET_QUERY = sa.text("select set_config('hpopt.query', :query, true)")
+_OPEN_QUERY = sa.text(
+    "do $$ declare cursor refcursor := 'query'; begin open cursor for execute current_setting('hpopt.query'); end $$"
+).execution_options(no_parameters=True)
+# The SQLSTATE of invalid_cursor_definition: several statements, none, or one that returns no rows.
+_NO_CURSOR = "42P11"
 
 _OUTCOMES = sa.text(
     """

@@ -28,7 +28,7 @@ from hpopt.attempt a
 # By how much a trial violates its constraints; trials without constraints have no row.
 _CONSTRAINT_VIOLATIONS = """
 create view hpopt.constraint_violations as
-select trial_id as optuna_trial_id, sum(greatest(value_json::double precision, 0)) as violation
+select trial_id as optuna_trial_id, sum(greatest(hpopt.number(value_json), 0)) as violation
 from public.trial_system_attributes
 where key like 'constraints:%'
 group by trial_id
@@ -41,29 +41,22 @@ create view hpopt.trials as
 select s.study_name,
        t.number as trial,
        case when g.outcome in ('lost', 'preempted') then 'WAITING' else t.state::text end as state,
-       case when v.value_type = 'FINITE' then v.value end as value,
-       not exists (
-           select from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id and c.violation > 0
-       ) as feasible,
+       hpopt.finite_value(v.value, v.value_type::text) as value,
        coalesce((
-           select jsonb_object_agg(
-               p.param_name,
-               case p.distribution_json::jsonb ->> 'name'
-                   when 'CategoricalDistribution'
-                       then p.distribution_json::jsonb -> 'attributes' -> 'choices' -> p.param_value::int
-                   when 'IntDistribution' then to_jsonb(p.param_value::bigint)
-                   else to_jsonb(p.param_value)
-               end)
+           select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
+       ), 0) <= 0 as feasible,
+       coalesce((
+           select jsonb_object_agg(p.param_name, hpopt.param_value(p.param_value, p.distribution_json))
            from public.trial_params p
-           where p.trial_id = t.trial_id
+           where p.trial_id = t.trial_id and p.param_name is not null
        ), '{}'::jsonb) as params,
        g.seed,
        coalesce(a.n_attempts, 0) as n_attempts,
        coalesce(a.tokens, 0) as tokens,
        coalesce(a.device_seconds, 0) as device_seconds,
        a.peak_memory_gib,
-       coalesce(a.started_at, t.datetime_start at time zone 'UTC') as started_at,
-       coalesce(g.ended_at, t.datetime_complete at time zone 'UTC') as finished_at,
+       coalesce(a.started_at, hpopt.utc(t.datetime_start)) as started_at,
+       coalesce(g.ended_at, hpopt.utc(t.datetime_complete)) as finished_at,
        g.outcome,
        g.reason,
        g.config,
@@ -87,41 +80,47 @@ _LEADERBOARD = """
 create view hpopt.leaderboard as
 select t.study_name,
        rank() over (
-           partition by t.study_id
+           partition by t.study_id, t.study_name
            order by case when d.direction = 'MAXIMIZE' then -t.value else t.value end
        ) as rank,
-       t.trial, t.value, t.params, t.seed, t.tokens, t.device_seconds, t.finished_at, t.study_id
+       t.trial, t.value, t.params, t.seed, t.tokens, t.device_seconds, t.finished_at, t.study_id,
+       t.optuna_trial_id
 from hpopt.trials t
 join public.study_directions d on d.study_id = t.study_id and d.objective = 0
 where t.state = 'COMPLETE' and t.feasible and t.value is not null
 """
 
-# The interval is null and n_seeds 1 for a value of a single run.
+# The interval is null and n_seeds 1 for a value of a single run. As in hpopt.leaderboard and hpopt.learning_curves, a
+# query about one study reads only that study because trials are grouped by study_name too. Of the params only those of
+# the best trial are read.
 _BEST_PARAMS = """
 create view hpopt.best_params as
-select distinct on (study_id)
-       study_name,
-       value,
+select best.study_name,
+       best.value,
        null::double precision as value_low,
        null::double precision as value_high,
        1 as n_seeds,
        'search'::text as source,
-       params,
-       trial,
-       finished_at
-from hpopt.leaderboard
-order by study_id, rank, trial
+       t.params,
+       best.trial,
+       best.finished_at
+from (
+    select distinct on (study_id, study_name) study_name, value, trial, finished_at, optuna_trial_id
+    from hpopt.leaderboard
+    order by study_id, study_name, rank, trial
+) best
+join hpopt.trials t using (optuna_trial_id)
 """
 
 # A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.
 _LEARNING_CURVES = """
 create view hpopt.learning_curves as
-select distinct on (t.study_id, t.trial_id, e.step)
+select distinct on (t.study_id, t.study_name, t.trial_id, e.step)
        t.study_name, t.trial, e.step, e.tokens, e.seconds, e.metrics, e.recorded_at
 from hpopt.trials t
 join hpopt.attempt a on a.trial_id = t.trial_id
 join hpopt.evaluation e on e.optuna_trial_id = a.optuna_trial_id
-order by t.study_id, t.trial_id, e.step, a.attempt_number desc
+order by t.study_id, t.study_name, t.trial_id, e.step, a.attempt_number desc
 """
 
 _FLEET = """
@@ -140,7 +139,7 @@ select s.study_name,
        (select sum(own.device_seconds) from hpopt.attempt own where own.worker_id = w.worker_id) as device_seconds,
        w.stopped_at is null and w.heartbeat_at < now() - make_interval(secs => w.stale_after_s) as is_stale,
        e.step,
-       (e.metrics ->> 'tokens_per_second')::double precision as tokens_per_second
+       hpopt.number(e.metrics ->> 'tokens_per_second') as tokens_per_second
 from hpopt.worker w
 join public.studies s on s.study_id = w.study_id
 left join hpopt.attempt a on a.worker_id = w.worker_id and a.ended_at is null
@@ -172,13 +171,14 @@ select s.study_id,
            from hpopt.attempt a where a.study_id = s.study_id
        ), 0) as wall_hours,
        (
-           select case d.direction when 'MAXIMIZE' then max(v.value) else min(v.value) end
+           select case d.direction when 'MAXIMIZE' then max(f.value) else min(f.value) end
            from public.trials t
-           join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0 and v.value_type = 'FINITE'
+           join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
+           cross join lateral (select hpopt.finite_value(v.value, v.value_type::text) as value) f
            join public.study_directions d on d.study_id = t.study_id and d.objective = 0
-           where t.study_id = s.study_id and t.state = 'COMPLETE' and not exists (
-               select from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id and c.violation > 0
-           )
+           where t.study_id = s.study_id and t.state = 'COMPLETE' and coalesce((
+               select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
+           ), 0) <= 0
            group by d.direction
        ) as best_value
 from hpopt.study s
@@ -195,6 +195,75 @@ VIEWS = {
     "findings": _FINDINGS,
     "budget_usage": _BUDGET_USAGE,
 }
+
+# A number in text, such as JSON; null for anything else.
+_NUMBER = """
+create function hpopt.number(given text) returns double precision language plpgsql immutable strict as $$
+begin
+    return given::double precision;
+exception when data_exception then
+    return null;
+end $$
+"""
+
+# The final value of a trial; null unless it is a finite number, as PostgreSQL ranks nan above all others.
+_FINITE_VALUE = """
+create function hpopt.finite_value(value double precision, value_type text) returns double precision
+language sql immutable as $$
+    select case when value_type = 'FINITE' and value > '-infinity' and value < 'infinity' then value end
+$$
+"""
+
+# A time of Optuna's tables; null outside of the years 1 to 9999, which Python cannot represent.
+_UTC = """
+create function hpopt.utc(given timestamp) returns timestamptz language sql immutable as $$
+    select case when given > '0001-01-02' and given < '9999-12-31' then given at time zone 'UTC' end
+$$
+"""
+
+# The value of a parameter as JSON: Optuna stores a number, which for choices is their index. A number that is not
+# finite is a string. Null where there is no such choice or the distribution is damaged. Python writes Infinity and NaN
+# into a distribution, and escapes NUL and lone surrogates, all of which jsonb refuses.
+_PARSED_PARAM_VALUE = r"""
+create function hpopt.parsed_param_value(stored double precision, distribution_json text) returns jsonb
+language plpgsql stable strict as $$
+declare
+    distribution jsonb;
+begin
+    begin
+        distribution := distribution_json::jsonb;
+    exception when others then
+        begin
+            distribution := regexp_replace(
+                regexp_replace(distribution_json, '(?<=[\[,:]\s*)(-?Infinity|NaN)(?=\s*[],}])', '"\1"', 'g'),
+                '(?<!\\)\\u(0000|d[89ab]..(?!\\ud[c-f]..)|(?<!\\ud[89ab]..\\u)d[c-f]..)', '\\ufffd', 'gi'
+            )::jsonb;
+        exception when others then
+            return null;
+        end;
+    end;
+    return case
+        when distribution ->> 'name' = 'CategoricalDistribution' then
+            case when stored >= 0 and stored < 1e9
+                then distribution -> 'attributes' -> 'choices' -> trunc(stored)::int
+            end
+        when distribution ->> 'name' like 'Int%' and abs(stored) < 1e18 then to_jsonb(stored::bigint)
+        when jsonb_typeof(distribution) = 'object' then to_jsonb(stored)
+    end;
+end $$
+"""
+
+# Most distributions are those of numbers, as Optuna writes them: they need no parser, and PostgreSQL inlines this.
+_PARAM_VALUE = """
+create function hpopt.param_value(stored double precision, distribution_json text) returns jsonb
+language sql stable as $$
+    select case
+        when distribution_json like '{"name": "FloatDistribution"%' then to_jsonb(stored)
+        when distribution_json like '{"name": "IntDistribution"%' and abs(stored) < 1e18 then to_jsonb(stored::bigint)
+        else hpopt.parsed_param_value(stored, distribution_json)
+    end
+$$
+"""
 
 # Record that a worker reached the database; null for a worker that was deleted. A worker that was disconnected for half
 # of its stale_after_s cannot tell which heartbeats stopped meanwhile, so its connection counts from now.
@@ -265,6 +334,11 @@ $$
 """
 
 FUNCTIONS = {
+    "number": _NUMBER,
+    "finite_value": _FINITE_VALUE,
+    "utc": _UTC,
+    "parsed_param_value": _PARSED_PARAM_VALUE,
+    "param_value": _PARAM_VALUE,
     "record_contact": _RECORD_CONTACT,
     "attempts_without_progress": _ATTEMPTS_WITHOUT_PROGRESS,
     "end_attempt": _END_ATTEMPT,
@@ -308,15 +382,15 @@ def views_version() -> str:
 
 def drop_views(connection: Connection) -> None:
     """Drop the views and functions, so that the tables below them can change."""
-    for name in reversed(FUNCTIONS):
-        connection.execute(text(f"drop function if exists {SCHEMA}.{name}"))
     for name in reversed(VIEWS):
         connection.execute(text(f"drop view if exists {SCHEMA}.{name}"))
+    for name in reversed(FUNCTIONS):
+        connection.execute(text(f"drop function if exists {SCHEMA}.{name}"))
 
 
 def create_views(connection: Connection) -> None:
     """Create the views, the functions and the roles, and grant each role its rights."""
-    for definition in (*VIEWS.values(), *FUNCTIONS.values()):
+    for definition in (*FUNCTIONS.values(), *VIEWS.values()):
         connection.exec_driver_sql(definition.replace("%", "%%"))
     connection.execute(text(f"comment on schema {SCHEMA} is '{views_version()}'"))
     for role in ROLES:

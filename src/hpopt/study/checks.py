@@ -110,6 +110,21 @@ def check_params(space: Mapping[str, Range], params: Mapping[str, Any]) -> None:
             raise ConfigError(name, _describe_mismatch(space[name], value))
 
 
+def check_enqueued_trial(study: StudyFile, params: Mapping[str, Any]) -> None:
+    """Raise ConfigError for params that stock Optuna enqueued a trial with, and that the study does not search.
+
+    A parameter that is fixed in the study file may have its value there.
+    """
+    for name, value in params.items():
+        is_fixed = name in study.fixed
+        if is_fixed and value != study.fixed[name]:
+            raise ConfigError(name, f"enqueued, but {value!r} is not its value in [fixed], {study.fixed[name]!r}")
+        try:
+            check_params(study.search_space, {} if is_fixed else {name: value})
+        except ConfigError as error:
+            raise ConfigError(name, f"enqueued, but {error.problem}") from error
+
+
 def _describe_mismatch(searched: Range, value: object) -> str:
     """Return why a value is not in a range."""
     if isinstance(searched, Categorical):

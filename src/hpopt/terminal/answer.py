@@ -66,11 +66,16 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
     head = Text.assemble(
         f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"), f" in trial {best.trial}"
     )
+    if best.trial in (*progress.external.used, *progress.external.left_out):
+        head.append(", which was added outside of hpopt")
     if best.n_seeds == 1:
         head.append(" (one run, not confirmed by replicates)")
     else:
         head.append(f" ({format_number(best.value_low)} to {format_number(best.value_high)} over {best.n_seeds} seeds)")
     lines = [Text(f"cost: {format_cost(progress)}")]
+    external = progress.external.describe()
+    if external:
+        lines.append(Text(external, style="yellow"))
     if progress.default_value is not None:
         lines.insert(0, Text(f"the defaults reach {progress.metric} {format_metric(progress.default_value)}"))
     return Group(head, table, *lines)
@@ -180,6 +185,8 @@ def _leak_lines(file: StudyFile) -> list[Text]:
 def _format_cell(cell: object) -> str:
     if cell is None:
         return ""
+    if isinstance(cell, memoryview):
+        return f"\\x{cell.hex()}"
     return to_json(cell) if isinstance(cell, dict | list) else str(cell)
 
 

@@ -1,7 +1,9 @@
 """Export parameters and progress for programs: JSON, TOML, YAML, environment variables, arguments."""
 
 import json
+import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import tomli_w
 import yaml
 
+from hpopt.errors import InputError
 from hpopt.findings.finding import Finding
-from hpopt.formats import to_json
+from hpopt.formats import format_count, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage.progress import Best, Progress
 
@@ -29,12 +32,19 @@ def progress_as_json(progress: Progress, findings: Sequence[Finding] | None = No
 
 
 def rows_as_json(names: list[str], rows: list[list[Any]]) -> str:
-    """Return the rows of a query as a JSON list of objects."""
+    """Return the rows of a query as a JSON list of objects. Raises InputError if two columns have one name."""
+    repeated = next((name for name, n in Counter(names).items() if n > 1), None)
+    if repeated is not None:
+        raise InputError(f"{format_count(len(names), 'column')}, two of them called '{repeated}'; name them with AS")
     return to_json([dict(zip(names, row, strict=True)) for row in rows], indent=2)
 
 
 def _toml(params: Mapping[str, Scalar]) -> str:
-    return tomli_w.dumps(params).rstrip()
+    try:
+        return tomli_w.dumps(params).rstrip()
+    except TypeError as error:
+        # A choice of stock Optuna can be null.
+        raise InputError(f"TOML cannot have these parameters: {error}; expected --format json") from error
 
 
 def _yaml(params: Mapping[str, Scalar]) -> str:
@@ -43,11 +53,15 @@ def _yaml(params: Mapping[str, Scalar]) -> str:
 
 
 def _env(params: Mapping[str, Scalar]) -> str:
-    return "\n".join(f"{name.upper()}={_shell(value)}" for name, value in params.items())
+    names = {name: name.upper() for name in params}
+    for name, variable in names.items():
+        if not re.fullmatch("[A-Z_][A-Z0-9_]*", variable) or list(names.values()).count(variable) > 1:
+            raise InputError(f"{name!r}: not the name of one environment variable; expected --format json")
+    return "\n".join(f"{names[name]}={_shell(value)}" for name, value in params.items())
 
 
 def _args(params: Mapping[str, Scalar]) -> str:
-    return " ".join(f"--{name} {_shell(value)}" for name, value in params.items())
+    return " ".join(f"{shlex.quote(f'--{name}')} {_shell(value)}" for name, value in params.items())
 
 
 def _shell(value: Scalar) -> str:

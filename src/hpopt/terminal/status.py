@@ -46,6 +46,9 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         line = describe_pause(progress.name, progress.usage.state_reason)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
     parts.append(_best_line(progress))
+    external = progress.external.describe()
+    if external:
+        parts.append(Text(external, style="yellow"))
     if progress.workers and not progress.finished_reason:
         parts.append(_fleet(progress))
     parts += [Text(format_finished(row, progress.metric), style=_STYLES.get(row.outcome, "")) for row in finished]
@@ -152,9 +155,14 @@ def _fleet(progress: Progress) -> RenderableType:
         if not has_jobs:
             del cells["job"]
         table.add_row(*cells.values(), style=style)
-        named = {"value": f"{progress.metric} {{}}", "step": "step {}", "speed": "{} tokens/s", "trial": "trial {}"}
-        named |= {"for": "{}" if worker.is_stale else "for {}", "device time": "device time {}"}
-        parts = [named[name].format(cell) for name, cell in cells.items() if name in named and cell not in {"", "-"}]
+        before = {"value": f"{progress.metric} ", "step": "step ", "speed": "", "trial": "trial "}
+        before |= {"for": "" if worker.is_stale else "for ", "device time": "device time "}
+        after = {"speed": " tokens/s"}
+        parts = [
+            f"{before[name]}{cell}{after.get(name, '')}"
+            for name, cell in cells.items()
+            if name in before and cell not in {"", "-"}
+        ]
         title = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
         lines.append(Text(f"{title}: {', '.join(parts) or 'between trials'}", style=style, overflow="fold"))
     return _TableOrLines(table, lines)

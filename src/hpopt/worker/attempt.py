@@ -20,6 +20,7 @@ from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.observations import ObservedTrials
 from hpopt.storage.studies import Study
+from hpopt.study.checks import check_enqueued_trial
 from hpopt.training.run import Run
 from hpopt.worker import objective, outbox
 from hpopt.worker.database_thread import DatabaseThread
@@ -148,10 +149,11 @@ def _sample(context: WorkerContext, study: Study, attempt: Attempt) -> Mapping[s
 
 
 def _start(context: WorkerContext, study: Study, attempt: Attempt, params: Mapping[str, Scalar]) -> Any:  # noqa: ANN401 - the objective's.
-    """Build the config of a trial and record it; a failed result if the config or the space refuses its params."""
-    searched = {name: value for name, value in params.items() if name in study.file.search_space}
-    fields: dict[str, Any] = {"params": searched, "seed": attempt.seed, "config": None}
+    """Build the config of a trial and record it; a failed result if the study or the config refuses its params."""
+    fields: dict[str, Any] = {"params": {}, "seed": attempt.seed, "config": None}
     try:
+        check_enqueued_trial(study.file, attempt.params)
+        fields["params"] = {name: value for name, value in params.items() if name in study.file.search_space}
         config = study.file.config(params, attempt.seed)
         fields |= {"seed": config.seed, "config": asdict(config)}
     except (ConfigError, TypeError, ValueError) as error:
@@ -159,11 +161,7 @@ def _start(context: WorkerContext, study: Study, attempt: Attempt, params: Mappi
     except Exception as error:  # noqa: BLE001 - a config of the user's can raise anything.
         config = TrialResult(outcome=Outcome.FAILED, reason=f"{type(error).__name__}: {error}")
     start = partial(attempts.start, context.database, study, attempt, data_fingerprint=context.data_fingerprint)
-    try:
-        context.thread.call(partial(start, **fields))
-    except ValueError as error:
-        context.thread.call(partial(start, **{**fields, "params": {}}))
-        return TrialResult(outcome=Outcome.FAILED, reason=str(error))
+    context.thread.call(partial(start, **fields))
     return config
 
 
