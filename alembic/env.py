@@ -1,4 +1,4 @@
-"""Run the migrations of schema `hpopt`, which has its own version table, and create its views again.
+"""Run the migrations of schema `hpopt`, which has its own version table, and replace its views.
 
 `hpopt db upgrade` passes a connection; `alembic upgrade head` takes the URL from HPOPT_STORAGE.
 """
@@ -28,7 +28,6 @@ def _run(connection: sa.Connection) -> None:
         version_table_schema=tables.SCHEMA,
     )
     with context.begin_transaction():
-        views.drop_views(connection)
         context.run_migrations()
         # The views are those of the newest tables; an older revision has none.
         if context.get_context().get_current_revision() == context.get_head_revision():

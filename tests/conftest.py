@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -28,10 +28,10 @@ def postgres_url() -> Iterator[str]:
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
     home = Path(tempfile.gettempdir(), f"hpopt-tests-{run}")
     with server.use(home):
-        url = server.start(home)
         # No test needs its data after a crash of the machine, and each creates and drops a database.
-        for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
-            _execute(url, statement)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(server.SETTINGS, "fsync", "off")
+            url = server.start(home)
         yield url
     if server.stop_if_unused(home):
         shutil.rmtree(home)
@@ -80,6 +80,23 @@ def migrated_url(postgres_url: str, template: str) -> Iterator[str]:
     _execute(postgres_url, f"ALTER ROLE current_user IN DATABASE {name} SET search_path = public")
     yield _url_of(postgres_url, name)
     _execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def login(postgres_url: str) -> Iterator[Callable[..., str]]:
+    """Return the URL of a database for a new user, who is a member of a role."""
+    users: list[str] = []
+
+    def create(url: str, role: str | None = None) -> str:
+        users.append(f"login_{uuid.uuid4().hex}")
+        member = f" IN ROLE {role}" if role else ""
+        _execute(postgres_url, f"CREATE ROLE {users[-1]} LOGIN PASSWORD 'secret'{member}")
+        scheme, _, address = url.partition("://")
+        return f"{scheme}://{users[-1]}:secret@{address.partition('@')[2]}"
+
+    yield create
+    for user in users:
+        _execute(postgres_url, f"DROP ROLE {user}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from alembic import op
+from hpopt.storage import views
 
 revision = "initial"
 down_revision = None
@@ -179,6 +180,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    views.drop_views(op.get_bind())
     op.drop_table("finding", schema="hpopt")
     op.drop_index("rung_study_id_fraction_value_idx", table_name="rung", schema="hpopt")
     op.drop_table("rung", schema="hpopt")

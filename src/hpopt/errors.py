@@ -40,6 +40,12 @@ class DatabaseError(InputError):
     """The database is unreachable or not ready. The message never has a password."""
 
 
+class DatabaseUnreachableError(DatabaseError):
+    """The database cannot be reached for the moment; the same command can succeed later."""
+
+    exit_code = 75
+
+
 class DatabaseLostError(HpoptError):
     """The database stayed unreachable; a trial can continue from its checkpoint in another process."""
 

@@ -6,7 +6,6 @@ import sys
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
-import psycopg2.extensions
 import pytest
 
 from hpopt.cli.main import main
@@ -41,8 +40,6 @@ class CommandLine:
     def __call__(self, *arguments, **environment):
         """Run a command in an environment without variables of the user's."""
         self._capsys.readouterr()
-        # A worker that ran in this process has set it.
-        psycopg2.extensions.set_wait_callback(None)
         with pytest.MonkeyPatch.context() as patch, _kept_signal_handlers():
             patch.setattr(sys, "argv", ["hpopt", *map(str, arguments)])
             patch.setattr(sys, "path", list(sys.path))

@@ -16,8 +16,8 @@ UNREACHABLE = "postgresql://me:s3cret@127.0.0.1:1/nowhere"
 COMMAND = [sys.executable, "-m", "hpopt", "worker", "x", "--device", "cpu", "--storage"]
 
 
-@pytest.mark.parametrize("url", ["nowhere..invalid:5432/x", "{host}/not_there", "{host}/{name}"])
-def test_a_worker_does_not_retry_a_wrong_host_database_or_password(url, database_url, hpopt):
+@pytest.mark.parametrize("url", ["{host}/not_there", "{host}/{name}"])
+def test_a_worker_does_not_retry_a_wrong_database_or_password(url, database_url, hpopt):
     password, address = database_url.split("//")[1].split("@")
     host, name = address.split("/")
     user = password if url == "{host}/not_there" else "hpopt:wrong"

@@ -1,10 +1,14 @@
 """The findings of the last analysis are stored with their study, and are replaced when trials have finished since."""
 
+from contextlib import closing
+
+import optuna
 import pytest
 import sqlalchemy as sa
 
 from hpopt.findings.finding import Finding
 from hpopt.storage import findings, studies
+from hpopt.storage.database import Database
 from hpopt.storage.findings import CachedFindings
 from hpopt.study.reading import parse_study_file
 
@@ -91,3 +95,22 @@ def test_a_user_that_may_only_read_has_the_findings_too(fleet):
     database.disconnect()
     assert "1 complete trial" in findings.current(database, study)[-1].message
     assert findings.read(database, study).n_analyzed is None
+
+
+def test_nothing_is_stored_for_a_user_of_the_reader_role(fleet, login):
+    fleet.finish(fleet.start(), value=3.0)
+    with closing(Database(login(fleet.database.url, "hpopt_reader"))) as reader:
+        assert "1 complete trial" in findings.current(reader, fleet.study)[-1].message
+    assert findings.read(fleet.database, fleet.study).n_analyzed is None
+
+
+def test_nothing_is_stored_of_a_deleted_study(database, study):
+    optuna.delete_study(study_name="tiny", storage=database.optuna)
+    findings.store(database, study, [finding("tie")], n_finished=1)
+
+
+def test_a_fault_in_storing_is_not_hidden(database, study):
+    with database.begin() as connection:
+        connection.execute(sa.text("alter table hpopt.finding rename column remedy to cure"))
+    with pytest.raises(sa.exc.ProgrammingError, match="remedy"):
+        findings.store(database, study, [finding("tie")], n_finished=1)

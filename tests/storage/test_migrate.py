@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -10,8 +11,9 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from optuna.storages._rdb.models import BaseModel
 
-from hpopt.errors import DatabaseError
+from hpopt.errors import DatabaseError, DatabaseUnreachableError
 from hpopt.storage import migrate, studies, tables, views
 from hpopt.storage.database import Database
 from hpopt.study.reading import parse_study_file
@@ -75,18 +77,28 @@ def test_models_and_migrations_are_equal(database):
 
 
 def test_an_upgrade_of_a_current_database_changes_nothing(database, study):
-    """Others may have granted rights on the views, or created views on them."""
+    before = names(database, CONTENT)
+    migrate.upgrade(database)
+    assert names(database, CONTENT) == before
+
+
+def test_an_upgrade_keeps_views_of_others_over_ours_and_their_rights(database, study, login):
+    """New versions add columns at the end."""
+    guest = sa.make_url(login(database.url)).username
     execute(
         database,
-        "create view public.theirs as select * from hpopt.best_params",
-        "create role guest",
-        "grant select on hpopt.best_params to guest",
+        "drop view hpopt.best_params",
+        """create view hpopt.best_params as
+           select study_name, value, null::double precision as value_low from hpopt.leaderboard""",
+        "create view public.theirs as select study_name from hpopt.best_params",
+        f"grant select on hpopt.best_params to {guest}",
+        "comment on schema hpopt is 'views of another version'",
     )
-    try:
-        migrate.upgrade(database)
-        assert names(database, "select has_table_privilege('guest', 'hpopt.best_params', 'select')::text") == {"true"}
-    finally:
-        execute(database, "drop owned by guest", "drop role guest")
+    migrate.upgrade(database)
+    assert names(database, "select study_name from public.theirs") == set()
+    assert names(database, "select source from hpopt.best_params") == set()
+    assert names(database, f"select has_table_privilege('{guest}', 'hpopt.best_params', 'select')::text") == {"true"}
+    execute(database, f"revoke all on hpopt.best_params from {guest}")
 
 
 def test_an_upgrade_replaces_the_views_of_another_version(database, study):
@@ -94,10 +106,16 @@ def test_an_upgrade_replaces_the_views_of_another_version(database, study):
         database,
         "drop view hpopt.best_params",
         "create view hpopt.best_params as select 'old' as version",
+        "grant select on hpopt.best_params to public",
         "comment on schema hpopt is 'views of another version'",
     )
+    with pytest.raises(DatabaseError, match="the views are those of another version of hpopt; run `hpopt db upgrade`"):
+        migrate.require_current(database)
     migrate.upgrade(database)
+    migrate.require_current(database)
     assert names(database, "select source from hpopt.best_params") == set()
+    rights = "select grantee from information_schema.table_privileges where table_name = 'best_params'"
+    assert "PUBLIC" in names(database, rights)
     assert names(database, "select obj_description('hpopt'::regnamespace)") == {views.views_version()}
     assert studies.study_names(database) == ["tiny"]
 
@@ -105,13 +123,16 @@ def test_an_upgrade_replaces_the_views_of_another_version(database, study):
 def test_an_upgrade_that_others_depend_on_is_refused_in_one_line(database, study):
     execute(
         database,
+        "drop view hpopt.best_params",
+        "create view hpopt.best_params as select 'old' as version",
         "create view public.theirs as select * from hpopt.best_params",
         "comment on schema hpopt is 'views of another version'",
     )
     with pytest.raises(DatabaseError) as refusal:
         migrate.upgrade(database)
     assert str(refusal.value) == (
-        f"{database.address}: cannot upgrade: cannot drop view hpopt.best_params because other objects depend on it"
+        f"{database.address}: cannot upgrade: cannot drop view hpopt.best_params because other objects depend on it; "
+        "view public.theirs depends on view hpopt.best_params"
     )
     assert names(database, "select study_name from hpopt.trials") == {"tiny"}
 
@@ -127,16 +148,33 @@ def test_an_upgrade_sets_the_search_path_of_a_copied_database(database, study):
     assert [trial.number for trial in studies.open_optuna(database, study).trials] == [0]
 
 
-def test_a_worker_role_can_create_a_study_in_a_current_database(database, study_file):
-    execute(database, "create role plain login password 'x' in role hpopt_worker")
-    try:
-        url = sa.make_url(database.url).set(username="plain", password="x")
-        plain = Database(url.render_as_string(hide_password=False))
-        migrate.upgrade(plain)
-        assert studies.create_study(plain, parse_study_file(study_file, "tiny.toml")).name == "tiny"
-        plain.close()
-    finally:
-        execute(database, "drop role plain")
+def test_a_worker_can_create_a_study_in_a_current_database(database, study_file, login):
+    with closing(Database(login(database.url, "hpopt_worker"))) as worker:
+        migrate.upgrade(worker)
+        assert studies.create_study(worker, parse_study_file(study_file, "tiny.toml")).name == "tiny"
+
+
+def test_an_owner_other_than_the_first_can_upgrade_and_downgrade(database, study, login):
+    with closing(Database(login(database.url, "hpopt_owner"))) as owner:
+        execute(owner, "drop view hpopt.findings", "comment on schema hpopt is 'views of another version'")
+        migrate.upgrade(owner)
+        migrate.require_current(owner)
+    owners = "select relowner::regrole::text from pg_class where relnamespace = 'hpopt'::regnamespace"
+    assert names(database, owners) == {"hpopt_owner"}
+    with closing(Database(login(database.url, "hpopt_owner"))) as owner:
+        migrate.downgrade(owner, "base")
+    migrate.upgrade(database)
+
+
+def test_roles_that_could_not_be_created_are_reported_and_granted_their_rights_later(empty, login):
+    """Few users of a shared server may create roles. The roles of the server belong to all of its databases."""
+    migrate.upgrade(empty)
+    execute(empty, *(f"revoke all on schema hpopt from {role}" for role in views.ROLES if role != "hpopt_owner"))
+    with closing(Database(login(empty.url, "hpopt_reader"))) as reader:
+        with pytest.raises(DatabaseError, match="permission denied for schema hpopt"):
+            studies.study_names(reader)
+        migrate.upgrade(empty)
+        assert studies.study_names(reader) == []
 
 
 def test_a_downgrade_to_base_drops_our_tables_and_leaves_those_of_optuna(database, study):
@@ -214,21 +252,74 @@ def test_deleting_a_study_with_optuna_deletes_our_rows(database, study):
     assert names(database, "select study_id::text from hpopt.study") == set()
 
 
-def test_a_reader_may_select_from_the_views_only(database, study):
-    with database.engine.connect() as connection:
-        connection.execute(sa.text("set role hpopt_reader"))
-        connection.execute(sa.text("select * from hpopt.best_params"))
-        with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
-            connection.execute(sa.text("select * from hpopt.study"))
+def test_a_reader_may_read_everything_and_write_nothing(database, study, login):
+    with closing(Database(login(database.url, "hpopt_reader"))) as reader:
+        for table in names(reader, RELATIONS):
+            names(reader, f"select true from hpopt.{table} limit 1")
+        for table in views.OPTUNA_TABLES:
+            names(reader, f"select true from public.{table} limit 1")
+        for statement in (
+            "update hpopt.study set file = ''",
+            "delete from hpopt.rung",
+            "delete from public.studies",
+            "insert into public.studies (study_name) values ('x')",
+            "select hpopt.record_contact(1)",
+            "create table public.x ()",
+            "create table hpopt.x ()",
+        ):
+            with pytest.raises(DatabaseError, match="permission denied") as refusal:
+                execute(reader, statement)
+            assert not isinstance(refusal.value, DatabaseUnreachableError)
 
 
-def test_a_worker_may_write_rows_and_not_change_tables(database, study):
-    with database.engine.connect() as connection:
-        connection.execute(sa.text("set role hpopt_worker"))
-        connection.execute(sa.text("update hpopt.study set data_fingerprint = 'x'"))
-        connection.execute(sa.text("select hpopt.record_contact(1)"))
-        with pytest.raises(sa.exc.ProgrammingError, match="must be owner"):
-            connection.execute(sa.text("drop table hpopt.evaluation"))
+def test_a_worker_may_write_rows_and_neither_change_tables_nor_versions(database, study, login):
+    with closing(Database(login(database.url, "hpopt_worker"))) as worker:
+        execute(worker, "update hpopt.study set data_fingerprint = 'x'", "select hpopt.record_contact(1)")
+        execute(worker, "delete from hpopt.finding", "insert into public.studies (study_name) values ('x')")
+        for statement in (
+            "drop table hpopt.evaluation",
+            "create or replace view hpopt.findings as select 1",
+            *(f"delete from {table}" for table in ("hpopt.alembic_version", "public.alembic_version")),
+            "update public.version_info set library_version = 'x'",
+        ):
+            with pytest.raises(DatabaseError, match=r"permission denied|must be owner"):
+                execute(worker, statement)
+
+
+def test_only_tables_of_optuna_and_hpopt_are_granted(empty, login):
+    execute(empty, "create table public.experiments (secret text)")
+    migrate.upgrade(empty)
+    for role in views.ROLES:
+        member = Database(login(empty.url, role))
+        with pytest.raises(DatabaseError, match="permission denied for table experiments"):
+            names(member, "select secret from public.experiments")
+        member.close()
+
+
+def test_the_tables_of_optuna_are_known():
+    assert set(views.OPTUNA_TABLES) == set(BaseModel.metadata.tables)
+
+
+@pytest.mark.parametrize(
+    ("statements", "table"),
+    [
+        (
+            ["create table alembic_version (version_num text)", "insert into alembic_version values ('c48cb773bb87')"],
+            "alembic_version (at c48cb773bb87)",
+        ),
+        (["create table trials (id int)"], "trials"),
+    ],
+)
+def test_a_database_of_another_program_is_refused_and_not_changed(empty, statements, table):
+    """MLflow and others stamp their revision into public.alembic_version, as Optuna does."""
+    execute(empty, *statements)
+    before = names(empty, CONTENT)
+    with pytest.raises(DatabaseError) as refusal:
+        migrate.upgrade(empty)
+    assert str(refusal.value) == (
+        f"{empty.address}: table public.{table} is another program's; hpopt needs a database of its own"
+    )
+    assert names(empty, CONTENT) == before
 
 
 def test_an_installed_wheel_has_the_migrations(database_url, tmp_path):

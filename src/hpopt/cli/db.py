@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hpopt.cli.options import HOME, HomeOption, JsonOption, StorageOption, out
+from hpopt.cli.options import HOME, HomeOption, JsonOption, StorageOption, err, out
 from hpopt.errors import DatabaseError, InputError
 
 app = typer.Typer(help="The database: embedded server, migrations and SQL.", no_args_is_help=True)
@@ -25,7 +25,7 @@ def db_start(
     from hpopt.postgres import server
     from hpopt.storage.database import Database
 
-    out.print(Database(server.start(home, port)).address, soft_wrap=True)
+    out.print(Database(server.start(home, port, keep=True)).address, soft_wrap=True)
 
 
 @app.command("stop")
@@ -39,9 +39,18 @@ def db_stop(home: HomeOption = HOME) -> None:
 @app.command("upgrade")
 def db_upgrade(storage: StorageOption = None, home: HomeOption = HOME) -> None:
     """Create the tables, or upgrade them to this version."""
+    from hpopt.storage import migrate
     from hpopt.storage.connect import open_database
 
     with open_database(storage, home, create=True) as database:
+        missing = migrate.missing_roles(database)
+        if missing:
+            statements = " ".join(f"create role {role} nologin;" for role in missing)
+            err.print(
+                f"hpopt: {database.address}: this user may not create roles; after `{statements}` by an administrator, "
+                "`hpopt db upgrade` grants them their rights",
+                soft_wrap=True,
+            )
         out.print(f"{database.address} is up to date", soft_wrap=True)
 
 

@@ -74,12 +74,10 @@ def worker(
 ) -> None:
     """Run trials until the study has finished."""
     from hpopt.cli.connect import open_study_with_retries
-    from hpopt.storage.database import set_response_timeout
     from hpopt.worker.attempt import WorkerOptions
     from hpopt.worker.loop import find_device, work
 
     timeout_options(heartbeat_every, stale_after, give_up_after)
-    set_response_timeout()
     stop = stop_on_signals()
     if stop_with_parent:
         threading.Thread(target=_stop_at_end_of_input, args=(os.dup(0), stop), daemon=True).start()

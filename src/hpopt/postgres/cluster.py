@@ -20,6 +20,7 @@ from typing import NamedTuple
 from hpopt.errors import DatabaseError
 
 MAJOR_VERSION = 18
+USER = "hpopt"
 NOBODY = 65534
 SYSTEM_FOLDER = Path("/var/lib/hpopt")
 
@@ -41,6 +42,23 @@ class Cluster(NamedTuple):
     ) -> subprocess.CompletedProcess[str]:
         """Run a program as the server's user; it inherits the file descriptors in `pass_fds`."""
         return _run_as(self.uid, self.gid, *argv, pass_fds=pass_fds, stdin=stdin)
+
+    def open(self, name: str, flags: int) -> int:
+        """Open a file of the folder, which only its owner can read, and return its descriptor.
+
+        Raises OSError for a link: the server's user could have made it, and root would follow it anywhere.
+        """
+        return os.open(self.folder / name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def read(self, name: str) -> str:
+        """Return the content of a file of the folder, as `open`."""
+        with os.fdopen(self.open(name, os.O_RDONLY), errors="replace") as file:
+            return file.read()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, as `open`."""
+        with os.fdopen(self.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+            file.write(text)
 
 
 def find_cluster(home: Path) -> Cluster:
@@ -95,22 +113,37 @@ def initialize(cluster: Cluster, programs: Path) -> None:
     for incomplete in cluster.folder.glob("new-*"):
         shutil.rmtree(incomplete, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix="new-", dir=cluster.folder))
-    password = new / "password"
+    password, secret = new / "password", secrets.token_hex(24)
     password.touch(mode=0o600)
-    password.write_text(secrets.token_hex(24))
-    for path in (new, password):
+    password.write_text(secret)
+    # The folder last: its owner can replace the file by a link.
+    for path in (password, new):
         os.chown(path, cluster.uid, cluster.gid)
-    options = ("-U", "hpopt", "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8")
+    options = ("-U", "postgres", "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8")
     result = cluster.run(programs / "initdb", "-D", new / "data", *options)
     if result.returncode == 0:
-        create = "CREATE DATABASE hpopt\n"
-        result = cluster.run(programs / "postgres", "--single", "-D", new / "data", "postgres", stdin=create)
+        statements = "".join(f"{statement}\n" for statement in _create_user(secret))
+        result = cluster.run(programs / "postgres", "--single", "-D", new / "data", "postgres", stdin=statements)
     if result.returncode != 0 or "ERROR" in result.stderr:
         raise DatabaseError(f"{cluster.folder}: cannot initialize Postgres: {find_error_line(result.stderr)}")
     # The data directory last: it marks the cluster as complete.
     password.rename(cluster.folder / "password")
     (new / "data").rename(cluster.data)
     new.rmdir()
+
+
+def _create_user(password: str) -> tuple[str, ...]:
+    """Return the statements, of one line each, that create the database and the user that owns it.
+
+    The user is no superuser, who could run programs as the server's user. Nobody can log in as the superuser.
+    """
+    return (
+        f"CREATE ROLE {USER} LOGIN CREATEDB CREATEROLE PASSWORD '{password}'",
+        # To see whether there are other clients, and to end them.
+        f"GRANT pg_read_all_stats, pg_signal_backend TO {USER}",
+        f"CREATE DATABASE hpopt OWNER {USER}",
+        "ALTER ROLE postgres NOLOGIN PASSWORD NULL",
+    )
 
 
 def find_error_line(log: str) -> str:
@@ -186,8 +219,8 @@ def _can_run(cluster: Cluster, programs: Path) -> bool:
 def _run_as(
     uid: int, gid: int, *argv: str | Path, pass_fds: tuple[int, ...] = (), stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    # find_error_line reads English messages. The user's PGDATA, PGPORT and so on belong to another server.
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))} | {"LC_ALL": "C"}
+    # find_error_line reads English messages. The environment can have secrets, and settings of other servers.
+    env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ} | {"LC_ALL": "C"}
     changes_user = uid != os.geteuid()
     return subprocess.run(
         argv,

@@ -4,10 +4,12 @@ Each home folder has one server, shared by all hpopt processes with that home:
 
     start.lock      exclusive, held while the server is started or stopped
     use.lock        shared, held by each process that uses the server
+    keep            exists if the server was started to stay when no process uses it
     postgres/       data, log, password, port and server.lock
 
 server.lock is inherited by the postmaster and all its children, so the kernel releases it when the last of them has
 exited. Unlike a process id it stays correct when the id is reused, and when another container uses the same folder.
+While it is free no server runs, and any user of the machine can have taken the port: nothing connects to it.
 """
 
 import fcntl
@@ -23,10 +25,12 @@ from urllib.parse import urlsplit
 import psycopg2
 from filelock import FileLock
 
-from hpopt.errors import DatabaseError
+from hpopt.errors import DatabaseError, DatabaseUnreachableError
 from hpopt.postgres.cluster import Cluster, find_cluster, find_error_line, find_programs, initialize
 
 WAIT_S = 60
+# Longer than another process holds the server lock to see whether it is free.
+_PROBE_S = 0.2
 # Below Linux's range for outgoing connections, so that a stopped server usually finds its port free again.
 PORTS = range(20000, 32000)
 SETTINGS = {
@@ -41,19 +45,24 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
+# Of libpq: only a server that has the password's verifier can answer. Without it a program that took the port could ask
+# for the password in clear text, or for none, and answer with studies of its own.
+MUTUAL_AUTH = "require_auth=scram-sha-256"
 OTHER_CLIENTS = """
     SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
 
-def start(home: Path, port: int | None = None) -> str:
+def start(home: Path, port: int | None = None, *, keep: bool = False) -> str:
     """Return the URL of the server of `home`; initialize and start it if it is not running.
 
-    Without `port` one is chosen at the first start and kept as long as no other program uses it.
-    Raises DatabaseError if the server cannot be started, or not on `port`.
+    Without `port` one is chosen at the first start and kept as long as no other program uses it. With `keep` the server
+    stays when no process uses it. Raises DatabaseError if the server cannot be started, or not on `port`.
     """
     with _os_errors_as_database_errors(home):
         url = find_running_url(home) or _start_locked(home.absolute(), port)
+        if keep:
+            (home / "keep").touch()
     if port not in (None, urlsplit(url).port):
         raise DatabaseError(f"{home}: Postgres is already running on port {urlsplit(url).port}, not on {port}")
     return url
@@ -66,18 +75,20 @@ def exists(home: Path) -> bool:
 
 def find_running_url(home: Path) -> str | None:
     """Return the URL of the server of `home`, or None if it does not answer."""
-    folder = home.absolute() / "postgres"
+    if not exists(home):
+        return None
     with _os_errors_as_database_errors(home):
+        cluster = find_cluster(home.absolute())
+        # Also the server of a folder that was copied to this one, with the same password and port, has another lock.
+        if (lock := _acquire_server_lock(cluster, wait_s=0, operation=fcntl.LOCK_SH)) is not None:
+            os.close(lock)
+            return None
         try:
-            port = int((folder / "data" / "postmaster.pid").read_text().splitlines()[3])
-            password = (folder / "password").read_text()
+            port = int(cluster.read("data/postmaster.pid").splitlines()[3])
+            url = _format_url(port, cluster.read("password"))
         except (FileNotFoundError, NotADirectoryError, IndexError, ValueError):
             return None
-    url = _format_url(port, password)
-    data_directory = _query(url, "SHOW data_directory")
-    # The server of a copied folder has the same password and port.
-    is_ours = data_directory is not None and Path(data_directory) == (folder / "data").resolve()
-    return url if is_ours else None
+    return url if _query(url, "SELECT 1") else None
 
 
 def stop(home: Path) -> bool:
@@ -87,9 +98,10 @@ def stop(home: Path) -> bool:
             return False
         with _start_lock(home):
             cluster = find_cluster(home.absolute())
-            if (lock := _acquire_server_lock(cluster, wait_s=0)) is not None:
+            if (lock := _acquire_server_lock(cluster, _PROBE_S)) is not None:
                 os.close(lock)
                 return False
+            (home / "keep").unlink(missing_ok=True)
             pg_ctl = find_programs(cluster) / "pg_ctl"
             result = cluster.run(pg_ctl, "-D", cluster.data, "-m", "fast", "-w", "-t", str(WAIT_S), "stop")
             if (lock := _acquire_server_lock(cluster, WAIT_S)) is None:
@@ -108,11 +120,11 @@ def use(home: Path) -> Iterator[None]:
 
 
 def stop_if_unused(home: Path) -> bool:
-    """Stop the server unless another process is inside `use` or connected, and return whether it was stopped.
+    """Stop the server unless it is to stay or another process is inside `use` or connected; return whether it stopped.
 
     Leave `use` before calling this.
     """
-    if (url := find_running_url(home)) is None:
+    if (home / "keep").exists() or (url := find_running_url(home)) is None:
         return False
     try:
         with _flock(home / "use.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -129,15 +141,17 @@ def _start_locked(home: Path, port: int | None) -> str:
         initialize(cluster, programs)
         # A server may be coming up that a killed process started, and one that was killed takes a while to exit.
         deadline = time.monotonic() + WAIT_S
-        while (lock := _acquire_server_lock(cluster, wait_s=0.2)) is None:
+        while (lock := _acquire_server_lock(cluster, _PROBE_S)) is None:
             if (url := find_running_url(home)) is not None:
                 return url
             if time.monotonic() > deadline:
-                raise DatabaseError(f"{home}: Postgres is running, here or in another container, but does not answer")
+                raise DatabaseUnreachableError(
+                    f"{home}: Postgres is running, here or in another container, but does not answer"
+                )
         try:
-            return _start_postmaster(
-                cluster, programs, lock, [port] if port else _choose_ports(cluster.folder / "port")
-            )
+            # Left over from a server that was kept, and has not been stopped by hpopt.
+            (home / "keep").unlink(missing_ok=True)
+            return _start_postmaster(cluster, programs, lock, [port] if port else _choose_ports(cluster))
         finally:
             os.close(lock)
 
@@ -155,18 +169,18 @@ def _start_postmaster(cluster: Cluster, programs: Path, lock: int, ports: Iterab
         argv = ("-D", cluster.data, "-w", "-t", str(WAIT_S), "-l", log, "-o", settings, "start")
         result = cluster.run(programs / "pg_ctl", *argv, pass_fds=(lock,))
         if result.returncode == 0:
-            (cluster.folder / "port").write_text(str(port))
-            return _format_url(port, (cluster.folder / "password").read_text())
+            cluster.write("port", str(port))
+            return _format_url(port, cluster.read("password"))
         if _is_free(port):
-            error = find_error_line(log.read_text(errors="replace") if log.exists() else result.stderr)
+            error = find_error_line(cluster.read("log") if log.exists() else result.stderr)
             raise DatabaseError(f"{cluster.folder}: Postgres did not start: {error}")
     raise DatabaseError(f"cannot listen on port {port} of 127.0.0.1: another program uses it, or it is not permitted")
 
 
-def _choose_ports(port_file: Path) -> Iterator[int]:
+def _choose_ports(cluster: Cluster) -> Iterator[int]:
     """Yield the port of the last start, then random ones."""
     with suppress(FileNotFoundError, ValueError):
-        yield int(port_file.read_text())
+        yield int(cluster.read("port"))
     for _ in range(100):
         yield secrets.choice(PORTS)
 
@@ -191,7 +205,9 @@ def _query(url: str, query: str) -> str | None:
     try:
         # The embedded server has no TLS, and PGSSLMODE of the environment is meant for other servers.
         with (
-            closing(psycopg2.connect(plain, dbname="postgres", sslmode="disable", connect_timeout=10)) as connection,
+            closing(
+                psycopg2.connect(f"{plain}?{MUTUAL_AUTH}", dbname="postgres", sslmode="disable", connect_timeout=10)
+            ) as connection,
             connection.cursor() as cursor,
         ):
             cursor.execute(query)
@@ -212,16 +228,16 @@ def _start_lock(home: Path) -> FileLock:
     return FileLock(home / "start.lock", mode=0o600)
 
 
-def _acquire_server_lock(cluster: Cluster, wait_s: float) -> int | None:
+def _acquire_server_lock(cluster: Cluster, wait_s: float, operation: int = fcntl.LOCK_EX) -> int | None:
     """Return a file descriptor that holds the server lock, or None if the server still holds it after `wait_s`.
 
     Not a FileLock: the postmaster inherits the descriptor, and the lock must outlive this process.
     """
     deadline = time.monotonic() + wait_s
-    lock = os.open(cluster.folder / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = cluster.open("server.lock", os.O_RDWR | os.O_CREAT)
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(lock)

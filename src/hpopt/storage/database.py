@@ -1,11 +1,11 @@
 """Connect to PostgreSQL, for hpopt and for Optuna's storage."""
 
 import ipaddress
-import select
-import time
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import optuna
 import psycopg2
@@ -15,42 +15,66 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from hpopt.errors import DatabaseError
+from hpopt.errors import DatabaseError, DatabaseUnreachableError
+from hpopt.storage.response_limit import ResponseLimit
 
 DRIVER = "postgresql+psycopg2"
 CONNECT_TIMEOUT_S = 10
 # A transaction that holds locks is ended by the server when its process is frozen.
 _LOCK_TIMEOUT_S = 10
-_RESPONSE_TIMEOUT_S = 20
+# Of the connections of workers.
+RESPONSE_TIMEOUT_S = 20
 _BRIEF = f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'; set local idle_in_transaction_session_timeout = '10 s'"
 # The SQLSTATE of read_only_sql_transaction.
 READ_ONLY = "25006"
+INSUFFICIENT_PRIVILEGE = "42501"
+# What a server, PgBouncer or libpq says of a login that will be refused again. Errors of connections have no SQLSTATE,
+# and in another language than English they count as an unreachable database, which is tried again.
+_FINAL = re.compile(
+    r"password authentication failed|SASL authentication failed|no pg_hba\.conf entry|no password supplied"
+    r"|(role|user|database) \".*\" does not exist|is not permitted to log in|permission denied for database"
+    r"|no such (database|user)|authentication method requirement|server does not support SSL"
+)
 
 # A worker uses one connection; the second is for processes with several threads, such as the dashboard.
-_ENGINE_OPTIONS = {
-    "pool_size": 1,
-    "max_overflow": 1,
-    "pool_pre_ping": True,
-    # With these the kernel detects a lost connection after some 20 s, without them after two hours.
-    "connect_args": {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "tcp_user_timeout": 10_000,
-        "keepalives_idle": 10,
-        "keepalives_interval": 3,
-        "keepalives_count": 3,
-    },
+_ENGINE_OPTIONS = {"pool_size": 1, "max_overflow": 1, "pool_pre_ping": True}
+# With these the kernel detects a lost connection after some 20 s, without them after two hours.
+_CONNECT_ARGS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
 }
 
 
 class Database:
-    """A PostgreSQL database with the tables of Optuna and hpopt."""
+    """A PostgreSQL database with the tables of Optuna and hpopt.
 
-    def __init__(self, url: str) -> None:
+    With `response_timeout_s`, which can change, a statement fails that the server does not respond to in that time.
+    """
+
+    def __init__(self, url: str, *, response_timeout_s: float | None = None) -> None:
         self._url = parse_url(url)
-        self.engine = sa.create_engine(self._url, **_ENGINE_OPTIONS)
+        self._limit = ResponseLimit(response_timeout_s)
+        self.engine = sa.create_engine(self._url, **self._engine_options)
 
     def __repr__(self) -> str:
         return f"Database({self.address})"
+
+    @property
+    def response_timeout_s(self) -> float | None:
+        """The seconds in which the server responds to a statement, or None for any time."""
+        return self._limit.timeout_s
+
+    @response_timeout_s.setter
+    def response_timeout_s(self, seconds: float | None) -> None:
+        self._limit.timeout_s = seconds
+
+    @property
+    def _engine_options(self) -> dict[str, Any]:
+        connect_args = {**_CONNECT_ARGS, "connection_factory": self._limit.connect}
+        return {**_ENGINE_OPTIONS, "connect_args": connect_args}
 
     @property
     def url(self) -> str:
@@ -73,7 +97,7 @@ class Database:
         """The URL without the password, as psql and other programs of libpq take it."""
         return (
             self._url.set(drivername="postgresql")
-            .difference_update_query(["password"])
+            .difference_update_query(["password", "require_auth"])
             ._replace(password=None)
             .render_as_string()
         )
@@ -106,7 +130,7 @@ class Database:
         # Optuna passes the URL through str.format, which treats braces in a password as fields.
         escaped = self.url.replace("{", "{{").replace("}", "}}")
         with self.errors():
-            return ReadingStorage(escaped, engine_kwargs=dict(_ENGINE_OPTIONS))
+            return ReadingStorage(escaped, engine_kwargs=self._engine_options)
 
     def close(self) -> None:
         """Close every connection."""
@@ -114,6 +138,7 @@ class Database:
         if "uncached_optuna" in self.__dict__:
             self.uncached_optuna.remove_session()
             self.uncached_optuna.engine.dispose()
+        self._limit.close()
 
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
@@ -140,14 +165,21 @@ class Database:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Raise DatabaseError for the errors of drivers and of Optuna that mean an unreachable database."""
+        """Raise DatabaseUnreachableError for the errors of drivers and of Optuna that mean an unreachable database.
+
+        Raises DatabaseError where the database refuses the login, or its user has not the right to do something.
+        """
         try:
             yield
         except (DBAPIError, StorageInternalError, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             # psycopg2's own errors come from returning a broken connection, where SQLAlchemy does not wrap them.
-            if isinstance(error, DBAPIError) and not _is_unreachable(error):
+            cause = _cause(error)
+            is_refused = getattr(cause, "pgcode", None) == INSUFFICIENT_PRIVILEGE
+            if isinstance(error, DBAPIError) and not is_refused and not _is_unreachable(error):
                 raise
-            raise DatabaseError(f"{self.address}: {_first_line(error)}") from error
+            message = str(cause).strip() or type(cause).__name__
+            kind = DatabaseError if is_refused or _FINAL.search(message) else DatabaseUnreachableError
+            raise kind(f"{self.address}: {message.splitlines()[0]}") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -158,27 +190,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def set_response_timeout() -> None:
-    """Let every query of this process fail if the server does not respond within 20 s.
-
-    A server or proxy that hangs keeps its connection alive, and psycopg2 has no timeout of its own.
-    """
-    psycopg2.extensions.set_wait_callback(_wait_for_response)
-
-
-def _wait_for_response(connection: psycopg2.extensions.connection) -> None:
-    deadline = time.monotonic() + _RESPONSE_TIMEOUT_S
-    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            raise psycopg2.OperationalError(f"no response for {_RESPONSE_TIMEOUT_S} s")
-        waiting = select.poll()
-        waiting.register(
-            connection.fileno(), select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT
-        )
-        waiting.poll(left_s * 1000)
-
-
 def parse_url(url: str) -> sa.URL:
     """Parse a PostgreSQL URL in any of its usual spellings. Raises DatabaseError, without the password."""
     try:
@@ -187,6 +198,9 @@ def parse_url(url: str) -> sa.URL:
         raise DatabaseError(
             "the storage URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/NAME"
         ) from None
+    # An @ in a password ends it, and what follows would be shown as the host.
+    if url.count("@") > 1 or "@" in f"{parsed.host}{parsed.database}":
+        raise DatabaseError("the storage URL cannot be read: write @ in a user name or password as %40")
     backend = parsed.drivername.partition("+")[0]
     if backend not in {"postgresql", "postgres"}:
         raise DatabaseError(
@@ -201,8 +215,8 @@ def _is_unreachable(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated or is_read_only
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of the driver."""
     # The message of Optuna's error mentions invalid data; its cause has what happened.
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    lines = [line.strip() for line in str(getattr(cause, "orig", cause)).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return getattr(cause, "orig", None) or cause

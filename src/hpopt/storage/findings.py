@@ -14,6 +14,8 @@ from hpopt.storage.studies import Study
 
 # A running study is analyzed again when this many times as many trials have finished.
 _GROWTH = 1.05
+# The SQLSTATE of foreign_key_violation.
+_NO_STUDY = "23503"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def read(database: Database, study: Study) -> CachedFindings:
 def store(database: Database, study: Study, findings: Sequence[Finding], *, n_finished: int) -> None:
     """Replace the stored findings by these, the most severe first; a finding that was stored before keeps its date.
 
-    Stores nothing for a user that may only read the database, or after the study was deleted.
+    Stores nothing for a user that may only read the database, while it is unreachable, or after the study was deleted.
     """
     rows = [
         {
@@ -82,8 +84,11 @@ def store(database: Database, study: Study, findings: Sequence[Finding], *, n_fi
             if rows:
                 connection.execute(_STORE, rows)
             connection.execute(_SET_ANALYZED, {"study_id": study.study_id, "n_finished": n_finished})
-    except (DatabaseError, sa.exc.DBAPIError):
+    except DatabaseError:
         return
+    except sa.exc.IntegrityError as error:
+        if getattr(error.orig, "pgcode", None) != _NO_STUDY:
+            raise
 
 
 _N_ANALYZED = sa.text("select n_analyzed from hpopt.study where study_id = :study_id")

@@ -20,17 +20,24 @@ _UPGRADE_LOCK = 0x68706F7074
 _VERSION_AND_PATH = f"""
     select obj_description('{tables.SCHEMA}'::regnamespace, 'pg_namespace') as version, current_schema() as first_schema
 """
+_PUBLIC_TABLES = """
+    select relname from pg_class where relnamespace = 'public'::regnamespace and relname = any(cast(:names as text[]))
+"""
+_OPTUNA_REVISIONS = "select version_num from public.alembic_version"
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
     """Create or upgrade Optuna's tables, then ours and the views over both; a current database is not changed.
 
     A user without the right to change tables can thus use a current database, and grants and views of others stay.
-    Raises DatabaseError for tables that this version cannot upgrade.
+    Roles that an administrator created since are granted their rights.
+    Raises DatabaseError, before anything is made, for tables of another program or that this version cannot upgrade.
     """
     if revision == "head" and _is_current(database):
+        _complete_roles(database)
         return
     _require_known(database)
+    _require_optuna(database)
     _prepare_schema(database)
     with _upgrading(database) as connection:
         schema = connection.scalar(sa.text("select current_schema()"))
@@ -48,7 +55,7 @@ def downgrade(database: Database, revision: str) -> None:
 
 
 def require_current(database: Database) -> None:
-    """Raise DatabaseError unless the tables are those of this version of hpopt."""
+    """Raise DatabaseError unless the tables and views are those of this version of hpopt."""
     _require_known(database)
     current, head = _revisions(database)
     if current is None:
@@ -57,10 +64,43 @@ def require_current(database: Database) -> None:
         raise DatabaseError(
             f"{database.address}: tables at revision {current}, expected {head}; run `hpopt db upgrade`"
         )
+    _require_optuna(database)
     with database.begin() as connection:
-        revision = connection.scalar(sa.text("select version_num from public.alembic_version"))
-    if revision != optuna_write.REVISION:
-        raise DatabaseError(f"{database.address}: Optuna's tables are at {revision}, expected {optuna_write.REVISION}")
+        version = connection.execute(sa.text(_VERSION_AND_PATH)).one().version
+    if version != views.views_version():
+        raise DatabaseError(
+            f"{database.address}: the views are those of another version of hpopt; run `hpopt db upgrade`"
+        )
+
+
+def missing_roles(database: Database) -> list[str]:
+    """Return the roles that an administrator has to create, because no user with that right has upgraded it."""
+    with database.begin() as connection:
+        return views.missing_roles(connection)
+
+
+def _complete_roles(database: Database) -> None:
+    with database.begin() as connection:
+        incomplete = views.incomplete_roles(connection)
+    if incomplete:
+        with _upgrading(database) as connection:
+            views.create_roles(connection)
+
+
+def _require_optuna(database: Database) -> None:
+    """Raise DatabaseError if tables with the names of Optuna's are of another program or version."""
+    with database.begin() as connection:
+        names = set(connection.scalars(sa.text(_PUBLIC_TABLES), {"names": ["alembic_version", *views.OPTUNA_TABLES]}))
+        is_stamped = "alembic_version" in names
+        revisions = set(connection.scalars(sa.text(_OPTUNA_REVISIONS))) if is_stamped else set()
+    others = ", ".join(sorted(str(revision) for revision in revisions - {optuna_write.REVISION}))
+    if "version_info" in names and others:
+        raise DatabaseError(f"{database.address}: Optuna's tables are at {others}, expected {optuna_write.REVISION}")
+    if "version_info" not in names and (revisions or names - {"alembic_version"}):
+        what = f"alembic_version (at {', '.join(sorted(revisions))})" if revisions else min(names - {"alembic_version"})
+        raise DatabaseError(
+            f"{database.address}: table public.{what} is another program's; hpopt needs a database of its own"
+        )
 
 
 def _require_known(database: Database) -> None:
@@ -102,12 +142,16 @@ def _upgrading(database: Database) -> Iterator[sa.Connection]:
             connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             yield connection
     except (sa.exc.ProgrammingError, sa.exc.InternalError) as error:
-        raise DatabaseError(f"{database.address}: cannot upgrade: {str(error.orig).splitlines()[0]}") from error
+        lines = str(error.orig).splitlines()
+        detail = [line.partition(":")[2].strip() for line in lines if line.startswith("DETAIL:")]
+        raise DatabaseError(f"{database.address}: cannot upgrade: {'; '.join([lines[0], *detail])}") from error
 
 
 def _prepare_schema(database: Database) -> None:
     with _upgrading(database) as connection:
-        connection.execute(sa.text(f"create schema if not exists {tables.SCHEMA}"))
+        # Not `if not exists`, which requires the right to create one that exists.
+        if not connection.scalar(sa.text(f"select to_regnamespace('{tables.SCHEMA}')")):
+            connection.execute(sa.text(f"create schema {tables.SCHEMA}"))
         schema = connection.scalar(sa.text("select current_schema()"))
         # The default search path begins with the user's name, which for a user called hpopt is our schema.
         if schema == tables.SCHEMA:

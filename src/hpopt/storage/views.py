@@ -7,14 +7,15 @@ functions are statements that several modules share.
 import hashlib
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
 
-from hpopt.storage.tables import SCHEMA
+from hpopt.storage.tables import SCHEMA, metadata
 
 ROLES = ("hpopt_owner", "hpopt_worker", "hpopt_reader")
 
 # The attempts at each trial. Everything that counts, compares or shows trials reads this view.
 _ATTEMPTS = """
-create view hpopt.attempts as
+create or replace view hpopt.attempts as
 select a.study_id, a.trial_id, a.attempt_number, a.optuna_trial_id, a.attempt_id, a.worker_id, a.seed, a.config,
        a.outcome, a.reason, a.started_at, a.ended_at, a.retry_at, a.heartbeat_at, a.device_seconds, a.tokens,
        a.peak_memory_gib,
@@ -27,7 +28,7 @@ from hpopt.attempt a
 
 # By how much a trial violates its constraints; trials without constraints have no row.
 _CONSTRAINT_VIOLATIONS = """
-create view hpopt.constraint_violations as
+create or replace view hpopt.constraint_violations as
 select trial_id as optuna_trial_id, sum(greatest(hpopt.number(value_json), 0)) as violation
 from public.trial_system_attributes
 where key like 'constraints:%'
@@ -37,7 +38,7 @@ group by trial_id
 # Of each trial the last attempt is shown, with the cost of all of them. Trials that stock Optuna ran are shown as they
 # are.
 _TRIALS = """
-create view hpopt.trials as
+create or replace view hpopt.trials as
 select s.study_name,
        t.number as trial,
        case when g.outcome in ('lost', 'preempted') then 'WAITING' else t.state::text end as state,
@@ -77,7 +78,7 @@ where g.is_last is not false
 """
 
 _LEADERBOARD = """
-create view hpopt.leaderboard as
+create or replace view hpopt.leaderboard as
 select t.study_name,
        rank() over (
            partition by t.study_id, t.study_name
@@ -94,7 +95,7 @@ where t.state = 'COMPLETE' and t.feasible and t.value is not null
 # query about one study reads only that study because trials are grouped by study_name too. Of the params only those of
 # the best trial are read.
 _BEST_PARAMS = """
-create view hpopt.best_params as
+create or replace view hpopt.best_params as
 select best.study_name,
        best.value,
        null::double precision as value_low,
@@ -114,7 +115,7 @@ join hpopt.trials t using (optuna_trial_id)
 
 # A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.
 _LEARNING_CURVES = """
-create view hpopt.learning_curves as
+create or replace view hpopt.learning_curves as
 select distinct on (t.study_id, t.study_name, t.trial_id, e.step)
        t.study_name, t.trial, e.step, e.tokens, e.seconds, e.metrics, e.recorded_at
 from hpopt.trials t
@@ -124,7 +125,7 @@ order by t.study_id, t.study_name, t.trial_id, e.step, a.attempt_number desc
 """
 
 _FLEET = """
-create view hpopt.fleet as
+create or replace view hpopt.fleet as
 select s.study_name,
        w.worker_id, w.host, w.pid, w.device, w.engine, w.job,
        w.started_at,
@@ -151,7 +152,7 @@ left join lateral (
 """
 
 _FINDINGS = """
-create view hpopt.findings as
+create or replace view hpopt.findings as
 select s.study_name, f.position, f.code, nullif(f.subject, '') as subject, f.message, f.evidence, f.remedy, f.found_at,
        f.severity
 from hpopt.finding f join public.studies s using (study_id)
@@ -159,7 +160,7 @@ from hpopt.finding f join public.studies s using (study_id)
 
 # What a study has spent of the limits of its budget. A query pays for the columns that it selects.
 _BUDGET_USAGE = """
-create view hpopt.budget_usage as
+create or replace view hpopt.budget_usage as
 select s.study_id,
        (
            s.device_seconds + coalesce((
@@ -198,7 +199,7 @@ VIEWS = {
 
 # A number in text, such as JSON; null for anything else.
 _NUMBER = """
-create function hpopt.number(given text) returns double precision language plpgsql immutable strict as $$
+create or replace function hpopt.number(given text) returns double precision language plpgsql immutable strict as $$
 begin
     return given::double precision;
 exception when data_exception then
@@ -208,7 +209,7 @@ end $$
 
 # The final value of a trial; null unless it is a finite number, as PostgreSQL ranks nan above all others.
 _FINITE_VALUE = """
-create function hpopt.finite_value(value double precision, value_type text) returns double precision
+create or replace function hpopt.finite_value(value double precision, value_type text) returns double precision
 language sql immutable as $$
     select case when value_type = 'FINITE' and value > '-infinity' and value < 'infinity' then value end
 $$
@@ -216,7 +217,7 @@ $$
 
 # A time of Optuna's tables; null outside of the years 1 to 9999, which Python cannot represent.
 _UTC = """
-create function hpopt.utc(given timestamp) returns timestamptz language sql immutable as $$
+create or replace function hpopt.utc(given timestamp) returns timestamptz language sql immutable as $$
     select case when given > '0001-01-02' and given < '9999-12-31' then given at time zone 'UTC' end
 $$
 """
@@ -225,7 +226,7 @@ $$
 # finite is a string. Null where there is no such choice or the distribution is damaged. Python writes Infinity and NaN
 # into a distribution, and escapes NUL and lone surrogates, all of which jsonb refuses.
 _PARSED_PARAM_VALUE = r"""
-create function hpopt.parsed_param_value(stored double precision, distribution_json text) returns jsonb
+create or replace function hpopt.parsed_param_value(stored double precision, distribution_json text) returns jsonb
 language plpgsql stable strict as $$
 declare
     distribution jsonb;
@@ -255,7 +256,7 @@ end $$
 
 # Most distributions are those of numbers, as Optuna writes them: they need no parser, and PostgreSQL inlines this.
 _PARAM_VALUE = """
-create function hpopt.param_value(stored double precision, distribution_json text) returns jsonb
+create or replace function hpopt.param_value(stored double precision, distribution_json text) returns jsonb
 language sql stable as $$
     select case
         when distribution_json like '{"name": "FloatDistribution"%' then to_jsonb(stored)
@@ -268,7 +269,7 @@ $$
 # Record that a worker reached the database; null for a worker that was deleted. A worker that was disconnected for half
 # of its stale_after_s cannot tell which heartbeats stopped meanwhile, so its connection counts from now.
 _RECORD_CONTACT = """
-create function hpopt.record_contact(contacting_worker_id bigint) returns bigint language sql as $$
+create or replace function hpopt.record_contact(contacting_worker_id bigint) returns bigint language sql as $$
     update hpopt.worker
     set connected_since = case
             when heartbeat_at < now() - make_interval(secs => stale_after_s / 2) then now() else connected_since
@@ -281,7 +282,7 @@ $$
 
 # Count the attempts at a trial since its furthest evaluation, the current one included. Preempted ones do not count.
 _ATTEMPTS_WITHOUT_PROGRESS = """
-create function hpopt.attempts_without_progress(of_trial_id integer) returns bigint language sql stable as $$
+create or replace function hpopt.attempts_without_progress(of_trial_id integer) returns bigint language sql stable as $$
     select count(*) from hpopt.attempt a
     where a.trial_id = of_trial_id and a.outcome is distinct from 'preempted'
       and a.attempt_number > coalesce((
@@ -300,7 +301,7 @@ $$
 # hpopt decides the outcome; a trial that was lost max_attempts times in a row without progress has failed. Without
 # is_live the device time is that of the last heartbeat. is_running tells whether the Optuna trial is still to be ended.
 _END_ATTEMPT = """
-create function hpopt.end_attempt(
+create or replace function hpopt.end_attempt(
     ending_attempt_id bigint, given_outcome text, given_reason text, is_live boolean,
     retry_after_s double precision, max_attempts integer
 ) returns table (outcome text, is_running boolean, optuna_trial_id integer) language sql as $$
@@ -344,34 +345,107 @@ FUNCTIONS = {
     "end_attempt": _END_ATTEMPT,
 }
 
-# Roles belong to the whole server: without the right to create them there is a warning, and an administrator can do it.
+# The tables of Optuna, which can share schema public with others.
+OPTUNA_TABLES = (
+    *("studies", "study_directions", "study_system_attributes", "study_user_attributes", "trial_heartbeats"),
+    *("trial_intermediate_values", "trial_params", "trial_system_attributes", "trial_user_attributes", "trial_values"),
+    *("trials", "version_info"),
+)
+_VERSIONS = "hpopt.alembic_version, public.alembic_version, public.version_info"
+_ROWS = ", ".join(
+    (
+        *(table.fullname for table in metadata.tables.values() if table.schema == SCHEMA),
+        *(f"public.{table}" for table in OPTUNA_TABLES if table != "version_info"),
+    )
+)
+_VIEWS = ", ".join(f"hpopt.{view}" for view in VIEWS)
+
+# Roles belong to the whole server: without the right to create them, an administrator can do it. Who creates the owner
+# is a member of it.
 _CREATE_ROLE = """
 do $$ begin
     if not exists (select from pg_roles where rolname = '{role}') then
         create role {role} nologin;
+        if '{role}' = 'hpopt_owner' then
+            grant hpopt_owner to current_user;
+        end if;
     end if;
 exception
-    when insufficient_privilege then raise warning 'role {role} was not created: no right to create roles';
-    when duplicate_object or unique_violation then null;
+    when insufficient_privilege or duplicate_object or unique_violation then null;
 end $$
 """
 
 _GRANTS = {
     "hpopt_owner": (
         "grant all on schema hpopt, public to hpopt_owner",
-        "grant all on all tables in schema hpopt, public to hpopt_owner",
-        "grant all on all sequences in schema hpopt, public to hpopt_owner",
+        f"grant all on {_ROWS}, {_VIEWS}, {_VERSIONS} to hpopt_owner",
     ),
     "hpopt_worker": (
         "grant usage on schema hpopt, public to hpopt_worker",
-        "grant select, insert, update, delete on all tables in schema hpopt, public to hpopt_worker",
-        "grant usage, select on all sequences in schema hpopt, public to hpopt_worker",
+        f"grant select on {_ROWS}, {_VIEWS}, {_VERSIONS} to hpopt_worker",
+        f"grant insert, update, delete on {_ROWS} to hpopt_worker",
     ),
     "hpopt_reader": (
-        "grant usage on schema hpopt to hpopt_reader",
-        *(f"grant select on hpopt.{view} to hpopt_reader" for view in VIEWS),
+        "grant usage on schema hpopt, public to hpopt_reader",
+        f"grant select on {_ROWS}, {_VIEWS}, {_VERSIONS} to hpopt_reader",
     ),
 }
+
+# Statements that make what this user owns the property of hpopt_owner, whose members can then upgrade it.
+_CHANGE_OWNER = """
+select format('alter %s %s owner to hpopt_owner', kind, name)
+from (
+    select 'schema' as kind, nspname::text as name, nspowner as owner from pg_namespace where nspname = 'hpopt'
+    union all
+    select case relkind when 'v' then 'view' else 'table' end, c.oid::regclass::text, relowner
+    from pg_class c
+    where relkind in ('r', 'v') and (
+        relnamespace = 'hpopt'::regnamespace
+        or relnamespace = 'public'::regnamespace and relname = any(cast(:optuna as text[]))
+    )
+    union all
+    select 'function', oid::regprocedure::text, proowner from pg_proc where pronamespace = 'hpopt'::regnamespace
+) ours
+join pg_roles r on r.rolname = 'hpopt_owner'
+where ours.owner <> r.oid and pg_has_role(ours.owner, 'usage') and pg_has_role(r.oid, 'usage')
+"""
+
+# Statements that let workers draw numbers for new rows of Optuna's tables; ours draw theirs without a right.
+_GRANT_SEQUENCES = """
+select format('grant usage on sequence %s to %s', s.oid::regclass, r.rolname)
+from pg_class s
+join pg_depend d on d.objid = s.oid and d.deptype = 'a' and d.classid = 'pg_class'::regclass
+join pg_class t on t.oid = d.refobjid and t.relnamespace = 'public'::regnamespace
+join pg_roles r on r.rolname in ('hpopt_owner', 'hpopt_worker')
+where s.relkind = 'S' and t.relname = any(cast(:optuna as text[]))
+"""
+
+# Roles that are still to be created by this user or to be granted their rights.
+_INCOMPLETE_ROLES = """
+select role
+from unnest(cast(:roles as text[])) role
+left join pg_roles r on r.rolname = role
+join pg_namespace n on n.nspname = 'hpopt'
+join pg_roles me on me.rolname = current_user
+where case when r.oid is null then me.rolsuper or me.rolcreaterole
+           else not has_schema_privilege(r.oid, n.oid, 'usage') end
+  and pg_has_role(n.nspowner, 'usage')
+"""
+
+# Statements that repeat the rights of others on our views, which are lost when a view is dropped.
+_RIGHTS_OF_OTHERS = """
+select format(
+    'grant %s on hpopt.%I to %s', a.privilege_type, c.relname,
+    case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end
+)
+from pg_class c
+cross join lateral aclexplode(c.relacl) a
+where c.relnamespace = 'hpopt'::regnamespace and c.relkind = 'v' and c.relname = any(cast(:views as text[]))
+  and a.grantee <> c.relowner
+"""
+
+# invalid_table_definition and invalid_function_definition: columns or arguments were changed, not only added.
+_CANNOT_REPLACE = {"42P16", "42P13"}
 
 
 def views_version() -> str:
@@ -389,12 +463,51 @@ def drop_views(connection: Connection) -> None:
 
 
 def create_views(connection: Connection) -> None:
-    """Create the views, the functions and the roles, and grant each role its rights."""
+    """Create the views, the functions and the roles, or replace them, and grant each role its rights.
+
+    Views of others over ours, and rights on ours that were granted to others, stay. Where a column was changed, ours
+    have to be dropped first, which fails if others depend on them.
+    """
+    try:
+        with connection.begin_nested():
+            _create(connection)
+    except ProgrammingError as error:
+        if getattr(error.orig, "pgcode", None) not in _CANNOT_REPLACE:
+            raise
+        grants = connection.scalars(text(_RIGHTS_OF_OTHERS), {"views": list(VIEWS)}).all()
+        drop_views(connection)
+        _create(connection)
+        for grant in grants:
+            connection.exec_driver_sql(grant.replace("%", "%%"))
+    connection.execute(text(f"comment on schema {SCHEMA} is '{views_version()}'"))
+    create_roles(connection)
+
+
+def create_roles(connection: Connection) -> None:
+    """Create the roles that do not exist, if this user may, and grant each its rights."""
+    for role in ROLES:
+        connection.exec_driver_sql(_CREATE_ROLE.format(role=role))
+    missing = missing_roles(connection)
+    parameters = {"optuna": list(OPTUNA_TABLES)}
+    statements = [grant for role in ROLES if role not in missing for grant in _GRANTS[role]]
+    statements += connection.scalars(text(_GRANT_SEQUENCES), parameters)
+    # The last: the owner grants the rights.
+    statements += connection.scalars(text(_CHANGE_OWNER), parameters)
+    for statement in statements:
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+
+
+def missing_roles(connection: Connection) -> list[str]:
+    """Return the roles that the server does not have."""
+    existing = set(connection.scalars(text("select rolname from pg_roles")))
+    return [role for role in ROLES if role not in existing]
+
+
+def incomplete_roles(connection: Connection) -> list[str]:
+    """Return the roles that this user could create, or that have not been granted their rights."""
+    return list(connection.scalars(text(_INCOMPLETE_ROLES), {"roles": list(ROLES)}))
+
+
+def _create(connection: Connection) -> None:
     for definition in (*FUNCTIONS.values(), *VIEWS.values()):
         connection.exec_driver_sql(definition.replace("%", "%%"))
-    connection.execute(text(f"comment on schema {SCHEMA} is '{views_version()}'"))
-    for role in ROLES:
-        connection.exec_driver_sql(_CREATE_ROLE.format(role=role).replace("%", "%%"))
-        if connection.scalar(text("select true from pg_roles where rolname = :role"), {"role": role}):
-            for grant in _GRANTS[role]:
-                connection.execute(text(grant))

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
 from hpopt.storage import attempts, budget, reaper, studies
 from hpopt.storage.attempts import Attempt
-from hpopt.storage.database import Database, set_response_timeout
+from hpopt.storage.database import RESPONSE_TIMEOUT_S, Database
 from hpopt.storage.observations import ObservedTrials
 from hpopt.storage.studies import Study
 from hpopt.study.reading import check_objective
@@ -35,7 +35,7 @@ def work(database: Database, study: Study, options: WorkerOptions) -> str:
     studies.require_version(study)
     check_objective(study.file, f"study '{study.name}'")
     require_home(options.home)
-    set_response_timeout()
+    database.response_timeout_s = RESPONSE_TIMEOUT_S
     lease = Lease()
     thread_options = DatabaseThreadOptions(
         heartbeat=lambda: _heartbeat(database, study, lease),
