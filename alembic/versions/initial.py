@@ -84,6 +84,16 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("retry_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "is_requeued",
+            sa.Boolean(),
+            sa.Computed(
+                "coalesce(outcome = 'lost'::text or outcome = 'preempted'::text"
+                " or (outcome = 'failed'::text and retry_at is not null), false)",
+                persisted=True,
+            ),
+            nullable=False,
+        ),
         sa.Column("device_seconds", sa.Double(), server_default="0", nullable=False),
         sa.Column("tokens", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("peak_memory_gib", sa.Double(), nullable=True),
@@ -116,11 +126,7 @@ def upgrade() -> None:
         "attempt_open_idx", "attempt", ["study_id"], schema="hpopt", postgresql_where=sa.text("ended_at is null")
     )
     op.create_index(
-        "attempt_requeued_idx",
-        "attempt",
-        ["study_id"],
-        schema="hpopt",
-        postgresql_where=sa.text("outcome in ('lost', 'preempted')"),
+        "attempt_requeued_idx", "attempt", ["study_id"], schema="hpopt", postgresql_where=sa.text("is_requeued")
     )
     # A heartbeat updates the row: free space keeps the new version on its page, and the config is stored elsewhere.
     op.execute("alter table hpopt.attempt set (fillfactor = 70, toast_tuple_target = 128)")

@@ -79,6 +79,14 @@ def test_watching_a_stopped_study_ends(created):
     assert "stopped: manually" in created("status", "answer", "--watch").stdout
 
 
+def test_failed_trials_are_named_all_or_by_number(created):
+    assert created.output("retry", "answer", "--failed") == "answer is open; no trial is running\n"
+    assert created.refused("retry", "answer", "3") == "hpopt: trial 3 of study 'answer' has not failed"
+    for arguments in ([], ["3", "--failed"]):
+        line = "hpopt: expected the numbers of failed trials, or --failed for all of them"
+        assert created.refused("retry", "answer", *arguments) == line
+
+
 def test_a_configuration_is_enqueued_once(created):
     first = created.output("enqueue", "answer", "learning_rate=5e-2")
     assert first == "enqueued; it is tried after 1 waiting trial\n"

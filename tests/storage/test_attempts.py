@@ -8,10 +8,11 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from hpopt.errors import DatabaseError, Fenced
-from hpopt.storage import attempts, budget, queries
+from hpopt.errors import DatabaseError, Fenced, InputError
+from hpopt.storage import attempts, budget, control, queries, studies
 from hpopt.storage import database as database_module
 from hpopt.storage.database import Database
+from hpopt.study.reading import parse_study_file
 
 
 def test_many_workers_reserve_no_more_than_the_budget(fleet, make_fleet):
@@ -222,6 +223,108 @@ def test_failures_for_different_reasons_do_not_pause_the_study(asha_fleet, betwe
     asha_fleet.finish(asha_fleet.start(), between, value=1.0, reason="another one")
     asha_fleet.finish(asha_fleet.start(), "failed", reason="no such file")
     assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"
+
+
+MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+@pytest.mark.parametrize("reason", [MEMORY, "MemoryError: ", "RuntimeError: [enforce] can't allocate memory: 8 bytes"])
+def test_running_out_of_memory_does_not_pause_the_study(asha_fleet, reason):
+    """It is a result of the configuration, and the sampler avoids that region."""
+    for attempt in [asha_fleet.start() for _ in range(6)]:
+        asha_fleet.finish(attempt, "failed", reason=reason)
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"
+
+
+def momentum_of(attempt, value):
+    return f"update public.trial_params set param_value = {value} where trial_id = {attempt.optuna_trial_id}"
+
+
+@pytest.mark.parametrize(("of_the_complete", "state"), [(0.8, "open"), (0.89, "paused"), (0.99, "open")])
+def test_failures_that_a_parameter_separates_from_what_works_do_not_pause_the_study(asha_fleet, of_the_complete, state):
+    complete, *failed = (asha_fleet.start() for _ in range(6))
+    asha_fleet.execute(momentum_of(complete, of_the_complete))
+    asha_fleet.finish(complete, value=1.0)
+    for k, attempt in enumerate(failed):
+        asha_fleet.execute(momentum_of(attempt, 0.87 + k / 100))
+        asha_fleet.finish(attempt, "failed", reason="shapes do not match")
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == state
+
+
+@pytest.mark.parametrize(("failed_after", "state"), [(None, "open"), (10, "paused")])
+def test_a_trial_that_went_on_beyond_the_failures_shows_that_the_code_works(asha_fleet, failed_after, state):
+    """One that was pruned before the step at which the others fail shows nothing: they may fail at the end."""
+    pruned, *failed = (asha_fleet.start() for _ in range(6))
+    asha_fleet.record(pruned, 10)
+    asha_fleet.finish(pruned, "pruned", value=1.0)
+    asha_fleet.execute(momentum_of(pruned, 0.8))
+    for attempt in failed:
+        asha_fleet.execute(momentum_of(attempt, 0.9))
+        if failed_after:
+            asha_fleet.record(attempt, failed_after)
+        asha_fleet.finish(attempt, "failed", reason="shapes do not match")
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == state
+
+
+@pytest.mark.parametrize(("works", "state"), [("muon", "open"), ("adamw", "paused")])
+def test_failures_of_one_choice_do_not_pause_the_study(database, make_fleet, study_file, works, state):
+    """Neither choice is beyond the other, so only those that work are compared."""
+    text = study_file.replace("trials = 4", "trials = 40")
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "tiny.toml")))
+    fleet.finish(fleet.start(), value=1.0)
+    attempts_ = [fleet.start() for _ in range(5)]
+    choice = {"muon": 0, "adamw": 1}
+    fleet.execute("update public.trial_params set param_value = 0.9 where param_name = 'momentum'")
+    fleet.execute("update public.trial_params set param_value = 5 where param_name = 'ns_steps'")
+    fleet.execute("update public.trial_params set param_value = 0.02 where param_name = 'learning_rate'")
+    fleet.execute("update public.trial_params set param_value = 1 where param_name = 'optimizer'")
+    fleet.execute(
+        f"update public.trial_params set param_value = {choice[works]} where param_name = 'optimizer' and trial_id = "
+        "(select min(trial_id) from public.trials)"
+    )
+    for attempt in attempts_:
+        fleet.finish(attempt, "failed", reason="no such kernel")
+    assert budget.read_usage(fleet.database, fleet.study).state == state
+
+
+def test_a_failed_trial_that_is_requeued_keeps_its_params_and_seed_and_counts_once(fleet):
+    failed = fleet.start()
+    fleet.finish(failed, "failed", reason="NameError: name 'x' is not defined")
+    fleet.finish(fleet.start(), value=2.0)
+    assert control.retry(fleet.database, fleet.study).n_pending_retry == 1
+    assert fleet.rows()[failed.number]["state"] == "WAITING"
+    retry = fleet.start()
+    assert (retry.params, retry.seed, retry.attempt_number) == (failed.params, 7, 2)
+    fleet.finish(retry, value=1.0)
+    usage = budget.read_usage(fleet.database, fleet.study)
+    assert (usage.n_finished, usage.n_pending_retry, usage.n_started) == (2, 0, 2)
+    history = fleet.rows("select outcome, reason from hpopt.attempts order by attempt_id")
+    assert [tuple(row.values()) for row in history] == [
+        ("failed", "NameError: name 'x' is not defined"),
+        ("complete", None),
+        ("complete", None),
+    ]
+    assert control.retry(fleet.database, fleet.study).n_pending_retry == 0
+
+
+def test_a_requeued_trial_that_failed_by_losses_may_be_lost_again(fleet):
+    for _ in range(3):
+        fleet.lose(fleet.start())
+    assert fleet.rows()[-1]["outcome"] == "failed"
+    control.retry(fleet.database, fleet.study)
+    fleet.lose(fleet.start())
+    assert fleet.rows("select outcome from hpopt.attempts where is_last")[0]["outcome"] == "lost"
+
+
+def test_failed_trials_are_requeued_by_number(fleet):
+    first, second = fleet.start(), fleet.start()
+    for attempt in (first, second):
+        fleet.finish(attempt, "failed", reason="broken")
+    assert control.retry(fleet.database, fleet.study, [second.number]).n_pending_retry == 1
+    assert fleet.start().trial_id == second.trial_id
+    with pytest.raises(InputError, match=r"^trial 7 of study 'tiny' has not failed$"):
+        control.retry(fleet.database, fleet.study, [first.number, 7])
+    assert control.read_state(fleet.database, fleet.study).n_pending_retry == 0
 
 
 def test_expired_heartbeats_do_not_pause_the_study(asha_fleet):

@@ -4,14 +4,17 @@ import warnings
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 
 from hpopt.search import sampler, tpe
+from hpopt.storage import control
 from hpopt.storage.observations import ObservedTrials
 
 
 def test_the_sampler_observes_the_trials_that_stock_optuna_has(asha_fleet):
-    """States, values, params and constraints must be those of the database, read as they change or all at once."""
+    """States, values, params and constraints must be those of the database, read as they change or all at once.
+
+    Stock Optuna's samplers do not see the failed one.
+    """
     outcomes = ["complete", "pruned", "diverged", "failed", "complete"]
     asha_fleet.observed.refresh()
     running = [asha_fleet.start() for _ in outcomes]
@@ -20,15 +23,29 @@ def test_the_sampler_observes_the_trials_that_stock_optuna_has(asha_fleet):
         asha_fleet.record(attempt, 10, 1.0 + k)
         asha_fleet.finish(attempt, outcome, value=2.0 + k if outcome == "complete" else None)
     last = asha_fleet.start()
+    tpe_kinds = [tpe.COMPLETE, tpe.PRUNED, tpe.INFEASIBLE, tpe.FAILED, tpe.COMPLETE]
     for observed in (asha_fleet.observed, ObservedTrials(asha_fleet.database, asha_fleet.study)):
         observed.refresh()
         observations = observed.observations()
-        stock = [t for t in asha_fleet.stock().trials if t.state is not TrialState.FAIL]
+        stock = asha_fleet.stock().trials
         assert list(observations.values["momentum"]) == [trial.params["momentum"] for trial in stock]
-        assert list(observations.kind) == [tpe.COMPLETE, tpe.PRUNED, tpe.INFEASIBLE, tpe.COMPLETE, tpe.RUNNING]
-        assert list(observations.score[:4]) == [2.0, 2.0, 1.0, 6.0]
+        assert [*observations.kind] == [*tpe_kinds, tpe.RUNNING]
+        assert [*observations.score[:3], observations.score[4]] == [2.0, 2.0, 1.0, 6.0]
         assert observations.step[1] == 10
         assert observations.values["momentum"][-1] == last.params["momentum"]
+
+
+def test_a_failed_trial_that_is_requeued_is_not_observed_until_it_runs_again(asha_fleet):
+    attempt = asha_fleet.start()
+    asha_fleet.finish(attempt, "failed", reason="broken")
+    asha_fleet.observed.refresh()
+    assert list(asha_fleet.observed.observations().kind) == [tpe.FAILED]
+    control.retry(asha_fleet.database, asha_fleet.study)
+    asha_fleet.observed.refresh()
+    assert list(asha_fleet.observed.observations().kind) == []
+    asha_fleet.start()
+    asha_fleet.observed.refresh()
+    assert list(asha_fleet.observed.observations().kind) == [tpe.RUNNING]
 
 
 def test_the_observations_grow_beyond_their_first_capacity(asha_fleet):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hpopt.analysis.trials import Outcome
-from hpopt.storage.progress import Best, BudgetUsage, FinishedTrial, Progress, WorkerRow
+from hpopt.storage.progress import Best, BudgetUsage, FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.terminal.status import (
     describe_enqueued,
     describe_pause,
@@ -214,13 +214,26 @@ def test_the_best_trial_and_the_last_finished_ones_are_shown():
     ],
 )
 def test_a_changed_state_is_described_with_the_trials_that_it_concerns(state, n_running, line):
-    assert describe_state("small", state, n_running=n_running, n_pending_retry=0) == line
+    assert describe_state("small", state_of(state, n_running=n_running)) == line
+
+
+def state_of(state, n_running=0, n_pending_retry=0, n_failed=0):
+    counts = {"n_running": n_running, "n_pending_retry": n_pending_retry, "n_failed": n_failed}
+    return StudyState(state=state, reason=None, since=datetime.now(UTC), **counts)
 
 
 @pytest.mark.parametrize(("n", "trials"), [(1, "1 trial"), (3, "3 trials")])
 def test_an_opened_study_is_described_with_the_trials_to_be_retried(n, trials):
-    line = describe_state("small", "open", n_running=0, n_pending_retry=n)
+    line = describe_state("small", state_of("open", n_pending_retry=n))
     assert line == f"small is open; no trial is running, {trials} to be retried first"
+    for state, words in (("paused", "workers wait"), ("stopped", "workers exit")):
+        line = describe_state("small", state_of(state, n_pending_retry=n))
+        assert line.endswith(f"{words}; `hpopt resume small` retries {trials}")
+
+
+def test_an_opened_study_is_described_with_the_command_that_runs_failed_trials_again():
+    line = describe_state("small", state_of("open", n_failed=5))
+    assert line == "small is open; no trial is running; `hpopt retry small --failed` runs 5 failed trials again"
 
 
 @pytest.mark.parametrize(
@@ -246,3 +259,5 @@ def test_an_enqueued_configuration_is_described_with_when_it_is_tried(state, sam
 
 def test_a_pause_is_described_with_the_command_that_ends_it():
     assert describe_pause("small", "manually") == "study 'small' is paused: manually; `hpopt resume small` resumes it"
+    line = describe_pause("small", "broken", n_failed=5)
+    assert "broken; `hpopt retry small --failed` requeues 5 failed trials, `hpopt resume small` resumes it" in line

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from proxy import Network
 
 from hpopt.errors import DatabaseLostError, DeviceError, InputError, Interrupted
-from hpopt.storage import budget, queries, studies
+from hpopt.storage import budget, control, queries, studies
 from hpopt.storage.database import Database
 from hpopt.study.reading import parse_study_file
 from hpopt.worker import outbox
@@ -79,6 +79,15 @@ x = { low = 0.0, high = 1.0 }
 kind = { choices = ["good", "broken", "empty", "diverged", "nan", "number", "word", "numpy"] }
 """
 ALL_TRIALS = "trials budget exhausted (3)"
+SEARCH = """
+name = "search"
+objective = "cheap_objective:train"
+metric = "loss"
+[budget]
+trials = 40
+[search_space]
+x = { choices = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9] }
+"""
 # Long enough for any event on a busy machine.
 TIMEOUT_S = 40
 
@@ -95,7 +104,7 @@ class Sandbox:
 
     def make_options(self, **changes):
         times = {"heartbeat_every_s": 0.1, "stale_after_s": 5, "give_up_after_s": 30, "poll_every_s": 0.1}
-        return WorkerOptions(home=self.folder, log=self.log.append, **{**times, **changes})
+        return WorkerOptions(home=self.folder, **{"log": self.log.append, **times, **changes})
 
     def execute(self, statement):
         with self.database.begin() as connection:
@@ -692,3 +701,34 @@ def n_transactions(sandbox):
     sandbox.execute("select pg_stat_force_next_flush()")
     (row,) = sandbox.rows("select xact_commit from pg_stat_database where datname = current_database()")
     return row[0]
+
+
+def test_a_study_whose_region_runs_out_of_memory_reaches_its_budget_with_few_failures(sandbox):
+    """Seven of nine choices, the defaults among them, do not fit: those that fail teach the sampler to avoid them."""
+    sandbox.objective.STEPS = 1
+
+    def allocate(config, _step):
+        if config.x > 0.25:
+            raise RuntimeError(f"CUDA out of memory. Tried to allocate {100 * config.x:.2f} GiB")
+
+    sandbox.objective.HOOK = allocate
+    assert work(sandbox.database, sandbox.create(SEARCH), sandbox.options) == "trials budget exhausted (40)"
+    n_failed = sum(outcome == "failed" for _, outcome, _, _ in sandbox.outcomes())
+    assert 3 <= n_failed <= 15
+
+
+def test_a_function_with_an_error_pauses_the_study_and_is_run_again_when_it_is_mended(sandbox):
+    """Its failures do not use up the budget."""
+    sandbox.objective.STEPS = 1
+    study = sandbox.create(SEARCH.replace("40", "6"))
+    sandbox.objective.HOOK = lambda config, _step: config.missing
+
+    def mend(line):
+        if line.startswith("paused: 5 trials in a row failed: AttributeError"):
+            sandbox.objective.HOOK = None
+            assert control.retry(sandbox.database, study).n_pending_retry == 5
+            control.resume(sandbox.database, study)
+
+    assert work(sandbox.database, study, sandbox.make_options(log=mend)) == "trials budget exhausted (6)"
+    assert [outcome for _, outcome, _, _ in sandbox.outcomes()] == ["complete"] * 6
+    assert [outcome for _, outcome in sandbox.attempts()] == ["failed"] * 5 + ["complete"] * 6

@@ -1,4 +1,4 @@
-"""Commands that change a running study: pause, resume, stop and enqueue."""
+"""Commands that change a running study: pause, resume, stop, retry and enqueue."""
 
 import re
 import tomllib
@@ -14,8 +14,8 @@ from hpopt.hyperparameters import Scalar
 
 if TYPE_CHECKING:
     from hpopt.search.space import Range
-    from hpopt.storage.control import StudyState
     from hpopt.storage.database import Database
+    from hpopt.storage.progress import StudyState
     from hpopt.storage.studies import Study
 
 
@@ -43,6 +43,21 @@ def stop(study: StudyArgument, storage: StorageOption = None, home: HomeOption =
     from hpopt.storage import control
 
     _change(study, storage, home, control.stop)
+
+
+def retry(
+    study: StudyArgument,
+    trials: Annotated[list[int] | None, typer.Argument(help="Numbers of failed trials.", show_default=False)] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All trials that have failed.")] = False,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Run failed trials again, with their parameters and seeds."""
+    from hpopt.storage import control
+
+    if failed == bool(trials):
+        raise InputError("expected the numbers of failed trials, or --failed for all of them")
+    _change(study, storage, home, lambda database, row: control.retry(database, row, trials))
 
 
 def enqueue(
@@ -127,5 +142,4 @@ def _change(name: str, storage: str | None, home: Path, change: "Callable[[Datab
 
     with open_database(storage, home) as database:
         now = change(database, load_study(database, name))
-    line = describe_state(name, now.state, n_running=now.n_running, n_pending_retry=now.n_pending_retry)
-    out.print(line, soft_wrap=True)
+    out.print(describe_state(name, now), soft_wrap=True)

@@ -161,8 +161,10 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
         show_findings(analyze(database, study))
     is_finished = progress.finished_reason is not None or progress.usage.state == "stopped"
     if is_finished and progress.best is None:
+        retry = f"; `hpopt retry {study.name} --failed` runs its failed trials again" if progress.n_failed else ""
         raise NoAnswerError(
             f"study '{study.name}' finished without a completed trial; the logs of its workers are in {workers.logs}"
+            f"{retry}"
         )
     if not is_finished:
         raise Interrupted(
@@ -184,7 +186,7 @@ def refuse_paused(progress: "Progress") -> None:
     from hpopt.terminal.status import describe_pause
 
     if progress.finished_reason is None and progress.usage.state == "paused":
-        raise HpoptError(describe_pause(progress.name, progress.usage.state_reason))
+        raise HpoptError(describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed))
 
 
 def _read_progress(database: "Database", study: "Study") -> "Progress":

@@ -23,11 +23,13 @@ from optuna.samplers._tpe.sampler import default_gamma
 
 from hpopt.hyperparameters import Scalar
 
-# The kinds of trials in the order in which TPE ranks them as good; running ones are never good.
-COMPLETE, PRUNED, INFEASIBLE, RUNNING = range(4)
+# The kinds of trials in the order in which TPE ranks them as good; failed and running ones are never good.
+COMPLETE, PRUNED, INFEASIBLE, FAILED, RUNNING = range(5)
 
 Numbers = NDArray[np.float64]
 
+# Candidates are left out that succeed less often than three times in four, unless no other is more likely to succeed.
+_MIN_LOG_ODDS = float(np.log(3))
 # exp is ten times slower where its result is subnormal; nothing this small changes a sum that begins with 1.
 _SMALLEST_EXPONENT = -700.0
 # OpenBLAS keeps products below 2^18 multiplications on one core; more threads would compete with the training.
@@ -38,9 +40,9 @@ _KERNELS_AT_ONCE = 512
 class Observations:
     """What a sampler learns from: one row for each trial, in the order of their numbers.
 
-    `values` has each parameter as Optuna stores it; `kind` is COMPLETE, PRUNED, INFEASIBLE or RUNNING; `step` is the
-    last step of a pruned trial, -1 if it reported none; `score` is the value (the last one of a pruned trial), or the
-    constraint violation of an infeasible trial. A lower score is better, whatever the direction of the study.
+    `values` has each parameter as Optuna stores it; `kind` is COMPLETE, PRUNED, INFEASIBLE, FAILED or RUNNING; `step`
+    is the last step of a pruned trial, -1 if it reported none; `score` is the value (the last one of a pruned trial),
+    or the constraint violation of an infeasible trial. A lower score is better, whatever the direction of the study.
     """
 
     values: Mapping[str, Numbers]
@@ -50,31 +52,42 @@ class Observations:
 
     @property
     def n_finished(self) -> int:
-        """The number of finished trials."""
+        """The number of finished trials, failed ones included."""
         return int((self.kind != RUNNING).sum())
 
 
 class ColumnTPESampler(TPESampler):
-    """TPE with Optuna's defaults: multivariate, with running trials among the bad ones (constant liar)."""
+    """TPE with Optuna's defaults: multivariate, with running trials among the bad ones (constant liar).
+
+    Optuna ignores failed trials. Here they are among the bad ones, and candidates that are likely to fail are left out,
+    so that a region that runs out of memory is avoided. Their probability to fail is that of a Parzen classifier, as
+    for the constraints of c-TPE (Watanabe and Hutter 2023).
+    """
 
     def propose(self, space: Mapping[str, BaseDistribution], observations: Observations) -> dict[str, Scalar]:
         """Sample the parameters that have more than one value jointly. Source: Bergstra et al. 2011."""
         searched = {name: space[name] for name in sorted(space) if not space[name].single()}
         if not searched:
             return {}
+
+        def fit(rows: NDArray[np.int64]) -> _ParzenEstimator:
+            values = {name: observations.values[name][rows] for name in searched}
+            return _ParzenEstimator(values, searched, self._parzen_estimator_parameters)
+
         good, rest = _split(observations)
-        below, above = (
-            _ParzenEstimator(
-                {name: observations.values[name][rows] for name in searched},
-                searched,
-                self._parzen_estimator_parameters,
-            )
-            for rows in (good, rest)
-        )
+        below, above = fit(good), fit(rest)
         samples = below.sample(self._rng.rng, self._n_ei_candidates)
         candidates_SP = np.column_stack([samples[name] for name in searched])
         gain_S, loss_S = (log_density(part._mixture_distribution, candidates_SP) for part in (below, above))
-        best = self._compare(samples, gain_S - loss_S)
+        acquisition_S = gain_S - loss_S
+        failed = np.flatnonzero(observations.kind == FAILED)
+        if len(failed):
+            not_failed = np.flatnonzero(observations.kind < FAILED)
+            # The prior counts as one trial of each.
+            log_odds_S = log_density(fit(not_failed)._mixture_distribution, candidates_SP) + np.log(len(not_failed) + 1)
+            log_odds_S -= log_density(fit(failed)._mixture_distribution, candidates_SP) + np.log(len(failed) + 1)
+            acquisition_S[log_odds_S < min(_MIN_LOG_ODDS, log_odds_S.max())] = -np.inf
+        best = self._compare(samples, acquisition_S)
         return {name: searched[name].to_external_repr(best[name]) for name in searched}
 
 
@@ -82,7 +95,8 @@ def _split(observations: Observations) -> tuple[NDArray[np.int64], NDArray[np.in
     """Return the rows of the good trials and of all others; of pruned trials, those with the most steps are best."""
     kind = observations.kind
     order = np.lexsort((observations.score, np.where(kind == PRUNED, -observations.step, 0), kind))
-    n_good = min(default_gamma(observations.n_finished), observations.n_finished)
+    n_ranked = int((kind < FAILED).sum())
+    n_good = min(default_gamma(n_ranked), n_ranked)
     is_good = np.zeros(len(kind), dtype=bool)
     is_good[order[:n_good]] = True
     return np.flatnonzero(is_good), np.flatnonzero(~is_good)

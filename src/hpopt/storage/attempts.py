@@ -23,8 +23,10 @@ from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
 # A trial that was lost this many times in a row without a new evaluation has failed.
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
-# So many failures in a row with one reason, at different trials, pause the study: the next trial would fail too.
+# So many failures in a row with one reason, at different trials, pause the study unless their params explain them.
 _FAILURES_THAT_PAUSE = 5
+# The messages of PyTorch, Python, CUDA's libraries and XLA for a configuration that needs too much memory.
+_OUT_OF_MEMORY = "out ?of ?memory|MemoryError|allocate memory|ALLOC_FAILED|RESOURCE_EXHAUSTED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,8 @@ def finish(
         if row.is_running:
             optuna_write.end_trial(connection, attempt.optuna_trial_id, Outcome(row.outcome), value)
         if row.outcome in {Outcome.FAILED, Outcome.LOST}:
-            connection.execute(_PAUSE, {"study_id": attempt.study_id, "n_failures": _FAILURES_THAT_PAUSE})
+            limits = {"n_failures": _FAILURES_THAT_PAUSE, "out_of_memory": _OUT_OF_MEMORY}
+            connection.execute(_PAUSE, {"study_id": attempt.study_id, **limits})
 
 
 def fenced(attempt: Attempt) -> Fenced:
@@ -247,7 +250,7 @@ _ATTEMPT = sa.text(
 _NEXT_RETRY = sa.text(
     """
     select study_id, trial_id, optuna_trial_id, attempt_number, seed from hpopt.attempts
-    where study_id = :study_id and outcome in ('lost', 'preempted') and is_last
+    where study_id = :study_id and is_requeued and is_last
       and coalesce(retry_at, '-infinity') <= now()
     order by trial_id limit 1
     """
@@ -298,14 +301,15 @@ _END = sa.text(
 
 _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attempt_id")
 
-# Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common, and what is wrong with an
-# enqueued configuration says nothing about the next one.
+# Pause the study if its last failures have one reason and nothing says that their params cause them. Trials that went
+# on beyond the step of the failures show that the code works. A parameter explains the failures if it separates all
+# trials with that reason from all of these: by choices that these do not have, or by values beyond all of theirs.
+# Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common, and
+# what is wrong with an enqueued configuration says nothing about the next one.
 _PAUSE = sa.text(
     """
-    update hpopt.study s
-    set state = 'paused', state_since = now(), state_reason = :n_failures || ' trials in a row failed: ' || f.reason
-    from (
-        select min(last.reason) as reason
+    with series as (
+        select min(last.reason) as reason, min(regexp_replace(last.reason, '[0-9.]+', '0', 'g')) as kind
         from (
             select a.trial_id, a.outcome, a.reason
             from hpopt.attempts a join hpopt.study h using (study_id)
@@ -318,7 +322,37 @@ _PAUSE = sa.text(
                last.outcome in ('failed', 'lost') and last.reason not like 'heartbeat expired%'
                and last.reason not like '%: enqueued, but %'
            )
-    ) f
-    where s.study_id = :study_id and s.state = 'open'
+           and not bool_and(last.reason ~* :out_of_memory)
+    ), reached as (
+        select a.outcome, a.optuna_trial_id,
+               coalesce(a.outcome in ('failed', 'lost'), false)
+                   and coalesce(regexp_replace(a.reason, '[0-9.]+', '0', 'g') = series.kind, false) as has_failed,
+               coalesce((
+                   select max(e.step) from hpopt.evaluation e where e.optuna_trial_id = a.optuna_trial_id
+               ), -1) as step
+        from series cross join hpopt.attempts a
+        where a.study_id = :study_id and a.is_last
+    ), compared as (
+        select * from reached
+        where has_failed
+           or outcome = 'complete'
+           or (outcome is distinct from 'failed' and step > (select max(step) from reached where has_failed))
+    ), explained as (
+        select p.param_name
+        from compared c join public.trial_params p on p.trial_id = c.optuna_trial_id
+        group by p.param_name
+        having not array_agg(p.param_value) filter (where has_failed)
+                   && array_agg(p.param_value) filter (where not has_failed)
+           and (
+               bool_or(p.distribution_json like '%CategoricalDistribution%')
+               or min(p.param_value) filter (where has_failed) > max(p.param_value) filter (where not has_failed)
+               or max(p.param_value) filter (where has_failed) < min(p.param_value) filter (where not has_failed)
+           )
+    )
+    update hpopt.study s
+    set state = 'paused', state_since = now(),
+        state_reason = :n_failures || ' trials in a row failed: ' || series.reason
+    from series
+    where s.study_id = :study_id and s.state = 'open' and not exists (select from explained)
     """
 )

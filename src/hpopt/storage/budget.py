@@ -91,9 +91,9 @@ _USAGE = sa.text(
     from hpopt.study s
     join hpopt.budget_usage u using (study_id)
     cross join lateral (
-        select count(*) filter (where outcome not in ('lost', 'preempted'))::int as n_finished,
+        select count(*) filter (where outcome is not null and not is_requeued)::int as n_finished,
                count(*) filter (where outcome is null)::int as n_running,
-               count(*) filter (where outcome in ('lost', 'preempted') and is_last)::int as n_pending_retry,
+               count(*) filter (where is_requeued and is_last)::int as n_pending_retry,
                coalesce(extract(epoch from max(coalesce(ended_at, now())) - min(started_at)), 0)::double precision
                    / 3600 as active_hours
         from hpopt.attempts a

@@ -1,8 +1,7 @@
 """Pause, resume and stop a study, and enqueue configurations to try next."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 
 import optuna
 import sqlalchemy as sa
@@ -12,22 +11,11 @@ from hpopt.errors import InputError
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
-from hpopt.storage.progress import BudgetUsage
+from hpopt.storage.progress import BudgetUsage, StudyState
 from hpopt.storage.studies import Study
 
 # The reason of a state for which none was given.
 _MANUALLY = "manually"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyState:
-    """Whether a study is open, paused or stopped, why and since when, and how many trials run or wait for a retry."""
-
-    state: str
-    reason: str | None
-    since: datetime
-    n_running: int
-    n_pending_retry: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +82,21 @@ def enqueue(database: Database, study: Study, params: Mapping[str, Scalar]) -> E
     return EnqueuedTrial(trial=added, is_new=True, n_ahead=sum(ahead), blocked_by=blocked_by)
 
 
+def retry(database: Database, study: Study, trials: Collection[int] | None = None) -> StudyState:
+    """Requeue the failed trials of these numbers, or all of them, with their params and seeds.
+
+    Each counts once in the budget. Raises InputError for a number that is not that of a failed trial.
+    """
+    parameters = {"study_id": study.study_id, "trials": None if trials is None else list(trials)}
+    with database.brief() as connection:
+        connection.execute(_LOCK_STUDY, parameters)
+        requeued = set(connection.scalars(_RETRY, parameters))
+        others = sorted(set(trials or ()) - requeued)
+        if others:
+            raise InputError(f"trial {others[0]} of study '{study.name}' has not failed")
+        return _read_state(connection, study)
+
+
 def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None:
     """Return what ends the study before it starts a trial behind n_enqueued others, or None."""
     hours = {"device_hours": usage.device_hours, "wall_hours": usage.wall_hours}
@@ -130,7 +133,9 @@ _STATE = sa.text(
            (select count(*)::int from hpopt.attempts a
             where a.study_id = s.study_id and a.ended_at is null) as n_running,
            (select count(*)::int from hpopt.attempts a
-            where a.study_id = s.study_id and a.is_last and a.outcome in ('lost', 'preempted')) as n_pending_retry
+            where a.study_id = s.study_id and a.is_last and a.is_requeued) as n_pending_retry,
+           (select count(*)::int from hpopt.attempts a
+            where a.study_id = s.study_id and a.outcome = 'failed' and not a.is_requeued) as n_failed
     from hpopt.study s where s.study_id = :study_id
     """
 )
@@ -151,6 +156,19 @@ _SET_STATE = sa.text(
     where study_id = :study_id and state <> :state
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
+
+# A reservation holds this lock too.
+_LOCK_STUDY = sa.text("select from hpopt.study where study_id = :study_id for no key update")
+
+_RETRY = sa.text(
+    """
+    update hpopt.attempt a set retry_at = now()
+    from public.trials t
+    where a.study_id = :study_id and a.outcome = 'failed' and not a.is_requeued and t.trial_id = a.optuna_trial_id
+      and (cast(:trials as integer[]) is null or t.number = any(:trials))
+    returning t.number
+    """
+)
 
 # Trials to be retried come first, then those that were enqueued earlier.
 _AHEAD = sa.text(

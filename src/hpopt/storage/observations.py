@@ -23,12 +23,12 @@ from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
 _FIRST_CAPACITY = 256
-# The kind of a trial that the sampler ignores: it failed or was requeued.
+# The kind of a trial that the sampler ignores: it was requeued, or stock Optuna ran it and it failed.
 _IGNORED = -1
 
 
 class ObservedTrials:
-    """The running, complete and pruned trials of a study that have its params and no others."""
+    """The running, complete, pruned and failed trials of a study that have its params and no others."""
 
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
@@ -74,7 +74,9 @@ class ObservedTrials:
     def _update(self, row: Mapping[str, Any]) -> None:
         trial_id = row["trial_id"]
         self._newest = max(self._newest, trial_id)
-        (self._open.add if row["state"] in {"RUNNING", "WAITING"} else self._open.discard)(trial_id)
+        # A failed trial can be requeued.
+        is_open = row["state"] in {"RUNNING", "WAITING"} or row["has_failed"]
+        (self._open.add if is_open else self._open.discard)(trial_id)
         position = self._positions.setdefault(trial_id, len(self._positions))
         if position == len(self._rows):
             self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
@@ -93,6 +95,8 @@ class ObservedTrials:
         # A violation that is nan is above 0 for PostgreSQL.
         if row["state"] in {"COMPLETE", "PRUNED"} and not row["violation"] <= 0:
             return tpe.INFEASIBLE
+        if row["has_failed"]:
+            return tpe.FAILED
         return {"COMPLETE": tpe.COMPLETE, "PRUNED": tpe.PRUNED, "RUNNING": tpe.RUNNING}.get(row["state"], _IGNORED)
 
     def _score(self, row: Mapping[str, Any], kind: int) -> float:
@@ -146,7 +150,11 @@ _CHANGED = sa.text(
            p.names, p.internal, p.has_ranges, l.step as last_step, l.value as last_value,
            coalesce((
                select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
-           ), 0) as violation
+           ), 0) as violation,
+           exists (
+               select from hpopt.attempt a
+               where a.optuna_trial_id = t.trial_id and a.outcome = 'failed' and not a.is_requeued
+           ) as has_failed
     from public.trials t
     left join public.trial_values v on v.trial_id = t.trial_id and v.objective = 0
     cross join lateral (

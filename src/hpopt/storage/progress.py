@@ -9,6 +9,18 @@ from hpopt.hyperparameters import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyState:
+    """Whether a study is open, paused or stopped, why and since when, and how many trials run, wait or have failed."""
+
+    state: str
+    reason: str | None
+    since: datetime
+    n_running: int
+    n_pending_retry: int
+    n_failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetUsage:
     """What a study has spent: trials, device hours, hours since its first attempt, and its best value.
 
@@ -108,3 +120,8 @@ class Progress:
     best: Best | None
     default_value: float | None
     external: ExternalTrials = field(default_factory=ExternalTrials)
+
+    @property
+    def n_failed(self) -> int:
+        """The number of failed trials that are not to be retried."""
+        return self.n_by_outcome.get(Outcome.FAILED, 0)

@@ -5,8 +5,10 @@ Optuna's tables are in schema `public`; foreign keys refer to its studies and tr
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
+    Computed,
     DateTime,
     Double,
     ForeignKey,
@@ -114,8 +116,20 @@ attempt = Table(
     Column("ended_at", DateTime(timezone=True)),
     Column("outcome", Text),
     Column("reason", Text),
-    # A trial that was requeued because of its machine is not retried before this time.
+    # A trial that was requeued is not retried before this time. A failed trial is requeued only by `hpopt retry`.
     Column("retry_at", DateTime(timezone=True)),
+    # Whether the trial goes on after this attempt.
+    Column(
+        "is_requeued",
+        Boolean,
+        Computed(
+            # As PostgreSQL prints it, so that Alembic finds no difference.
+            "coalesce(outcome = 'lost'::text or outcome = 'preempted'::text"
+            " or (outcome = 'failed'::text and retry_at is not null), false)",
+            persisted=True,
+        ),
+        nullable=False,
+    ),
     Column("device_seconds", Double, nullable=False, server_default="0"),
     Column("tokens", BigInteger, nullable=False, server_default="0"),
     Column("peak_memory_gib", Double),
@@ -127,7 +141,7 @@ attempt = Table(
     Index(None, "study_id"),
     Index(None, "worker_id"),
     Index("attempt_open_idx", "study_id", postgresql_where=text("ended_at is null")),
-    Index("attempt_requeued_idx", "study_id", postgresql_where=text("outcome in ('lost', 'preempted')")),
+    Index("attempt_requeued_idx", "study_id", postgresql_where=text("is_requeued")),
 )
 
 evaluation = Table(

@@ -22,7 +22,8 @@ select a.study_id, a.trial_id, a.attempt_number, a.optuna_trial_id, a.attempt_id
        not exists (
            select from hpopt.attempt later
            where later.trial_id = a.trial_id and later.attempt_number > a.attempt_number
-       ) as is_last
+       ) as is_last,
+       a.is_requeued
 from hpopt.attempt a
 """
 
@@ -41,7 +42,7 @@ _TRIALS = """
 create or replace view hpopt.trials as
 select s.study_name,
        t.number as trial,
-       case when g.outcome in ('lost', 'preempted') then 'WAITING' else t.state::text end as state,
+       case when g.is_requeued then 'WAITING' else t.state::text end as state,
        hpopt.finite_value(v.value, v.value_type::text) as value,
        coalesce((
            select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
@@ -280,7 +281,8 @@ create or replace function hpopt.record_contact(contacting_worker_id bigint) ret
 $$
 """
 
-# Count the attempts at a trial since its furthest evaluation, the current one included. Preempted ones do not count.
+# Count the attempts at a trial since its furthest evaluation, or since it was requeued after a failure, the current
+# one included. Preempted ones do not count.
 _ATTEMPTS_WITHOUT_PROGRESS = """
 create or replace function hpopt.attempts_without_progress(of_trial_id integer) returns bigint language sql stable as $$
     select count(*) from hpopt.attempt a
@@ -294,6 +296,10 @@ create or replace function hpopt.attempts_without_progress(of_trial_id integer) 
           where furthest.trial_id = of_trial_id and reached.step is not null
           order by reached.step desc, furthest.attempt_number limit 1
       ), 0)
+      and not exists (
+          select from hpopt.attempt f
+          where f.trial_id = of_trial_id and f.outcome = 'failed' and f.attempt_number >= a.attempt_number
+      )
 $$
 """
 
@@ -307,7 +313,9 @@ create or replace function hpopt.end_attempt(
 ) returns table (outcome text, is_running boolean, optuna_trial_id integer) language sql as $$
     with ended as (
         update hpopt.attempt a
-        set ended_at = now(), retry_at = now() + make_interval(secs => retry_after_s),
+        set ended_at = now(),
+            retry_at = case when t.state = 'RUNNING' and given_outcome = 'preempted'
+                then now() + make_interval(secs => retry_after_s) end,
             device_seconds = case when is_live then extract(epoch from now() - a.started_at) else a.device_seconds end,
             outcome = case
                 when t.state = 'COMPLETE' then 'complete'

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.formats import format_count, format_duration, format_metric, format_number
-from hpopt.storage.progress import FinishedTrial, Progress, WorkerRow
+from hpopt.storage.progress import FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.terminal.answer import format_finished
 
 _BAR_WIDTH = 40
@@ -43,7 +43,7 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         parts.append(bar)
     if progress.usage.state == "paused":
         since = f"since {progress.state_since.astimezone():%Y-%m-%d %H:%M}"
-        line = describe_pause(progress.name, progress.usage.state_reason)
+        line = describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
     parts.append(_best_line(progress))
     external = progress.external.describe()
@@ -73,24 +73,29 @@ def render_overview(studies: list[Progress]) -> RenderableType:
     return _TableOrLines(table, lines)
 
 
-def describe_state(name: str, state: str, *, n_running: int, n_pending_retry: int) -> str:
+def describe_state(name: str, now: StudyState) -> str:
     """Describe the state of a study in one line, after it was changed."""
-    if state == "paused":
+    n_running = now.n_running
+    retried = f"; `hpopt resume {name}` retries {format_count(now.n_pending_retry, 'trial')}"
+    waiting = retried if now.n_pending_retry else ""
+    if now.state == "paused":
         one = {0: "no trial is running", 1: "its running trial returns to the queue with its checkpoint"}
         many = f"{n_running} running trials return to the queue with their checkpoints"
-        return f"{name} is paused; {one.get(n_running, many)}, workers wait"
-    if state == "stopped":
+        return f"{name} is paused; {one.get(n_running, many)}, workers wait{waiting}"
+    if now.state == "stopped":
         many = f"{n_running} running trials end at their next evaluation"
         end = {0: "no trial is running", 1: "its running trial ends at its next evaluation"}.get(n_running, many)
-        return f"{name} is stopped; {end}, workers exit"
+        return f"{name} is stopped; {end}, workers exit{waiting}"
     running = {0: "no trial is running", 1: "1 trial is running"}.get(n_running, f"{n_running} trials are running")
-    waiting = f", {format_count(n_pending_retry, 'trial')} to be retried first" if n_pending_retry else ""
-    return f"{name} is open; {running}{waiting}"
+    waiting = f", {format_count(now.n_pending_retry, 'trial')} to be retried first" if now.n_pending_retry else ""
+    failed = f"; `hpopt retry {name} --failed` runs {format_count(now.n_failed, 'failed trial')} again"
+    return f"{name} is open; {running}{waiting}" + (failed if now.n_failed else "")
 
 
-def describe_pause(name: str, reason: str | None) -> str:
-    """Return a line that a study is paused, why, and the command that resumes it."""
-    return f"study '{name}' is paused: {reason}; `hpopt resume {name}` resumes it"
+def describe_pause(name: str, reason: str | None, *, n_failed: int = 0) -> str:
+    """Return a line that a study is paused, why, and the commands that retry its failed trials and resume it."""
+    retry = f"`hpopt retry {name} --failed` requeues {format_count(n_failed, 'failed trial')}, " if n_failed else ""
+    return f"study '{name}' is paused: {reason}; {retry}`hpopt resume {name}` resumes it"
 
 
 def describe_enqueued(name: str, state: str, sampled: Sequence[str], *, n_ahead: int, blocked_by: str | None) -> str:

@@ -122,9 +122,9 @@ class _Log:
         before, self.state = self.state, now.state
         if now.state in {before, "stopped"}:
             return []
-        return [
-            describe_pause(self.study.name, now.reason) if now.state == "paused" else f"{self.study.name} was resumed"
-        ]
+        if now.state == "paused":
+            return [describe_pause(self.study.name, now.reason, n_failed=now.n_failed)]
+        return [f"{self.study.name} was resumed"]
 
 
 def _line(trial: FinishedTrial, n_finished: int, progress: Progress, left_s: float | None) -> str:
