@@ -179,7 +179,9 @@ def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: Tria
         device=options.device,
         should_stop=lambda: options.stop.is_set() or lease.is_fenced or lease.is_paused or thread.has_given_up,
     )
-    result = objective.run_trial(reporter.study.file, config, run, reporter.report, options.log)
+    file = reporter.study.file
+    load = partial(objective.load_function, file.objective)
+    result = objective.run_trial(load, file.metric, config, run, reporter.report, log=options.log)
     if result.outcome is Outcome.PREEMPTED and lease.is_paused:
         return replace(result, reason="the study is paused")
     return result

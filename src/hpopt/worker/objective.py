@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -79,25 +79,27 @@ def fingerprint_data(file: StudyFile, cache: Path, should_stop: Callable[[], boo
 
 
 def run_trial(
-    file: StudyFile,
+    load: Callable[[], TrainingFunction],
+    metric: str,
     config: Any,  # noqa: ANN401 - the objective's.
     run: Run,
     report: Report,
+    *,
     log: Callable[[str], None],
 ) -> TrialResult:
     """Train one trial and return its result. Exceptions of `report` are passed on.
 
-    Whatever the training function raises, yields or leaves behind concerns its own trial only. `log` takes a line, and
-    the traceback of a failure.
+    Whatever the training function that `load` imports raises, yields or leaves behind concerns its own trial only.
+    `log` takes a line, and the traceback of a failure.
     """
     stop = _StopRequest(run.should_stop)
     with preserved_process(log):
         try:
-            evaluations = _start(file, config, replace(run, should_stop=stop))
+            evaluations = _start(load(), metric, config, replace(run, should_stop=stop))
         except BaseException as error:  # noqa: BLE001 - it ends the trial, not the worker.
             return _end(error, stop, log)
-        with _closing(evaluations):
-            return _follow(evaluations, file.metric, report, stop, log)
+        with _closing(evaluations, log):
+            return _follow(evaluations, metric, report, stop, log)
 
 
 @dataclass
@@ -113,26 +115,27 @@ class _StopRequest:
         return is_stopping
 
 
-def _start(file: StudyFile, config: Any, run: Run) -> Iterator[Any]:  # noqa: ANN401 - the objective's.
+def _start(function: TrainingFunction, metric: str, config: Any, run: Run) -> Iterator[Any]:  # noqa: ANN401 - the objective's.
     """Call the training function and return its iterator; that of one evaluation if it returned its value."""
     began = time.monotonic()
-    function = load_function(file.objective)
     with _forked_child_exits():
         returned = function(config, run)
     if isinstance(returned, Iterator):
         return returned
-    return iter([convert_returned(returned, file.metric, time.monotonic() - began)])
+    return iter([convert_returned(returned, metric, time.monotonic() - began)])
 
 
 @contextmanager
-def _closing(evaluations: Iterator[Any]) -> Iterator[None]:
+def _closing(evaluations: Iterator[Any], log: Callable[[str], None]) -> Iterator[None]:
     """Close a generator at the end, so that its `finally` blocks run; their exceptions do not change the result."""
     try:
         yield
     finally:
-        if isinstance(evaluations, Generator):
-            with suppress(BaseException):
+        try:
+            if isinstance(evaluations, Generator):
                 evaluations.close()
+        except BaseException as error:  # noqa: BLE001 - as above.
+            log(f"the training function raised while it was closed: {type(error).__name__}: {_describe(error)}")
 
 
 def _follow(
