@@ -99,6 +99,7 @@ def upgrade() -> None:
         sa.Column("peak_memory_gib", sa.Double(), nullable=True),
         sa.Column("config", postgresql.JSONB(), nullable=True),
         sa.Column("data_fingerprint", sa.Text(), nullable=True),
+        sa.Column("folder", sa.Text(), nullable=True),
         sa.CheckConstraint(
             "outcome in ('complete', 'pruned', 'diverged', 'failed', 'preempted', 'lost')", name="attempt_outcome_check"
         ),

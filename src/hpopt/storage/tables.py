@@ -135,6 +135,8 @@ attempt = Table(
     Column("peak_memory_gib", Double),
     Column("config", JSONB),
     Column("data_fingerprint", Text),
+    # Of a complete trial that is among the best `keep`: the folder of its files, on the host of its worker.
+    Column("folder", Text),
     CheckConstraint(f"outcome in {tuple(map(str, Outcome))}", name="outcome"),
     CheckConstraint("(outcome is null) = (ended_at is null)", name="ended"),
     UniqueConstraint("trial_id", "attempt_number"),

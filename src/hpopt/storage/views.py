@@ -23,7 +23,8 @@ select a.study_id, a.trial_id, a.attempt_number, a.optuna_trial_id, a.attempt_id
            select from hpopt.attempt later
            where later.trial_id = a.trial_id and later.attempt_number > a.attempt_number
        ) as is_last,
-       a.is_requeued
+       a.is_requeued,
+       a.folder
 from hpopt.attempt a
 """
 
@@ -64,10 +65,13 @@ select s.study_name,
        g.config,
        coalesce(g.trial_id, t.trial_id) as trial_id,
        t.trial_id as optuna_trial_id,
-       t.study_id
+       t.study_id,
+       w.host,
+       g.folder
 from public.trials t
 join public.studies s on s.study_id = t.study_id
 left join hpopt.attempts g on g.optuna_trial_id = t.trial_id
+left join hpopt.worker w on w.worker_id = g.worker_id
 left join lateral (
     select count(*)::int as n_attempts, min(every.started_at) as started_at, max(every.tokens) as tokens,
            sum(every.device_seconds) as device_seconds, max(every.peak_memory_gib) as peak_memory_gib

@@ -76,6 +76,8 @@ class StudyFile(BaseModel):
     """The metric to optimize, one that the objective reports."""
     direction: Annotated[Direction, Field(strict=False)] = Direction.MINIMIZE
     """Whether a low or a high value of the metric is good."""
+    keep: Annotated[int, Field(ge=0)] = 1
+    """How many of the best complete trials keep the files of their run folders, such as checkpoints."""
     budget: Budget
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()

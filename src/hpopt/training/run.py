@@ -45,9 +45,12 @@ class Run:
 
     Fields:
         folder: Folder of this attempt alone. A worker creates it with a copy of the files that the last attempt at
-            the trial left. Write a file under another name and rename it, so that it is complete at every moment.
+            the trial left. Write a file under another name and rename it, so that it is complete at every moment. The
+            folders of the best trials stay, as many as the study has under `keep`.
         cache: Folder of prepared data that all runs on this machine share. It may not exist.
         device: Where to compute, as a torch.device string: "cpu", "cuda" or "cuda:N".
+        study: Name of the study; empty outside of one.
+        trial: Number of the trial, that of the attempt's Optuna trial; -1 outside of a study.
         should_stop: Return True once the run has to stop: on SIGTERM or Ctrl-C, and under a worker also if the study
             was paused or the trial was reassigned to another worker. Cheap; it may be called at every micro-step.
     """
@@ -55,6 +58,8 @@ class Run:
     folder: Path
     cache: Path
     device: str = "cpu"
+    study: str = ""
+    trial: int = -1
     should_stop: Callable[[], bool] = never
 
     @property

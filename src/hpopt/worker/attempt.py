@@ -18,6 +18,7 @@ from hpopt.hyperparameters import Scalar
 from hpopt.storage import attempts
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
+from hpopt.storage.folders import forget_folders, keep_folder
 from hpopt.storage.observations import ObservedTrials
 from hpopt.storage.studies import Study
 from hpopt.study.checks import check_enqueued_trial
@@ -103,9 +104,31 @@ def run_attempt(context: WorkerContext, study: Study, attempt: Attempt) -> bool:
     log(_result_line(study, attempt, result))
     if result.fault is Fault.DEVICE:
         raise DeviceError(f"trial {attempt.number} was returned to the queue: {result.reason}")
-    if result.outcome not in {Outcome.PREEMPTED, Outcome.FAILED}:
+    if result.outcome is Outcome.COMPLETE and study.file.keep:
+        _keep_best(context, study, attempt, trial_folder)
+    elif result.outcome not in {Outcome.PREEMPTED, Outcome.FAILED}:
         shutil.rmtree(trial_folder, ignore_errors=True)
     return result.fault is not Fault.DISK
+
+
+def _keep_best(context: WorkerContext, study: Study, attempt: Attempt, trial_folder: Path) -> None:
+    """Record the folder of a complete trial, and delete those within reach that are not among the best.
+
+    A folder on another host stays until a worker there completes a trial.
+    """
+    folder = trial_folder / str(attempt.attempt_number)
+    for earlier in trial_folder.iterdir():
+        if earlier != folder:
+            shutil.rmtree(earlier, ignore_errors=True)
+    replaced = context.thread.call(partial(keep_folder, context.database, study, attempt, folder))
+    runs, host = context.options.home / "runs", context.options.host
+    replaced = [
+        each for each in replaced if each.folder.is_relative_to(runs) and (each.host == host or each.folder.exists())
+    ]
+    for each in replaced:
+        shutil.rmtree(each.folder.parent, ignore_errors=True)
+    if replaced:
+        context.thread.call(partial(forget_folders, context.database, replaced))
 
 
 def _run(context: WorkerContext, study: Study, attempt: Attempt, trial_folder: Path) -> TrialResult:
@@ -177,6 +200,8 @@ def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: Tria
         folder=reporter.folder,
         cache=options.home / "cache",
         device=options.device,
+        study=reporter.study.name,
+        trial=attempt.number,
         should_stop=lambda: options.stop.is_set() or lease.is_fenced or lease.is_paused or thread.has_given_up,
     )
     file = reporter.study.file

@@ -1,0 +1,62 @@
+"""Record which folders of finished trials are kept, and find those that another one replaces."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from hpopt.storage.attempts import Attempt
+from hpopt.storage.database import Database
+from hpopt.storage.studies import Study
+
+
+@dataclass(frozen=True)
+class ReplacedFolder:
+    """The folder of a complete trial that is not among the best."""
+
+    attempt_id: int
+    host: str
+    folder: Path
+
+
+def keep_folder(database: Database, study: Study, attempt: Attempt, folder: Path) -> list[ReplacedFolder]:
+    """Record the folder of a complete trial, and return those that are not of the best `study.file.keep` trials."""
+    parameters = {
+        "attempt_id": attempt.attempt_id,
+        "folder": str(folder),
+        "study_id": study.study_id,
+        "sign": study.file.direction.sign,
+        "keep": study.file.keep,
+    }
+    with database.brief() as connection:
+        connection.execute(_KEEP, parameters)
+        rows = connection.execute(_REPLACED, parameters).all()
+    return [ReplacedFolder(row.attempt_id, row.host, Path(row.folder)) for row in rows]
+
+
+def forget_folders(database: Database, replaced: list[ReplacedFolder]) -> None:
+    """Record that folders were deleted."""
+    with database.brief() as connection:
+        connection.execute(_FORGET, {"attempt_ids": [folder.attempt_id for folder in replaced]})
+
+
+_KEEP = sa.text("update hpopt.attempt set folder = :folder where attempt_id = :attempt_id and outcome = 'complete'")
+
+# Of two equal trials the earlier one is kept, as hpopt.best_params shows it.
+_REPLACED = sa.text(
+    """
+    select a.attempt_id, w.host, a.folder
+    from (
+        select attempt_id, worker_id, folder,
+               row_number() over (
+                   order by t.feasible desc, :sign * t.value nulls last, t.trial
+               ) as rank
+        from hpopt.attempt a join hpopt.trials t using (study_id, optuna_trial_id)
+        where a.study_id = :study_id and a.folder is not null
+    ) a
+    join hpopt.worker w using (worker_id)
+    where a.rank > :keep
+    """
+)
+
+_FORGET = sa.text("update hpopt.attempt set folder = null where attempt_id = any(:attempt_ids)")
