@@ -3,6 +3,7 @@
 import json
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from pydantic import BaseModel
 # A metric below or above these is shown with significant digits instead of decimals.
 _SMALL, _LARGE = 0.01, 1e6
 _PERCENT = 0.01
+# Characters that a terminal obeys instead of showing them, that reverse the order of others, or that it cannot show.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # noqa: FBT001 - true is a value of a choice.
@@ -50,6 +53,14 @@ def format_count(n: int, noun: str) -> str:
 def join_words(words: Sequence[str]) -> str:
     """Join words as in a sentence: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control characters as escapes, such as \x1b, except for line feeds and tabs.
+
+    Names, reasons and errors can be anybody's, and a terminal obeys what is in them.
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def to_json(value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> str:  # noqa: ANN401 - any value.
