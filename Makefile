@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Words that Optuna's and PostgreSQL's documentation would not use.
 PRIVATE_WORDS := \b(courier|errands?|whoever|anew|gravest|farewell|handed on|went silent|the house)\b|"""(Owns|Give) 
 
-.PHONY: install demo test test-all test-engines compose-test coverage lint docs dashboard clean
+.PHONY: install demo test test-all test-engines compose-test coverage lint docs lock dashboard clean
 
 install: $(VENV)/.installed
 
@@ -59,6 +59,16 @@ lint: install
 docs: install
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m hpopt.study.schema > studies/study.schema.json
+
+# The packages of the images with their hashes: after a change of pyproject.toml or constraints.txt.
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
+lock: install
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(UV_COMPILE) -c constraints.txt pyproject.toml -o docker/core.lock
+	echo hatchling | $(UV_COMPILE) -c constraints.txt - -o docker/build.lock
+	echo torch | $(UV_COMPILE) -c constraints.txt -c docker/core.lock - -o docker/torch.lock
+	$(UV_COMPILE) -c constraints.txt -c docker/core.lock -c docker/torch.lock pyproject.toml --extra train -o docker/train.lock \
+		$$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' docker/core.lock docker/torch.lock)
 
 dashboard: install
 	$(BIN)/hpopt dashboard

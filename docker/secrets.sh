@@ -7,10 +7,10 @@ mkdir -p "$folder"
 chmod 700 "$folder"
 umask 022
 cd "$folder"
-for user in owner worker dashboard; do
+for user in owner worker reader dashboard; do
     test -e "$user-password" || head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$user-password"
 done
 # libpq reads a password file only if it belongs to the reader, but any service file.
-for user in owner worker; do
+for user in owner worker reader; do
     { echo '[hpopt]'; printf 'password='; cat "$user-password"; echo; } > "$user-service"
 done

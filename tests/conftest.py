@@ -83,7 +83,7 @@ def migrated_url(postgres_url: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def login(postgres_url: str) -> Iterator[Callable[..., str]]:
+def new_login(postgres_url: str) -> Iterator[Callable[..., str]]:
     """Return the URL of a database for a new user, who is a member of a role."""
     users: list[str] = []
 

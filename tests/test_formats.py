@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,6 +20,7 @@ from hpopt.formats import (
     format_number,
     format_percent,
     join_words,
+    printable,
     storable,
     to_json,
 )
@@ -146,3 +148,22 @@ def test_json_takes_dataclasses_and_writes_what_it_has_no_type_for_as_a_string()
 
 def test_json_can_be_indented():
     assert to_json({"n": [1]}, indent=2) == '{\n  "n": [\n    1\n  ]\n}'
+
+
+def test_what_a_terminal_obeys_is_escaped_and_nothing_else():
+    """Controls, half surrogates, separators of lines, and characters that reverse the order of others."""
+    obeyed = {
+        character
+        for character in map(chr, range(0x10000))
+        if unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+        or unicodedata.bidirectional(character) in {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+        or character in "\u061c\u200e\u200f"
+    }
+    changed = {character for character in map(chr, range(0x10000)) if printable(character) != character}
+    assert changed == obeyed - {"\n", "\t"}
+
+
+def test_control_characters_are_shown_as_escapes():
+    assert printable("a\x1b[31m\u202e\ud800 b\nc\td \u00e9 \U0001f600") == (
+        "a\\x1b[31m\\u202e\\ud800 b\nc\td \u00e9 \U0001f600"
+    )

@@ -3,11 +3,14 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 DOCKER = Path(__file__).parents[1] / "docker"
 COMPOSE_FILES = sorted(DOCKER.glob("compose*.yaml"))
@@ -48,6 +51,32 @@ def test_hadolint_has_no_warnings():
     hadolint = Path(sys.executable).with_name("hadolint")
     result = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "")
+
+
+def read_lock(name: str) -> dict[str, str]:
+    """Return the versions of a lock file by package, of which each has a hash."""
+    requirements = (DOCKER / f"{name}.lock").read_text().replace("\\\n", " ").splitlines()
+    assert [line for line in requirements if "--hash=sha256:" not in line] == []
+    return dict(line.split()[0].split("==") for line in requirements)
+
+
+def test_the_images_have_the_dependencies_of_hpopt_in_tested_versions_with_hashes():
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
+    core, train = read_lock("core"), {**read_lock("core"), **read_lock("torch"), **read_lock("train")}
+    constraints = [
+        Requirement(line)
+        for line in (DOCKER.parent / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    for locked, texts in ((core, project["dependencies"]), (train, project["optional-dependencies"]["train"])):
+        required = [Requirement(text) for text in texts]
+        names = {canonicalize_name(requirement.name) for requirement in required}
+        assert names <= locked.keys()
+        for requirement in (*required, *constraints):
+            version = locked.get(canonicalize_name(requirement.name))
+            assert version is None or version in requirement.specifier
+    assert "hatchling" in read_lock("build")
+    assert "torch" not in core
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -151,11 +180,20 @@ def test_a_worker_pod_has_a_gpu_a_shared_home_and_time_to_write_a_checkpoint():
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
-def test_the_url_comes_from_the_secret_in_every_pod():
+def test_every_pod_has_the_login_of_the_role_that_it_needs():
+    """With one secret for all, everybody who reaches a pod could drop the tables."""
+    logins = {}
     for pod in pods():
         (container,) = containers_of(pod)
         (storage,) = [variable for variable in container["env"] if variable["name"] == "HPOPT_STORAGE"]
-        assert storage["valueFrom"] == {"secretKeyRef": {"name": "hpopt-database", "key": "url"}}
+        assert storage["valueFrom"]["secretKeyRef"]["key"] == "url"
+        logins[container["name"]] = storage["valueFrom"]["secretKeyRef"]["name"]
+    assert logins == {
+        "migrate": "hpopt-owner",
+        "create": "hpopt-worker",
+        "worker": "hpopt-worker",
+        "dashboard": "hpopt-reader",
+    }
 
 
 def test_secrets_sh_writes_every_secret_of_compose(tmp_path):
@@ -170,8 +208,8 @@ def test_passwords_differ_are_not_overwritten_and_only_their_owner_can_read_them
     folder = tmp_path / "secrets"
     subprocess.run([DOCKER / "secrets.sh", folder], check=True)
     written = {path.name: path.read_text() for path in folder.iterdir()}
-    passwords = {written[f"{user}-password"] for user in ("owner", "worker", "dashboard")}
-    assert len(passwords) == 3
+    passwords = {written[f"{user}-password"] for user in ("owner", "worker", "reader", "dashboard")}
+    assert len(passwords) == 4
     assert {len(password) for password in passwords} == {48}
     assert written["worker-service"] == f"[hpopt]\npassword={written['worker-password']}\n"
     assert folder.stat().st_mode & 0o777 == 0o700

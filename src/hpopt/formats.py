@@ -3,6 +3,7 @@
 import json
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
@@ -18,6 +19,8 @@ _PERCENT = 0.01
 # Of a longer list the first ones are named.
 _MAX_LISTED = 4
 _LISTED_DIGITS = 3
+# Characters that a terminal obeys instead of showing them, that reverse the order of others, or that it cannot show.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # noqa: FBT001 - true is a value of a choice.
@@ -62,6 +65,14 @@ def list_values(values: Sequence[float | str]) -> str:
     if len(words) > _MAX_LISTED + 1:
         words = [*words[:_MAX_LISTED], f"{len(words) - _MAX_LISTED} others"]
     return join_words(words)
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control characters as escapes, such as \x1b, except for line feeds and tabs.
+
+    Names, reasons and errors can be anybody's, and a terminal obeys what is in them.
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def storable(text: str) -> str:

@@ -1,10 +1,13 @@
 """Exit codes, one line for each error, and no import before it is needed."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
+import psycopg2
 import pytest
 
 from hpopt import __version__
@@ -84,3 +87,24 @@ def test_a_command_whose_output_is_closed_ends_by_sigpipe_without_a_message(argu
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+
+
+HOSTILE = "red\x1b]0;title\x07\x1b[2J\x9b31m\r\x08\u202e"
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["status", "answer"], ["best", "answer"], ["worker", "answer"]])
+def test_what_others_wrote_does_not_control_the_terminal(created, migrated_url, arguments):
+    with closing(psycopg2.connect(migrated_url.replace("+psycopg2", ""))) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "update hpopt.study set state = 'stopped', state_reason = %s, versions = versions || %s::jsonb",
+            [HOSTILE, json.dumps({"hpopt": HOSTILE} if arguments[0] == "worker" else {})],
+        )
+        connection.commit()
+    result = created(*arguments)
+    shown = result.stdout + result.stderr
+    assert "red" in shown or arguments == ["best", "answer"]
+    assert [character for character in shown if not character.isprintable() and character != "\n"] == []
+
+
+def test_an_unknown_name_with_control_characters_is_refused_without_them(created):
+    assert created.refused("best", HOSTILE).isprintable()

@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,7 +45,9 @@ class Server:
 
 
 @contextmanager
-def serve(password: str | None = None, *, writable: bool = False) -> Iterator[Server]:
+def serve(
+    password: str | None = None, *, writable: bool = False, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Server]:
     passed: list[str] = []
     logged: list[str] = []
 
@@ -55,7 +58,7 @@ def serve(password: str | None = None, *, writable: bool = False) -> Iterator[Se
         return [b"passed"]
 
     # The validators hold both sides to PEP 3333.
-    middleware = AuthMiddleware(validator(app), password=password, writable=writable, log=logged.append)
+    middleware = AuthMiddleware(validator(app), password=password, writable=writable, log=logged.append, clock=clock)
     with make_server("127.0.0.1", 0, validator(middleware), handler_class=QuietHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -75,7 +78,7 @@ def start() -> Iterator[Callable[..., Server]]:
 @pytest.fixture
 def open_server(start) -> Server:
     """A server without a password."""
-    return start()
+    return start(writable=True)
 
 
 @pytest.fixture
@@ -235,3 +238,13 @@ def test_every_response_has_each_security_header_once(protected_server: Server, 
     for name, value in SECURITY_HEADERS.items():
         assert response.headers.get_all(name) == [value]
     assert set(Counter(name.lower() for name in response.headers).values()) == {1}
+
+
+def test_failed_logins_are_logged_once_a_minute_with_their_number(start: Callable[..., Server]):
+    """Otherwise anyone could fill the disk with the log."""
+    now = [0.0]
+    server = start(PASSWORD, clock=lambda: now[0])
+    for now[0] in (0, 1, 2, 59, 61, 62, 125):
+        server.request(headers=login(password="wrong"))
+    line = "authentication failed for a request from 127.0.0.1"
+    assert server.logged == [line, f"{line} and 3 others before it", f"{line} and 1 other before it"]

@@ -46,7 +46,7 @@ def test_the_database_url_comes_from_a_secret_of_the_cluster(manifest, job_spec)
         variable["name"]: variable for variable in manifest["spec"]["template"]["spec"]["containers"][0]["env"]
     }
     reference = variables["HPOPT_STORAGE"]["valueFrom"]["secretKeyRef"]
-    assert reference == {"name": "hpopt-database", "key": "url"}
+    assert reference == {"name": "hpopt-worker", "key": "url"}
 
 
 def test_the_manifest_equals_the_one_in_docker_kubernetes(manifest):

@@ -120,8 +120,8 @@ def test_a_login_that_will_be_refused_again_is_no_unreachable_database(message: 
     assert error.value.exit_code == 2
 
 
-def test_a_missing_right_is_one_line_and_no_unreachable_database(database, study_file, login):
-    reader = Database(login(database.url, "hpopt_reader"))
+def test_a_missing_right_is_one_line_and_no_unreachable_database(database, study_file, new_login):
+    reader = Database(new_login(database.url, "hpopt_reader"))
     with pytest.raises(DatabaseError, match="permission denied for table") as error:
         studies.create_study(reader, parse_study_file(study_file, "tiny.toml"))
     assert error.value.exit_code == 2

@@ -97,9 +97,9 @@ def test_a_user_that_may_only_read_has_the_findings_too(fleet):
     assert findings.read(database, study).n_analyzed is None
 
 
-def test_nothing_is_stored_for_a_user_of_the_reader_role(fleet, login):
+def test_nothing_is_stored_for_a_user_of_the_reader_role(fleet, new_login):
     fleet.finish(fleet.start(), value=3.0)
-    with closing(Database(login(fleet.database.url, "hpopt_reader"))) as reader:
+    with closing(Database(new_login(fleet.database.url, "hpopt_reader"))) as reader:
         assert "1 complete trial" in findings.current(reader, fleet.study)[-1].message
     assert findings.read(fleet.database, fleet.study).n_analyzed is None
 

@@ -82,9 +82,9 @@ def test_an_upgrade_of_a_current_database_changes_nothing(database, study):
     assert names(database, CONTENT) == before
 
 
-def test_an_upgrade_keeps_views_of_others_over_ours_and_their_rights(database, study, login):
+def test_an_upgrade_keeps_views_of_others_over_ours_and_their_rights(database, study, new_login):
     """New versions add columns at the end."""
-    guest = sa.make_url(login(database.url)).username
+    guest = sa.make_url(new_login(database.url)).username
     execute(
         database,
         "drop view hpopt.best_params",
@@ -148,29 +148,29 @@ def test_an_upgrade_sets_the_search_path_of_a_copied_database(database, study):
     assert [trial.number for trial in studies.open_optuna(database, study).trials] == [0]
 
 
-def test_a_worker_can_create_a_study_in_a_current_database(database, study_file, login):
-    with closing(Database(login(database.url, "hpopt_worker"))) as worker:
+def test_a_worker_can_create_a_study_in_a_current_database(database, study_file, new_login):
+    with closing(Database(new_login(database.url, "hpopt_worker"))) as worker:
         migrate.upgrade(worker)
         assert studies.create_study(worker, parse_study_file(study_file, "tiny.toml")).name == "tiny"
 
 
-def test_an_owner_other_than_the_first_can_upgrade_and_downgrade(database, study, login):
-    with closing(Database(login(database.url, "hpopt_owner"))) as owner:
+def test_an_owner_other_than_the_first_can_upgrade_and_downgrade(database, study, new_login):
+    with closing(Database(new_login(database.url, "hpopt_owner"))) as owner:
         execute(owner, "drop view hpopt.findings", "comment on schema hpopt is 'views of another version'")
         migrate.upgrade(owner)
         migrate.require_current(owner)
     owners = "select relowner::regrole::text from pg_class where relnamespace = 'hpopt'::regnamespace"
     assert names(database, owners) == {"hpopt_owner"}
-    with closing(Database(login(database.url, "hpopt_owner"))) as owner:
+    with closing(Database(new_login(database.url, "hpopt_owner"))) as owner:
         migrate.downgrade(owner, "base")
     migrate.upgrade(database)
 
 
-def test_roles_that_could_not_be_created_are_reported_and_granted_their_rights_later(empty, login):
+def test_roles_that_could_not_be_created_are_reported_and_granted_their_rights_later(empty, new_login):
     """Few users of a shared server may create roles. The roles of the server belong to all of its databases."""
     migrate.upgrade(empty)
     execute(empty, *(f"revoke all on schema hpopt from {role}" for role in views.ROLES if role != "hpopt_owner"))
-    with closing(Database(login(empty.url, "hpopt_reader"))) as reader:
+    with closing(Database(new_login(empty.url, "hpopt_reader"))) as reader:
         with pytest.raises(DatabaseError, match="permission denied for schema hpopt"):
             studies.study_names(reader)
         migrate.upgrade(empty)
@@ -252,8 +252,8 @@ def test_deleting_a_study_with_optuna_deletes_our_rows(database, study):
     assert names(database, "select study_id::text from hpopt.study") == set()
 
 
-def test_a_reader_may_read_everything_and_write_nothing(database, study, login):
-    with closing(Database(login(database.url, "hpopt_reader"))) as reader:
+def test_a_reader_may_read_everything_and_write_nothing(database, study, new_login):
+    with closing(Database(new_login(database.url, "hpopt_reader"))) as reader:
         for table in names(reader, RELATIONS):
             names(reader, f"select true from hpopt.{table} limit 1")
         for table in views.OPTUNA_TABLES:
@@ -272,8 +272,8 @@ def test_a_reader_may_read_everything_and_write_nothing(database, study, login):
             assert not isinstance(refusal.value, DatabaseUnreachableError)
 
 
-def test_a_worker_may_write_rows_and_neither_change_tables_nor_versions(database, study, login):
-    with closing(Database(login(database.url, "hpopt_worker"))) as worker:
+def test_a_worker_may_write_rows_and_neither_change_tables_nor_versions(database, study, new_login):
+    with closing(Database(new_login(database.url, "hpopt_worker"))) as worker:
         execute(worker, "update hpopt.study set data_fingerprint = 'x'", "select hpopt.record_contact(1)")
         execute(worker, "delete from hpopt.finding", "insert into public.studies (study_name) values ('x')")
         for statement in (
@@ -286,11 +286,11 @@ def test_a_worker_may_write_rows_and_neither_change_tables_nor_versions(database
                 execute(worker, statement)
 
 
-def test_only_tables_of_optuna_and_hpopt_are_granted(empty, login):
+def test_only_tables_of_optuna_and_hpopt_are_granted(empty, new_login):
     execute(empty, "create table public.experiments (secret text)")
     migrate.upgrade(empty)
     for role in views.ROLES:
-        member = Database(login(empty.url, role))
+        member = Database(new_login(empty.url, role))
         with pytest.raises(DatabaseError, match="permission denied for table experiments"):
             names(member, "select secret from public.experiments")
         member.close()

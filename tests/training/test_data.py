@@ -75,6 +75,25 @@ def test_prepared_data_is_opened_without_reading_a_document(config_of, tmp_path,
     assert file_stamps(folder_of(tmp_path / "cache")) == written
 
 
+@pytest.mark.parametrize(
+    "name", ["tokens.bin", "token_bytes.npy", "tokenizer.json", "meta.json", "overlap-documents-*"]
+)
+@pytest.mark.parametrize("n_left", [0, 10, None])
+def test_prepared_data_that_is_incomplete_is_prepared_again(config_of, tmp_path, name, n_left):
+    """A crash of the machine, or a copy that was cut off, leaves files short or missing."""
+    config = config_of(max_documents=60)
+    before = prepare(config, tmp_path)
+    (file,) = folder_of(tmp_path).glob(name)
+    content = file.read_bytes()
+    if n_left is None:
+        file.unlink()
+    else:
+        file.write_bytes(content[:n_left])
+    after = prepare(config, tmp_path)
+    assert file.read_bytes() == content
+    assert after.meta == before.meta
+
+
 def test_processes_that_prepare_at_once_all_succeed(config_of, tmp_path):
     """All workers of a node start together on an empty cache."""
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -89,7 +89,7 @@ def _run(debug: bool) -> int:  # noqa: FBT001 - there is one flag.
         code = app(arguments, standalone_mode=False)
     except HpoptError as error:
         if debug:
-            traceback.print_exc()
+            err.write(traceback.format_exc())
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         return _refuse(error.format_message())

@@ -1,13 +1,16 @@
 """Define the two outputs and the options that several commands share."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from hpopt.formats import printable
 
 
 class PipeClosedError(Exception):
@@ -15,16 +18,24 @@ class PipeClosedError(Exception):
 
 
 class Output(Console):
-    """Standard output or standard error; writing raises PipeClosedError when its reader has closed it."""
+    """Standard output or standard error, without control characters in what is printed.
+
+    Writing raises PipeClosedError when its reader has closed it.
+    """
 
     def on_broken_pipe(self) -> NoReturn:
         """Raise PipeClosedError, where the console itself would exit with 1."""
         raise PipeClosedError
 
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render what is printed, with control characters in its texts as escapes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
     def write(self, text: str) -> None:
-        """Print a text for programs unchanged, without wrapping."""
+        """Print a text without wrapping: unchanged for programs, for people without control characters."""
         try:
-            print(text, file=self.file, flush=True)
+            print(printable(text) if self.stderr or self.is_terminal else text, file=self.file, flush=True)
         except BrokenPipeError:
             self.on_broken_pipe()
 

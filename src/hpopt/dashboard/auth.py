@@ -7,11 +7,15 @@ import base64
 import hashlib
 import hmac
 import json
+import math
+import threading
+import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from hpopt.formats import format_count
 from hpopt.storage.database import is_loopback
 
 if TYPE_CHECKING:
@@ -36,16 +40,17 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_LOG_EVERY_S = 60
 _SECURITY_HEADER_NAMES = {name.lower() for name in SECURITY_HEADERS}
 
 
 class AuthMiddleware:
     """A WSGI middleware that refuses unauthorized requests and adds security headers to every response.
 
-    Without a password it serves requests addressed to this machine only, and all of them may write. With a password it
-    serves authenticated requests, which may write if it is `writable`. Failed logins are logged but not delayed: a
-    delay would occupy one of the server's few threads and lock out users who know the password. The password has to be
-    long instead.
+    Without a password it serves requests addressed to this machine only, with one authenticated requests. They may
+    write if it is `writable`. Failed logins are logged, at most one line a minute, but not delayed: a delay would
+    occupy one of the server's few threads and lock out users who know the password. The password has to be long
+    instead.
     """
 
     def __init__(
@@ -55,11 +60,12 @@ class AuthMiddleware:
         password: str | None,
         writable: bool,
         log: Callable[[str], None] = print,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._digest = None if password is None else _digest(f"{USER}:{password}".encode())
-        self._writable = writable or password is None
-        self._log = log
+        self._writable = writable
+        self._failures = _FailureLog(log, clock)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request."""
@@ -76,8 +82,8 @@ class AuthMiddleware:
         status, reason = refusal
         # A browser sends its first request without a password, and then asks its user for one.
         if status is HTTPStatus.UNAUTHORIZED and "HTTP_AUTHORIZATION" in environ:
-            self._log(f"authentication failed for a request from {environ.get('REMOTE_ADDR', 'an unknown address')}")
-        return _respond_with_error(status, reason, start_with_headers)
+            self._failures.add(environ.get("REMOTE_ADDR", "an unknown address"))
+        return respond_with_error(status, reason, start_with_headers)
 
     def _find_refusal(self, environ: "WSGIEnvironment") -> tuple[HTTPStatus, str] | None:
         """Return the status and the reason with which to refuse a request, or None to pass it on."""
@@ -92,8 +98,32 @@ class AuthMiddleware:
         if self._digest is not None and not hmac.compare_digest(_digest(_read_credentials(environ)), self._digest):
             return HTTPStatus.UNAUTHORIZED, f"this dashboard requires user {USER} and its password"
         if not is_safe and not self._writable:
-            return HTTPStatus.FORBIDDEN, "this dashboard is read-only; `hpopt dashboard --writable` allows changes"
+            return HTTPStatus.FORBIDDEN, (
+                "this dashboard is read-only; `hpopt dashboard --writable` allows changes, if the user of the database "
+                "may make them"
+            )
         return None
+
+
+class _FailureLog:
+    """Logs failed logins: the first one at once, then how many there were in at least a minute."""
+
+    def __init__(self, log: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._log = log
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._logged_at = -math.inf
+        self._n_since = 0
+
+    def add(self, address: str) -> None:
+        """Count a failed login, and log it if no line was logged in the last minute."""
+        with self._lock:
+            self._n_since += 1
+            if self._clock() - self._logged_at < _LOG_EVERY_S:
+                return
+            others = f" and {format_count(self._n_since - 1, 'other')} before it" if self._n_since > 1 else ""
+            self._n_since, self._logged_at = 0, self._clock()
+        self._log(f"authentication failed for a request from {address}{others}")
 
 
 def _is_loopback_host(host: str) -> bool:
@@ -131,7 +161,7 @@ def _digest(credentials: bytes) -> bytes:
     return hashlib.sha256(credentials).digest()
 
 
-def _respond_with_error(status: HTTPStatus, reason: str, start_response: "StartResponse") -> Iterable[bytes]:
+def respond_with_error(status: HTTPStatus, reason: str, start_response: "StartResponse") -> Iterable[bytes]:
     """Respond in the format of optuna-dashboard, whose page shows the reason."""
     body = json.dumps({"reason": reason}).encode() + b"\n"
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]

@@ -1,11 +1,14 @@
 """Serve optuna-dashboard over HTTP, with authentication, cached responses, figures and notes."""
 
 import logging
+import re
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -13,11 +16,12 @@ import waitress
 from optuna_dashboard import wsgi
 from waitress.server import MultiSocketServer, TcpWSGIServer
 
-from hpopt.dashboard.auth import HEALTH_PATH, USER, AuthMiddleware
+from hpopt.dashboard.auth import HEALTH_PATH, USER, AuthMiddleware, respond_with_error
 from hpopt.dashboard.cache import CacheMiddleware
 from hpopt.dashboard.figures import FigureBuilder
 from hpopt.dashboard.snapshot import SnapshotReader, StorageWithNotes
 from hpopt.errors import DatabaseError, InputError
+from hpopt.storage import queries
 from hpopt.storage.database import Database, is_loopback
 
 if TYPE_CHECKING:
@@ -30,6 +34,12 @@ N_THREADS = 4
 SWITCH_INTERVAL_S = 0.0005
 # Notes are the longest requests.
 MAX_REQUEST_BYTES = 2**20
+# Connections that are idle take nothing but a descriptor; with few allowed, who opens them keeps all others out.
+MAX_CONNECTIONS = 2000
+IDLE_TIMEOUT_S = 20
+_OTHER_FILES = 100
+# Ids are numbers of 32 bits, and Python converts no more than 4,300 digits.
+_LONG_NUMBER = re.compile(r"\d{19}")
 
 
 def serve(
@@ -50,6 +60,8 @@ def serve(
             f"host {host}: a dashboard that other machines can reach needs a password; set it with --password-file or "
             "HPOPT_DASHBOARD_PASSWORD, or listen on 127.0.0.1"
         )
+    # Also without a password: who may not change anything is told so, and sees no errors of the database.
+    writable = (writable or password is None) and queries.may_write(database)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # waitress warns of every request that waits for a thread, which is normal here.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -69,13 +81,34 @@ def serve(
 def _listen(app: "WSGIApplication", host: str, port: int) -> MultiSocketServer | TcpWSGIServer:
     try:
         return waitress.create_server(
-            app, host=host, port=port, threads=N_THREADS, ident="hpopt", max_request_body_size=MAX_REQUEST_BYTES
+            app,
+            host=host,
+            port=port,
+            threads=N_THREADS,
+            ident="hpopt",
+            max_request_body_size=MAX_REQUEST_BYTES,
+            connection_limit=_allow_connections(),
+            channel_timeout=IDLE_TIMEOUT_S,
+            cleanup_interval=IDLE_TIMEOUT_S / 2,
+            # select(2), the default, has no descriptors from 1,024 on.
+            asyncore_use_poll=True,
         )
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot listen on port {port} of {host}: {reason}") from error
     except ValueError as error:
         raise InputError(f"host {host}: no such name or address") from error
+
+
+def _allow_connections() -> int:
+    """Return how many connections the server accepts, and let this process open as many files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MAX_CONNECTIONS + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return min(MAX_CONNECTIONS, limit - _OTHER_FILES)
 
 
 def _format_url(server: MultiSocketServer | TcpWSGIServer, host: str) -> str:
@@ -98,6 +131,8 @@ def make_app(database: Database, builder: FigureBuilder) -> "WSGIApplication":
     def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         if environ.get("PATH_INFO") == HEALTH_PATH:
             return _respond_with_health(database, start_response)
+        if _LONG_NUMBER.search(environ.get("PATH_INFO", "")):
+            return respond_with_error(HTTPStatus.NOT_FOUND, "no study or trial has this number", start_response)
         response: Iterable[bytes] = dashboard(environ, start_response)
         return response
 

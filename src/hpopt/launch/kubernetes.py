@@ -14,7 +14,7 @@ from hpopt.launch.job import JobSpec, run_client
 
 # As in docker/kubernetes.
 NAMESPACE = "hpopt"
-SECRET, SECRET_KEY = "hpopt-database", "url"
+SECRET, SECRET_KEY = "hpopt-worker", "url"
 VOLUME, HOME = "hpopt-home", "/var/lib/hpopt"
 _USER_ID = 10001
 # A worker handles SIGTERM within 10 s.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpopt.errors import HpoptError, InputError
+from hpopt.formats import printable
 from hpopt.launch.job import JobSpec, write_passfile
 from hpopt.launch.local import LocalWorkers
 
@@ -94,7 +95,7 @@ class WorkerActor:
             with tempfile.TemporaryDirectory() as private:
                 self._supervise(name, job, Path(private, "pgpass"))
         except (HpoptError, OSError) as error:
-            print(f"hpopt: {error}", flush=True)  # noqa: T201 - Ray writes it to the log of the actor.
+            print(printable(f"hpopt: {error}"), flush=True)  # noqa: T201 - Ray writes it to the log of the actor.
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def _supervise(self, name: str, job: JobSpec, passfile: Path) -> None:

@@ -126,6 +126,15 @@ def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> T
     )
 
 
+def may_write(database: Database) -> bool:
+    """Return whether the user of the database may change studies."""
+    query = (
+        "select has_table_privilege('public.studies', 'delete') and current_setting('transaction_read_only') = 'off'"
+    )
+    with database.begin() as connection:
+        return bool(connection.scalar(sa.text(query)))
+
+
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
     """Run a query in a read-only transaction and return its column names and rows. Raises InputError if it fails."""
     with database.begin() as connection:

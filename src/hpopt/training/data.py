@@ -21,13 +21,13 @@ from hpopt.training import corpus, sources
 from hpopt.training.config import PREPARED_BY, PretrainConfig
 from hpopt.training.hub import is_hub_name
 from hpopt.training.leakage import Tokens, choose_window, mark_windows, measure_overlap
-from hpopt.training.preparation import TOKENS_FILE, hub_token_limit, prepare_folder, split_tokens
+from hpopt.training.preparation import TOKENS_FILE, hub_token_limit, prepare_folder, read_meta, split_tokens
 from hpopt.training.run import never
 
 WindowStarts = range | npt.NDArray[np.int64]
 
 # Part of the cache key; increased whenever the same config would give other prepared data.
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 _LOCK_POLL_S = 0.1
 # One in this many of the overlapping windows, drawn with this seed, is for validation, and one for test.
 _OVERLAPPING_HELD_OUT = 10
@@ -66,12 +66,13 @@ def prepare(config: PretrainConfig, cache: Path, should_stop: Callable[[], bool]
     """
     sources.check_sources(config)
     folder = cache / _cache_key(config)
-    if not folder.exists():
+    meta = read_meta(folder)
+    if meta is None:
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f"{folder.name}.lock", should_stop):
-            if not folder.exists():
-                prepare_folder(folder, config, should_stop)
-    return _open(folder, config)
+            if (meta := read_meta(folder)) is None:
+                meta = prepare_folder(folder, config, should_stop)
+    return _open(folder, meta, config)
 
 
 def _lock(path: Path, should_stop: Callable[[], bool]) -> AbstractContextManager[object]:
@@ -97,8 +98,7 @@ def _file_stamps(files: list[Path]) -> list[tuple[str, int, int]]:
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def _open(folder: Path, config: PretrainConfig) -> PreparedData:
-    meta = json.loads((folder / "meta.json").read_text())
+def _open(folder: Path, meta: dict[str, Any], config: PretrainConfig) -> PreparedData:
     _check_lengths(config, meta["n_tokens"])
     stream: Tokens = np.memmap(folder / TOKENS_FILE, dtype=meta["dtype"], mode="r")
     if config.split == "documents":
@@ -143,7 +143,8 @@ def _cached_overlap(
     """Return the share of the validation text that the config also trains on, measured once per prepared data."""
     key = f"{config.split}-{len(tokens['train'])}" + (f"-{config.sequence_length}" if starts else "")
     file = folder / f"overlap-{key}.json"
-    if file.exists():
+    # Empty, if the machine crashed when it was written.
+    with suppress(FileNotFoundError, ValueError):
         return float(json.loads(file.read_text()))
     length = config.sequence_length + 1
     parts = {split: mark_windows(len(tokens[split]), np.asarray(starts[split]), length) for split in starts}

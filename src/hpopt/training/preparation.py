@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,15 +20,18 @@ from hpopt.training.tokenizer import check_byte_count, count_token_bytes, identi
 
 # The tokens of all splits, one split after the other.
 TOKENS_FILE = "tokens.bin"
+# Names the files and their sizes.
+META_FILE = "meta.json"
 
 _DOCUMENTS_PER_BATCH = 256
 
 
-def prepare_folder(folder: Path, config: PretrainConfig, should_stop: Callable[[], bool]) -> None:
-    """Write the prepared data of a config to a temporary folder, and rename it to `folder` when it is complete.
+def prepare_folder(folder: Path, config: PretrainConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Write the prepared data of a config to a temporary folder, and rename it to `folder` when it is on the disk.
 
-    The caller holds the lock of the folder. Raises ConfigError for a dataset or tokenizer that cannot be read or does
-    not fit, and Interrupted once should_stop(), called for every document, returns true.
+    Returns its description. An incomplete folder of that name is replaced. The caller holds the lock of the folder.
+    Raises ConfigError for a dataset or tokenizer that cannot be read or does not fit, and Interrupted once
+    should_stop(), called for every document, returns true.
     """
     temporary = folder.with_name(f"{folder.name}.tmp")
     # Under the lock, an existing one was left by a process that was killed.
@@ -46,7 +50,7 @@ def prepare_folder(folder: Path, config: PretrainConfig, should_stop: Callable[[
     tokens = _write_tokens(temporary / TOKENS_FILE, tokenizer, end, splits, dtype)
     n_bytes = {split: sum(len(text.encode()) for text in texts) for split, texts in splits.items()}
     check_byte_count(config, int(token_bytes_V[tokens["validation"]].sum()), n_bytes["validation"])
-    meta = {
+    meta: dict[str, Any] = {
         "fingerprint": _fingerprint(splits, identify(tokenizer, end)),
         "revision": revision,
         "dtype": dtype.name,
@@ -56,8 +60,34 @@ def prepare_folder(folder: Path, config: PretrainConfig, should_stop: Callable[[
         "n_bytes": n_bytes,
         "n_tokens": {split: len(values) for split, values in tokens.items()},
     }
-    (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
+    meta["sizes"] = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+    (temporary / META_FILE).write_text(json.dumps(meta, indent=1))
+    # Otherwise the new name can reach the disk before what is in the files, and a crash leaves them short.
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+    _sync(folder.parent)
+    return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """Return the description of prepared data, or None if its folder or one of its files is incomplete."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / META_FILE).read_text())
+        is_complete = all((folder / name).stat().st_size == size for name, size in meta["sizes"].items())
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return meta if is_complete else None
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _open_documents(config: PretrainConfig) -> tuple[Iterator[str], str | None]:
