@@ -126,6 +126,7 @@ def test_a_gap_within_the_noise_is_a_tie():
     assert tie.evidence["noise"] == pytest.approx(0.1)
     assert tie.evidence["gap"] == pytest.approx(0.15)
     assert tie.evidence["rivals"] == [3]
+    assert "`hpopt enqueue s --trial 0 --seeds 3` and `hpopt enqueue s --trial 3 --seeds 3`" in tie.remedy
 
 
 def test_a_gap_beyond_the_noise_is_no_tie():

@@ -97,21 +97,34 @@ join public.study_directions d on d.study_id = t.study_id and d.objective = 0
 where t.state = 'COMPLETE' and t.feasible and t.value is not null
 """
 
-# The interval is null and n_seeds 1 for a value of a single run.
+# The best configuration by its mean over seeds, with the lowest and the highest value of them; a configuration that ran
+# with one seed counts with its best value. `trial` is its best run.
 _BEST_PARAMS = """
 create view hpopt.best_params as
-select distinct on (study_id)
+select distinct on (study_id, study_name)
        study_name,
-       value,
-       null::double precision as value_low,
-       null::double precision as value_high,
-       1 as n_seeds,
+       case when n_seeds > 1 then mean else sign * loss end as value,
+       case when n_seeds > 1 then low end as value_low,
+       case when n_seeds > 1 then high end as value_high,
+       n_seeds,
        'search'::text as source,
        params,
        trial,
        finished_at
-from hpopt.leaderboard
-order by study_id, rank, trial
+from (
+    select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
+           avg(t.value) as mean, min(t.value) as low, max(t.value) as high, min(d.sign * t.value) as loss,
+           (array_agg(t.trial order by d.sign * t.value, t.trial))[1] as trial,
+           (array_agg(t.finished_at order by d.sign * t.value, t.trial))[1] as finished_at
+    from hpopt.trials t
+    join (
+        select study_id, case direction when 'MAXIMIZE' then -1 else 1 end as sign
+        from public.study_directions where objective = 0
+    ) d on d.study_id = t.study_id
+    where t.state = 'COMPLETE' and t.feasible and t.value is not null
+    group by t.study_id, t.study_name, t.params, d.sign
+) configurations
+order by study_id, study_name, case when n_seeds > 1 then sign * mean else loss end, trial
 """
 
 # A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.

@@ -63,13 +63,12 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
         searched = study.file.search_space.get(name)
         cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
         table.add_row(name, Text(format_number(value), style="bold"), *cells)
-    head = Text.assemble(
-        f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"), f" in trial {best.trial}"
-    )
-    if best.n_seeds == 1:
-        head.append(" (one run, not confirmed by replicates)")
+    head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
+    if best.value_low is None or best.value_high is None:
+        head.append(f" in trial {best.trial} (one run, not confirmed by replicates)")
     else:
-        head.append(f" ({format_number(best.value_low)} to {format_number(best.value_high)} over {best.n_seeds} seeds)")
+        values = f"{format_metric(best.value_low)} to {format_metric(best.value_high)}"
+        head.append(f", the mean of {best.n_seeds} seeds ({values}, best in trial {best.trial})")
     lines = [Text(f"cost: {format_cost(progress)}")]
     if progress.default_value is not None:
         lines.insert(0, Text(f"the defaults reach {progress.metric} {format_metric(progress.default_value)}"))
