@@ -206,6 +206,13 @@ def test_evidence_is_json(name):
         json.dumps(finding.evidence, allow_nan=False)
 
 
+def test_few_complete_trials_because_of_the_pruner_name_its_first_rung():
+    table = plant(replace(TRUTHS["bowl"], is_pruned=True), 40, 0)
+    remedy = findings_of(table)["too-few-trials"].remedy
+    assert "the pruner stops trials from 11% of their schedule on; raise `min_fraction` in [pruner]" in remedy
+    assert "min_fraction" not in findings_of(plant(TRUTHS["bowl"], 20, 0))["too-few-trials"].remedy
+
+
 def test_a_study_without_trials_has_too_few():
     table = plant(Truth(), 0, seed=0)
     assert [finding.code for finding in detect_findings(table, compute_insights(table))] == ["too-few-trials"]

@@ -151,7 +151,20 @@ def find_shortage(table: StudyTable) -> Iterator[Finding]:
         message=f"{subject} {shortage} {format_count(n_parameters, 'parameter')}: about {needed} are needed."
         f"{rate if total > needed else ''}",
         evidence={"n_complete": n_complete, "n_parameters": n_parameters, "needed": needed},
-        remedy="Raise `trials` in [budget] and run `hpopt create` on the file again, or search fewer parameters.",
+        remedy="Raise `trials` in [budget] and run `hpopt create` on the file again, or search fewer parameters."
+        + _prune_later(table),
+    )
+
+
+def _prune_later(table: StudyTable) -> str:
+    """Return how more trials would complete, if a pruner stops most of them at its first rung."""
+    rungs = table.rungs
+    first = rungs.at_every_evaluation_from or min(rungs.fractions, default=None)
+    if first is None or len(table.pruned()) <= len(table.complete()):
+        return ""
+    return (
+        f" Or let more of them complete: the pruner stops trials from {format_percent(first)} of their schedule on; "
+        'raise `min_fraction` in [pruner], or set its `name = "none"`.'
     )
 
 

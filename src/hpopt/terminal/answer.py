@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_duration, format_metric, format_number, to_json
+from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
 from hpopt.hyperparameters import Hyperparameter
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.file import StudyFile
-from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
+from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
@@ -101,6 +101,7 @@ def render_plan(file: StudyFile) -> RenderableType:
         f"{file.name}: {file.direction} {file.metric} (objective: {file.objective})",
         f"sampler {file.sampler.name}, pruner {file.pruner.name}"
         + (f" at steps {', '.join(map(str, rungs))} of {count_steps(file)}" if rungs else ""),
+        *_length_lines(file),
         f"budget: {budget}",
         *_cost_lines(file),
     ]
@@ -166,6 +167,15 @@ def _cost_lines(file: StudyFile) -> list[str]:
             f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; less with pruning"
         )
     return lines
+
+
+def _length_lines(file: StudyFile) -> list[str]:
+    """Return a line where a pruner compares trials of unlike length."""
+    names = searched_lengths(file)
+    if file.pruner.name == "none" or not names:
+        return []
+    line = f"{join_words(names)} changes the length of a trial: the pruner compares trials at the same fractions of "
+    return [f'{line}unlike schedules; fix {names[0]}, or set pruner.name = "none"']
 
 
 def _leak_lines(file: StudyFile) -> list[Text]:
