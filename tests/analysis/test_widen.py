@@ -41,6 +41,18 @@ def test_a_range_grows_on_the_side_of_its_optimum(make_table: Callable[..., Stud
         ("ns_steps", Int(low=1, high=9), "low", None),
         ("ns_steps", Int(low=2, high=9), "low", Int(low=1, high=9)),
         ("ns_steps", Categorical(choices=(1, 3, 5)), "low", None),
+        # The dictionary has a bound for what ends with one of its names.
+        ("my_weight_decay", Float(low=0.0, high=0.2), "low", None),
+        ("lora_dropout", Float(low=0.0, high=0.9), "high", Float(low=0.0, high=0.95)),
+        # A parameter that it does not have stays on its side of zero.
+        ("wd", Float(low=0.0, high=0.2), "low", None),
+        ("wd", Float(low=0.1, high=0.9), "low", Float(low=0.05, high=0.9)),
+        ("wd", Float(low=-0.1, high=0.1), "low", Float(low=-0.2, high=0.1)),
+        ("epochs", Int(low=1, high=5), "low", None),
+        ("epochs", Int(low=2, high=8, log=True), "low", Int(low=1, high=8, log=True)),
+        ("batch", Categorical(choices=(1, 2, 4)), "low", None),
+        ("wd", Categorical(choices=(0.0, 0.1, 0.2)), "low", None),
+        ("shift", Float(low=-0.9, high=-0.1), "high", Float(low=-0.9, high=-0.05)),
     ],
 )
 def test_a_widened_range_has_valid_values_only(make_table: Callable[..., StudyTable], name, range_, side, widened):

@@ -1,11 +1,17 @@
 """`hpopt pause`, `resume`, `stop` and `enqueue`."""
 
 import json
+import re
+import shlex
+from contextlib import closing
 
 import pytest
 
 from hpopt.cli.control import parse_assignments
 from hpopt.errors import InputError
+from hpopt.search import sampler
+from hpopt.storage import studies
+from hpopt.storage.database import Database
 from hpopt.study.reading import parse_study_file
 
 
@@ -89,8 +95,47 @@ def test_failed_trials_are_named_all_or_by_number(created):
 
 def test_a_configuration_is_enqueued_once(created):
     first = created.output("enqueue", "answer", "learning_rate=5e-2")
-    assert first == "enqueued; it is tried after 1 waiting trial\n"
+    assert first == "trial 1 is enqueued; it is tried after 1 waiting trial\n"
     assert created.output("enqueue", "answer", "learning_rate=0.05") == "already enqueued or tried as trial 1\n"
+
+
+def test_a_configuration_is_enqueued_with_other_seeds(created):
+    created.output("enqueue", "answer", "learning_rate=0.05")
+    line = "trial 2 is enqueued with seed 1; it is tried after 2 waiting trials\n"
+    assert created.output("enqueue", "answer", "learning_rate=0.05", "seed=1") == line
+    again = "already enqueued or tried as trial 2\n"
+    assert created.output("enqueue", "answer", "seed=1", "learning_rate=0.05") == again
+    line = created.output("enqueue", "answer", "learning_rate=0.05", "--seeds", "2")
+    assert line.startswith("trials 3 and 4 are enqueued with seeds 2 and 3; ")
+
+
+def test_the_remedy_of_a_tie_is_a_command_that_works(created, migrated_url):
+    with closing(Database(migrated_url)) as database:
+        study = studies.load_study(database, "answer")
+        optuna_study = studies.open_optuna(database, study)
+        for k in range(3):
+            trial = optuna_study.ask(sampler.to_distributions(study.file.search_space))
+            optuna_study.tell(trial, 1.0 + k / 1000)
+    finding = next(
+        f for f in json.loads(created.output("best", "answer", "--format", "json"))["findings"] if f["code"] == "tie"
+    )
+    commands = re.findall("`hpopt (enqueue [^`]*)`", finding["remedy"])
+    assert len(commands) == 2
+    for command in commands:
+        assert " are enqueued with seeds " in created.output(*shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["learning_rate=0.1", "seed=1.5"], "seed: '1.5' is not a whole number of at least 0"),
+        (["learning_rate=0.1", "seed=1", "--seeds", "3"], "--seeds: the seeds are chosen; remove seed or --seeds"),
+        (["seed=1"], "expected NAME=VALUE, or --trial"),
+        (["--trial", "7"], "study 'answer' has no trial 7 with parameters"),
+    ],
+)
+def test_a_seed_or_trial_that_cannot_be_enqueued_is_refused(arguments, line, created):
+    assert created.refused("enqueue", "answer", *arguments) == f"hpopt: {line}"
 
 
 def test_a_configuration_beyond_the_budget_is_enqueued_with_the_remedy(created):
@@ -98,7 +143,7 @@ def test_a_configuration_beyond_the_budget_is_enqueued_with_the_remedy(created):
     created.output("enqueue", "answer", "learning_rate=0.06")
     line = created.output("enqueue", "answer", "learning_rate=0.07")
     remedy = "change the budget in the file and `hpopt create` it again"
-    assert line == f"enqueued; trials budget reserved by earlier trials (3): {remedy}\n"
+    assert line == f"trial 3 is enqueued; trials budget reserved by earlier trials (3): {remedy}\n"
 
 
 @pytest.mark.parametrize(

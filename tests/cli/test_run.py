@@ -317,7 +317,8 @@ def test_best_is_the_same_from_the_command_and_from_the_database(finished):
     assert from_command.pop("findings")
     assert from_command == from_database
     assert list(from_database) == [
-        *("study_name", "value", "value_low", "value_high", "n_seeds", "source", "params", "trial", "finished_at")
+        *("study_name", "value", "value_low", "value_high", "n_seeds", "source", "params", "trial", "finished_at"),
+        *("host", "folder"),
     ]
     assert (from_database["value_low"], from_database["value_high"], from_database["n_seeds"]) == (None, None, 1)
 
@@ -343,9 +344,11 @@ def test_run_on_a_finished_study_answers_again_without_training(finished):
     assert len(finished.rows("select * from hpopt.worker")) == 2
 
 
-def test_checkpoints_of_finished_trials_are_deleted(finished):
-    assert list(finished.folder.glob(".hpopt/runs/small-*")) != []
-    assert list(finished.folder.glob(".hpopt/runs/small-*/*")) == []
+def test_the_checkpoint_of_the_best_trial_is_kept_and_those_of_others_are_deleted(finished):
+    (best,) = finished.rows("select * from hpopt.best_params")
+    assert [str(path) for path in finished.folder.glob(".hpopt/runs/small-*/*/*")] == [best["folder"]]
+    assert Path(best["folder"], "checkpoint.pt").exists()
+    assert f"files of trial {best['trial']}: {best['host']}:{best['folder']}" in finished.run.stdout
 
 
 def test_report_writes_its_page(finished):

@@ -53,6 +53,21 @@ def test_a_time_to_expiry_below_three_heartbeats_is_refused(hpopt, study_file):
     assert line == "hpopt: --stale-after: 5 s is below three heartbeats of 5 s"
 
 
+@pytest.mark.parametrize("arguments", [["worker", "x"], ["run", "{study_file}"]])
+def test_a_process_of_torchrun_is_refused(arguments, hpopt, study_file):
+    """Each of its processes would train other trials."""
+    arguments = [argument.format(study_file=study_file) for argument in arguments]
+    line = hpopt.refused(*arguments, WORLD_SIZE="8", RANK="0")
+    assert line.startswith("hpopt: WORLD_SIZE: 8; a worker trains a trial in one process. ")
+    assert "`hpopt launch local STUDY`" in line
+
+
+def test_a_single_process_and_a_task_of_slurm_are_workers(hpopt):
+    for variables in ({"WORLD_SIZE": "1"}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}):
+        line = hpopt.refused("worker", "x", "--stale-after", "5", **variables)
+        assert line == "hpopt: --stale-after: 5 s is below three heartbeats of 15 s"
+
+
 @pytest.mark.parametrize(("device_file", "options"), [("null", ""), ("no-such-file", " --device cpu")])
 def test_workers_are_given_the_cpu_on_a_machine_without_a_device_file_of_a_gpu(
     device_file, options, monkeypatch, tmp_path

@@ -127,6 +127,7 @@ def test_a_gap_within_the_noise_is_a_tie():
     assert tie.evidence["noise"] == pytest.approx(0.1)
     assert tie.evidence["gap"] == pytest.approx(0.15)
     assert tie.evidence["rivals"] == [3]
+    assert "`hpopt enqueue s --trial 0 --seeds 3` and `hpopt enqueue s --trial 3 --seeds 3`" in tie.remedy
 
 
 def test_a_gap_beyond_the_noise_is_no_tie():
@@ -204,6 +205,13 @@ def test_evidence_is_json(name):
     """It is stored in the database and in insights.json."""
     for finding in planted(name):
         json.dumps(finding.evidence, allow_nan=False)
+
+
+def test_few_complete_trials_because_of_the_pruner_name_its_first_rung():
+    table = plant(replace(TRUTHS["bowl"], is_pruned=True), 40, 0)
+    remedy = findings_of(table)["too-few-trials"].remedy
+    assert "the pruner stops trials from 11% of their schedule on; raise `min_fraction` in [pruner]" in remedy
+    assert "min_fraction" not in findings_of(plant(TRUTHS["bowl"], 20, 0))["too-few-trials"].remedy
 
 
 def test_a_study_without_trials_has_too_few():

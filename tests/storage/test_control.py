@@ -1,11 +1,15 @@
 """A study can be paused, resumed, stopped and given configurations at any time, and each command can be repeated."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import optuna
 import pytest
 import sqlalchemy as sa
 
 from hpopt.errors import InputError
-from hpopt.storage import control, studies
+from hpopt.storage import budget, control, queries, studies
+from hpopt.storage.database import Database
+from hpopt.storage.progress import Enqueued
 from hpopt.study.reading import parse_study_file
 
 
@@ -113,7 +117,7 @@ def test_a_deleted_study_is_refused(database, study):
 
 def test_a_configuration_is_enqueued_behind_those_that_wait(database, study):
     added = control.enqueue(database, study, {"learning_rate": 0.05})
-    assert added == control.EnqueuedTrial(trial=1, is_new=True, n_ahead=1)
+    assert added == Enqueued(trials=(1,), is_new=True, n_ahead=1)
     assert enqueued(database, study)[1] == {"learning_rate": 0.05}
 
 
@@ -140,7 +144,7 @@ def test_a_configuration_after_the_end_of_the_budget_is_returned_with_the_limit(
 def test_an_enqueued_configuration_is_not_enqueued_again(database, study):
     control.enqueue(database, study, {"learning_rate": 0.05, "optimizer": "muon"})
     again = control.enqueue(database, study, {"optimizer": "muon", "learning_rate": 0.05})
-    assert again == control.EnqueuedTrial(trial=1, is_new=False)
+    assert again == Enqueued(trials=(1,), is_new=False)
     assert len(enqueued(database, study)) == 2
 
 
@@ -164,10 +168,77 @@ def test_the_params_of_a_finished_trial_are_not_enqueued_again(database, study):
     assert not control.enqueue(database, study, params).is_new
 
 
-def test_a_grid_takes_no_further_configuration(database, study_file):
-    """Its budget counts its points, and another configuration would displace one of them."""
-    head = study_file.replace('"random"', '"grid"').split("[search_space]")[0]
-    text = head.replace('"tiny"', '"grid"') + "[search_space]\nns_steps = { low = 1, high = 3, type = 'int' }\n"
-    grid = studies.create_study(database, parse_study_file(text, "grid.toml"))
+def test_params_with_another_seed_are_another_trial(fleet):
+    """The trial that was given none runs with the seed of the objective's config."""
+    params = {"learning_rate": 0.1, "momentum": 0.9, "ns_steps": 5, "optimizer": "adamw"}
+    first = control.enqueue(fleet.database, fleet.study, params)
+    assert control.enqueue(fleet.database, fleet.study, params, seed=0) == Enqueued(trials=first.trials, is_new=False)
+    added = control.enqueue(fleet.database, fleet.study, params, seed=1)
+    assert (added.trials, added.seeds, added.is_new) == ((2,), (1,), True)
+    assert not control.enqueue(fleet.database, fleet.study, params, seed=1).is_new
+    assert [fleet.start().seed for _ in range(3)] == [None, None, 1]
+    assert fleet.stock().trials[2].user_attrs == {"seed": 1}
+
+
+def test_further_seeds_are_the_lowest_that_no_trial_of_the_configuration_has(database, study):
+    params = {"learning_rate": 0.1, "momentum": 0.9, "ns_steps": 5, "optimizer": "adamw"}
+    control.enqueue(database, study, params, seed=2)
+    added = control.enqueue(database, study, params, n_fresh_seeds=3)
+    assert (added.trials, added.seeds) == ((2, 3, 4), (0, 1, 3))
+    assert control.enqueue(database, study, {**params, "ns_steps": 6}, n_fresh_seeds=2).seeds == (0, 1)
+
+
+def test_the_best_configuration_is_that_of_the_best_mean_over_its_seeds(database, make_fleet, study_file):
+    """A lucky run is not the answer once its configuration was repeated."""
+    text = study_file.replace("trials = 4", "trials = 40")
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "tiny.toml")))
+    fleet.finish(fleet.start(), value=3.0)
+    lucky = fleet.start()
+    fleet.finish(lucky, value=1.0)
+    assert queries.best(database, fleet.study).n_seeds == 1
+    control.enqueue(database, fleet.study, lucky.params, n_fresh_seeds=2)
+    for value in (2.0, 2.4):
+        fleet.finish(fleet.start(), value=value)
+    best = queries.best(database, fleet.study)
+    assert (best.value, best.value_low, best.value_high) == (pytest.approx(1.8), 1.0, 2.4)
+    assert (best.n_seeds, best.trial, best.params) == (3, lucky.number, lucky.params)
+    fleet.finish(fleet.start(), value=1.7)
+    assert queries.best(database, fleet.study).value == 1.7
+
+
+def test_equal_configurations_that_are_enqueued_at_once_are_one_trial(database, study):
+    connections = [Database(database.url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        added = list(pool.map(lambda one: control.enqueue(one, study, {"ns_steps": 7}), connections))
+    assert {one.trials for one in added} == {(1,)}
+    assert [one.is_new for one in added].count(True) == 1
+    assert len(enqueued(database, study)) == 2
+    for connection in connections:
+        connection.close()
+
+
+GRID = """
+name = "grid"
+[budget]
+trials = 100
+[sampler]
+name = "grid"
+[search_space]
+ns_steps = { low = 1, high = 3, type = "int" }
+"""
+
+
+def test_a_point_of_a_grid_is_repeated_with_another_seed(database, make_fleet):
+    fleet = make_fleet(studies.create_study(database, parse_study_file(GRID, "grid.toml")))
+    assert control.enqueue(database, fleet.study, {"ns_steps": 2}) == Enqueued(trials=(1,), is_new=False)
+    assert control.enqueue(database, fleet.study, {"ns_steps": 2}, n_fresh_seeds=2).trials == (3, 4)
+    while fleet.reserve() is not None:
+        fleet.execute("update hpopt.attempt set ended_at = now(), outcome = 'complete' where ended_at is null")
+    usage = budget.read_usage(database, fleet.study)
+    assert budget.finished_reason(fleet.study, usage) == "trials budget exhausted (5)"
+
+
+def test_a_configuration_that_is_no_point_of_a_grid_is_refused(database):
+    grid = studies.create_study(database, parse_study_file(GRID, "grid.toml"))
     with pytest.raises(InputError, match=r"study 'grid' tries a grid, whose points are all enqueued"):
-        control.enqueue(database, grid, {"ns_steps": 2})
+        control.enqueue(database, grid, {"ns_steps": 4})

@@ -1,5 +1,6 @@
 """A study is created once, continues with a changed budget, and is read without its training code."""
 
+import json
 import sys
 
 import optuna
@@ -7,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from hpopt.errors import DatabaseError, InputError, StudyFileError
+from hpopt.search.sampler import grid_points
 from hpopt.storage import budget, queries, studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study, find_study, load_study, reload, require_data
@@ -155,7 +157,7 @@ momentum = { choices = [0.9, 0.95] }
     trials = studies.open_optuna(database, study).trials
     points = {tuple(sorted(trial.system_attrs["fixed_params"].items())) for trial in trials}
     assert len(trials) == len(points) == 6
-    assert budget.planned_trials(study) == 6
+    assert budget.planned_trials(study, budget.read_usage(database, study)) == 6
 
 
 def test_an_enqueued_configuration_that_is_a_point_of_the_grid_is_counted_once(database):
@@ -174,7 +176,30 @@ dropout = 0.3
     study = create_study(database, parse_study_file(text, "grid.toml"))
     enqueued = [trial.system_attrs["fixed_params"] for trial in studies.open_optuna(database, study).trials]
     assert [params["dropout"] for params in enqueued] == [0.3, 0.0, 0.1, 0.2, 0.4]
-    assert budget.planned_trials(study) == 5
+    assert budget.planned_trials(study, budget.read_usage(database, study)) == 5
+
+
+def test_a_grid_of_a_thousand_points_is_enqueued_in_their_order(database):
+    text = """
+name = "grid"
+[budget]
+trials = 10000
+[sampler]
+name = "grid"
+[search_space]
+ns_steps = { low = 1, high = 20, type = "int" }
+momentum = { low = 0.5, high = 0.99, step = 0.01 }
+"""
+    study = create_study(database, parse_study_file(text, "grid.toml"))
+    with database.begin() as connection:
+        rows = connection.execute(
+            sa.text(
+                "select number, value_json from public.trials join public.trial_system_attributes using (trial_id) "
+                "order by trial_id"
+            )
+        ).all()
+    assert [number for number, _ in rows] == list(range(1000))
+    assert [json.loads(params) for _, params in rows] == grid_points(study.file.search_space)
 
 
 def test_defaults_and_steps_are_those_of_the_objective_when_the_study_was_created(own_study):

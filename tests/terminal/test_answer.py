@@ -59,6 +59,36 @@ def test_a_plan_warns_of_a_split_that_leaks():
     assert "leak" not in text_of(render_plan(parse_study_file(clean, "small.toml").file))
 
 
+OWN = """
+name = "own"
+objective = "unlike_lengths:train"
+metric = "eval/loss"
+[budget]
+trials = 4
+[search_space]
+num_train_epochs = { low = 1, high = 5, type = "int" }
+warmup_steps = { low = 1, high = 5, type = "int" }
+"""
+
+
+def test_a_plan_says_that_trials_of_unlike_length_are_compared(tmp_path, monkeypatch):
+    (tmp_path / "unlike_lengths.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class C:\n"
+        "    num_train_epochs: int = 3\n"
+        "    warmup_steps: int = 1\n"
+        "    seed: int = 0\n"
+        "def train(config: C, run):\n"
+        "    yield\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = text_of(render_plan(parse_study_file(OWN, "own.toml").file))
+    assert "num_train_epochs changes the length of a trial: the pruner compares trials at the same fractions of" in text
+    pruner = OWN.replace("[search_space]", '[pruner]\nname = "none"\n[search_space]')
+    assert "length of a trial" not in text_of(render_plan(parse_study_file(pruner, "own.toml").file))
+
+
 def test_a_finished_trial_is_one_line_with_value_or_reason():
     trial = FinishedTrial(
         trial=7,

@@ -42,6 +42,7 @@ def progress():
         n_finished=3,
         n_running=1,
         n_pending_retry=0,
+        n_enqueued=0,
         device_hours=1.5,
         wall_hours=1.0,
         active_hours=1.0,

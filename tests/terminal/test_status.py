@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from hpopt.analysis.trials import Outcome
-from hpopt.storage.progress import Best, BudgetUsage, FinishedTrial, Progress, StudyState, WorkerRow
+from hpopt.storage.progress import Best, BudgetUsage, Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.terminal.status import (
     describe_enqueued,
     describe_pause,
@@ -23,7 +23,7 @@ WIDTHS = [40, 60, 80, 120, 1000]
 
 
 def usage(**changes):
-    counts = {"n_finished": 13, "n_running": 2, "n_pending_retry": 0, "best_value": None}
+    counts = {"n_finished": 13, "n_running": 2, "n_pending_retry": 0, "n_enqueued": 0, "best_value": None}
     hours = {"device_hours": 1.5, "wall_hours": 1.0, "active_hours": 1.0}
     return BudgetUsage(**{"state": "open", "state_reason": None, **counts, **hours, **changes})
 
@@ -239,22 +239,32 @@ def test_an_opened_study_is_described_with_the_command_that_runs_failed_trials_a
 @pytest.mark.parametrize(
     ("state", "sampled", "n_ahead", "blocked_by", "line"),
     [
-        ("open", [], 0, None, "enqueued; it is tried next"),
-        ("open", [], 1, None, "enqueued; it is tried after 1 waiting trial"),
-        ("open", [], 2, None, "enqueued; it is tried after 2 waiting trials"),
-        ("open", ["momentum", "depth"], 0, None, "enqueued; it is tried next; sampled: momentum, depth"),
-        ("paused", [], 0, None, "enqueued; it is tried next; small is paused: `hpopt resume small`"),
+        ("open", [], 0, None, "trial 4 is enqueued; it is tried next"),
+        ("open", [], 1, None, "trial 4 is enqueued; it is tried after 1 waiting trial"),
+        ("open", [], 2, None, "trial 4 is enqueued; it is tried after 2 waiting trials"),
+        ("open", ["momentum", "depth"], 0, None, "trial 4 is enqueued; it is tried next; sampled: momentum, depth"),
+        ("paused", [], 0, None, "trial 4 is enqueued; it is tried next; small is paused: `hpopt resume small`"),
         (
             "open",
             [],
             0,
             "trials budget exhausted (4)",
-            "enqueued; trials budget exhausted (4): change the budget in the file and `hpopt create` it again",
+            (
+                "trial 4 is enqueued; trials budget exhausted (4): change the budget in the file and `hpopt create` it"
+                " again"
+            ),
         ),
     ],
 )
 def test_an_enqueued_configuration_is_described_with_when_it_is_tried(state, sampled, n_ahead, blocked_by, line):
-    assert describe_enqueued("small", state, sampled, n_ahead=n_ahead, blocked_by=blocked_by) == line
+    added = Enqueued(trials=(4,), is_new=True, n_ahead=n_ahead, blocked_by=blocked_by)
+    assert describe_enqueued("small", state, sampled, added) == line
+
+
+def test_enqueued_repetitions_are_described_with_their_numbers_and_seeds():
+    added = Enqueued(trials=(4, 5, 6), seeds=(1, 2, 4), is_new=True)
+    line = describe_enqueued("small", "open", [], added)
+    assert line == "trials 4, 5 and 6 are enqueued with seeds 1, 2 and 4; they are tried next"
 
 
 def test_a_pause_is_described_with_the_command_that_ends_it():

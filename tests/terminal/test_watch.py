@@ -33,6 +33,7 @@ def progress(**changes):
         n_finished=10,
         n_running=1,
         n_pending_retry=0,
+        n_enqueued=0,
         device_hours=1.0,
         wall_hours=0.5,
         active_hours=0.5,

@@ -732,3 +732,19 @@ def test_a_function_with_an_error_pauses_the_study_and_is_run_again_when_it_is_m
     assert work(sandbox.database, study, sandbox.make_options(log=mend)) == "trials budget exhausted (6)"
     assert [outcome for _, outcome, _, _ in sandbox.outcomes()] == ["complete"] * 6
     assert [outcome for _, outcome in sandbox.attempts()] == ["failed"] * 5 + ["complete"] * 6
+
+
+def test_the_folders_of_the_best_trials_are_kept_and_recorded(sandbox):
+    text = ALL_KINDS.sub('"good"', STUDY).replace("[budget]", "keep = 2\n[budget]").replace("trials = 3", "trials = 5")
+    study = sandbox.create(text, *({"x": x, "kind": "good"} for x in (0.9, 0.1, 0.3, 0.2)))
+    sandbox.objective.ENTER = lambda folder: (folder / "model").write_text("weights")
+    work(sandbox.database, study, sandbox.options)
+    kept = sandbox.rows("select params->>'x', folder from hpopt.trials where folder is not null order by value")
+    assert [x for x, _ in kept] == ["0.1", "0.2"]
+    assert sorted(sandbox.folder.glob("runs/*/*/*/model")) == sorted(Path(folder, "model") for _, folder in kept)
+
+
+def test_a_study_that_keeps_no_folder_deletes_all(sandbox):
+    study = sandbox.create(ALL_KINDS.sub('"good"', STUDY).replace("[budget]", "keep = 0\n[budget]"))
+    work(sandbox.database, study, sandbox.options)
+    assert list(sandbox.folder.glob("runs/*/*")) == []

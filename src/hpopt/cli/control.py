@@ -10,7 +10,7 @@ import typer
 
 from hpopt.cli.options import HOME, HomeOption, StorageOption, StudyArgument, out
 from hpopt.errors import ConfigError, InputError
-from hpopt.hyperparameters import Scalar
+from hpopt.hyperparameters import LARGEST_INT, Scalar
 
 if TYPE_CHECKING:
     from hpopt.search.space import Range
@@ -63,35 +63,68 @@ def retry(
 def enqueue(
     study: StudyArgument,
     params: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME=VALUE...", help="Parameters left out are sampled.", show_default=False),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME=VALUE...",
+            help="Parameters, and the seed if it is not the default. Parameters left out are sampled.",
+            show_default=False,
+        ),
+    ] = None,
+    trial: Annotated[int | None, typer.Option(help="Take the parameters of this trial.", show_default=False)] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Run it so many times, with seeds that no trial of it has.")
+    ] = None,
     storage: StorageOption = None,
     home: HomeOption = HOME,
 ) -> None:
-    """Enqueue a configuration to try next."""
+    """Enqueue a configuration to try next. A configuration and a seed are tried once."""
     from hpopt.storage import control
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
     from hpopt.terminal.status import describe_enqueued
 
+    assignments = [assignment for assignment in params or () if not assignment.startswith("seed=")]
+    seed = _parse_seed([assignment for assignment in params or () if assignment.startswith("seed=")])
+    if seed is not None and seeds is not None:
+        raise InputError("--seeds: the seeds are chosen; remove seed or --seeds")
+    if not assignments and trial is None:
+        raise InputError("expected NAME=VALUE, or --trial")
     with open_database(storage, home) as database:
         row = load_study(database, study)
-        values = parse_assignments(params, row.file.search_space)
-        added = control.enqueue(database, row, values)
+        space = row.file.search_space
+        values = {} if trial is None else control.params_of(database, row, trial)
+        values |= parse_assignments(assignments, space)
+        _check_space(space, values)
+        sampled = [name for name in space if name not in values]
+        if seeds is not None and sampled:
+            raise InputError(f"--seeds: {sampled[0]} is sampled, so that no two trials would be one configuration")
+        added = control.enqueue(database, row, values, seed=seed, n_fresh_seeds=seeds)
         state = control.read_state(database, row).state
-    if not added.is_new:
-        out.print(f"already enqueued or tried as trial {added.trial}")
-        return
-    sampled = [name for name in row.file.search_space if name not in values]
-    line = describe_enqueued(study, state, sampled, n_ahead=added.n_ahead, blocked_by=added.blocked_by)
-    out.print(line, soft_wrap=True)
+    out.print(describe_enqueued(study, state, sampled, added), soft_wrap=True)
+
+
+def _parse_seed(assignments: Sequence[str]) -> int | None:
+    """Parse the last seed=VALUE, or return None if there is none. Raises InputError."""
+    if not assignments:
+        return None
+    text = assignments[-1].removeprefix("seed=")
+    if not (text.isascii() and text.isdigit() and int(text) <= LARGEST_INT):
+        raise InputError(f"seed: '{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def _check_space(space: "Mapping[str, Range]", params: Mapping[str, Scalar]) -> None:
+    """Raise InputError for a parameter that is not searched, or a value outside of its range."""
+    from hpopt.study.checks import check_params
+
+    try:
+        check_params(space, params)
+    except ConfigError as error:
+        raise InputError(str(error)) from error
 
 
 def parse_assignments(assignments: Sequence[str], space: "Mapping[str, Range]") -> dict[str, Scalar]:
     """Parse NAME=VALUE arguments of parameters of a search space, in their order. Raises InputError."""
-    from hpopt.study.checks import check_params
-
     params: dict[str, Scalar] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -100,10 +133,7 @@ def parse_assignments(assignments: Sequence[str], space: "Mapping[str, Range]") 
         if name in params:
             raise InputError(f"{name}: given twice, as {params[name]!r} and as {value}")
         params[name] = _parse_value(value, space.get(name))
-    try:
-        check_params(space, params)
-    except ConfigError as error:
-        raise InputError(str(error)) from error
+    _check_space(space, params)
     return {name: _as_sampled(value, space[name]) for name, value in params.items()}
 
 

@@ -53,6 +53,7 @@ def run(
     from hpopt.storage.studies import create_study
     from hpopt.study.reading import read_study_file
 
+    refuse_process_group(os.environ)
     source = read_study_file(file)
     timeouts = timeout_options(heartbeat_every, stale_after, give_up_after)
     stop = stop_on_signals()
@@ -77,6 +78,7 @@ def worker(
     from hpopt.worker.attempt import WorkerOptions
     from hpopt.worker.loop import find_device, work
 
+    refuse_process_group(os.environ)
     timeout_options(heartbeat_every, stale_after, give_up_after)
     stop = stop_on_signals()
     if stop_with_parent:
@@ -97,6 +99,19 @@ def worker(
     )
     with open_study_with_retries(storage, home, study, stop, log) as (database, row):
         err.print(f"finished: {work(database, row, options)}")
+
+
+def refuse_process_group(environment: Mapping[str, str]) -> None:
+    """Raise InputError in a process of a group that trains together, as torchrun starts it.
+
+    Each of them would train other trials. Tasks of Slurm do not set the variable: each of them is a worker.
+    """
+    n_processes = environment.get("WORLD_SIZE", "1")
+    if n_processes not in {"", "0", "1"}:
+        raise InputError(
+            f"WORLD_SIZE: {n_processes}; a worker trains a trial in one process. Start it without torchrun, once for "
+            "each GPU: `hpopt launch local STUDY`"
+        )
 
 
 def placement(environment: Mapping[str, str]) -> tuple[str, str | None, str]:

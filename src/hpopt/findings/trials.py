@@ -9,7 +9,7 @@ from hpopt.analysis.noise import Noise
 from hpopt.analysis.surrogate import MIN_TRIALS
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_number, format_percent, list_values
+from hpopt.formats import format_count, format_number, format_percent, join_words, list_values
 from hpopt.training.leakage import LEAK_THRESHOLD
 
 # Loeppky, Sacks and Welch 2009 (Technometrics 51): a response surface takes about ten runs per dimension.
@@ -19,7 +19,8 @@ TIE_WITHIN = 2.0
 # A pruner that stops the best trial this often costs more than it saves.
 MAX_PRUNED_SHARE = 0.2
 
-_RUN_AGAIN = "with other seeds, three each, and compare their means."
+# Runs of a configuration with further seeds that tell it apart from another one.
+N_FURTHER_SEEDS = 3
 
 
 def find_leak(table: StudyTable) -> Iterator[Finding]:
@@ -107,7 +108,7 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
             severity="warning",
             message="How much two runs of one configuration differ is unknown, so the best may be best by chance.",
             evidence={"noise": None},
-            remedy=f"Run the best configurations again {_RUN_AGAIN}",
+            remedy=_repeat(table, *groups[:2]),
         )
         return
     best, *others = groups
@@ -127,7 +128,7 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
                 "noise_source": noise.source,
                 "rivals": [rows[0].trial for rows in rivals],
             },
-            remedy=f"Run them again {_RUN_AGAIN}",
+            remedy=_repeat(table, best, nearest),
         )
 
 
@@ -150,7 +151,29 @@ def find_shortage(table: StudyTable) -> Iterator[Finding]:
         message=f"{subject} {shortage} {format_count(n_parameters, 'parameter')}: about {needed} are needed."
         f"{rate if total > needed else ''}",
         evidence={"n_complete": n_complete, "n_parameters": n_parameters, "needed": needed},
-        remedy="Raise `trials` in [budget] and run `hpopt create` on the file again, or search fewer parameters.",
+        remedy="Raise `trials` in [budget] and run `hpopt create` on the file again, or search fewer parameters."
+        + _prune_later(table),
+    )
+
+
+def _prune_later(table: StudyTable) -> str:
+    """Return how more trials would complete, if a pruner stops most of them at its first rung."""
+    rungs = table.rungs
+    first = rungs.at_every_evaluation_from or min(rungs.fractions, default=None)
+    if first is None or len(table.pruned()) <= len(table.complete()):
+        return ""
+    return (
+        f" Or let more of them complete: the pruner stops trials from {format_percent(first)} of their schedule on; "
+        'raise `min_fraction` in [pruner], or set its `name = "none"`.'
+    )
+
+
+def _repeat(table: StudyTable, *groups: Sequence[TrialRow]) -> str:
+    """Return the commands that run configurations with further seeds."""
+    runs = (f"`hpopt enqueue {table.name} --trial {rows[0].trial} --seeds {N_FURTHER_SEEDS}`" for rows in groups)
+    return (
+        f"Run them with other seeds and compare their means: {join_words(list(runs))}. If the budget is used up, first "
+        f"raise `trials` in [budget] by {N_FURTHER_SEEDS * len(groups)} and run `hpopt create` on the file again."
     )
 
 

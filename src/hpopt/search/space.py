@@ -126,6 +126,9 @@ class Categorical(BaseModel):
             # Optuna looks choices up by equality, so that 1, 1.0 and true are the same choice.
             if choice in seen:
                 raise ValueError(f"{choice!r} is listed twice")
+            same = next((other for other in seen if _label(other) == _label(choice)), None)
+            if same is not None:
+                raise ValueError(f"{choice!r} is shown like {same!r}; rename one of them")
             seen.append(choice)
         return choices
 
@@ -140,6 +143,11 @@ class Categorical(BaseModel):
     def describe(self) -> str:
         """Return the choices in words, for messages."""
         return ", ".join(str(choice) for choice in self.choices)
+
+
+def _label(choice: Scalar) -> str:
+    """Return a choice as it is shown; those of Python and of TOML for true differ in case."""
+    return str(choice).lower() if isinstance(choice, bool) or str(choice).lower() in {"true", "false"} else str(choice)
 
 
 def _kind(data: Any) -> str:  # noqa: ANN401 - whatever stands in the file.

@@ -17,7 +17,8 @@ from hpopt.errors import Fenced
 from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_write, tables
-from hpopt.storage.budget import find_limit_reached, planned_trials
+from hpopt.storage.budget import find_limit_reached
+from hpopt.storage.configurations import SEED, lock_study
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
@@ -110,8 +111,8 @@ def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:
         connection.execute(_RECORD_CONTACT, parameters)
         attempt_id = connection.scalar(_HELD, parameters)
         if attempt_id is None:
-            row = connection.execute(_LOCK_STUDY, parameters).mappings().one()
-            if row["state"] != "open" or find_limit_reached(connection, study) is not None:
+            row = lock_study(connection, study.study_id)
+            if row is None or row["state"] != "open" or find_limit_reached(connection, study) is not None:
                 return None
             attempt_id = _retry(connection, parameters) or _start_trial(connection, study, parameters, row["n_started"])
         return None if attempt_id is None else _read_attempt(connection, attempt_id)
@@ -195,13 +196,16 @@ def fenced(attempt: Attempt) -> Fenced:
 
 def _start_trial(connection: sa.Connection, study: Study, parameters: Mapping[str, Any], n_started: int) -> int | None:
     """Start a further trial if the budget has one left, and return the id of its attempt."""
-    n_trials = planned_trials(study)
+    n_trials = study.file.budget.trials
     if n_trials is not None and n_started >= n_trials:
         return None
-    connection.execute(_COUNT_STARTED, parameters)
     optuna_trial_id = optuna_write.claim_waiting(connection, study.study_id)
     if optuna_trial_id is None:
+        # All points of a grid are enqueued.
+        if study.file.sampler.name == "grid":
+            return None
         optuna_trial_id = optuna_write.create_trial(connection, study.study_id)
+    connection.execute(_COUNT_STARTED, parameters)
     return int(connection.execute(_ADD_ATTEMPT, {**parameters, "optuna_trial_id": optuna_trial_id}).scalar_one())
 
 
@@ -219,7 +223,7 @@ def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     row = connection.execute(_ATTEMPT, {"attempt_id": attempt_id}).mappings().one()
     trial = optuna_write.read_queued(connection, row["optuna_trial_id"])
     params: Mapping[str, Any] = trial.params
-    seed = trial.user_attrs.get("seed") if row["seed"] is None else row["seed"]
+    seed = trial.user_attrs.get(SEED) if row["seed"] is None else row["seed"]
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
         # No study searches the seed, so that the trial fails with it.
         seed, params = None, {**params, "seed": seed}
@@ -229,13 +233,6 @@ def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
 _RECORD_CONTACT = sa.text("select hpopt.record_contact(:worker_id)")
 
 _HELD = sa.text("select attempt_id from hpopt.attempt where worker_id = :worker_id and ended_at is null")
-
-_LOCK_STUDY = sa.text(
-    """
-    select h.state, h.n_started from hpopt.study h join public.studies s using (study_id)
-    where h.study_id = :study_id for no key update
-    """
-)
 
 _COUNT_STARTED = sa.text("update hpopt.study set n_started = n_started + 1 where study_id = :study_id")
 

@@ -2,7 +2,6 @@
 
 import sqlalchemy as sa
 
-from hpopt.search import sampler
 from hpopt.storage.database import Database
 from hpopt.storage.progress import BudgetUsage
 from hpopt.storage.studies import Study
@@ -65,19 +64,21 @@ def finished_reason(study: Study, usage: BudgetUsage) -> str | None:
     ) or (f"stopped: {usage.state_reason}" if usage.state == "stopped" else None)
     if limit is not None:
         return limit if usage.n_running == 0 else None
-    n_trials = planned_trials(study)
+    n_trials = planned_trials(study, usage)
     # A budget that was lowered leaves trials running or waiting beyond it, which still finish.
     if n_trials is not None and usage.n_finished >= n_trials and usage.n_running + usage.n_pending_retry == 0:
         return f"trials budget exhausted ({n_trials})"
     return None
 
 
-def planned_trials(study: Study) -> int | None:
-    """Return the number of trials after which the study finishes, or None if only hours or a target end it."""
+def planned_trials(study: Study, usage: BudgetUsage) -> int | None:
+    """Return the number of trials after which the study finishes, or None if only hours or a target end it.
+
+    The trials of a grid are those that were enqueued: its points, and repetitions of them.
+    """
     limits = [study.file.budget.trials]
     if study.file.sampler.name == "grid":
-        points = [*study.file.enqueue, *sampler.grid_points(study.file.search_space)]
-        limits.append(len({tuple(sorted(point.items())) for point in points}))
+        limits.append(usage.n_started + usage.n_enqueued)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -87,7 +88,10 @@ _BEST_VALUE = sa.text("select best_value from hpopt.budget_usage where study_id 
 
 _USAGE = sa.text(
     """
-    select s.state, s.state_reason, counts.*, u.device_hours, u.wall_hours, u.best_value
+    select s.state, s.state_reason, counts.*, u.device_hours, u.wall_hours, u.best_value,
+           (
+               select count(*)::int from public.trials t where t.study_id = s.study_id and t.state = 'WAITING'
+           ) as n_enqueued
     from hpopt.study s
     join hpopt.budget_usage u using (study_id)
     cross join lateral (

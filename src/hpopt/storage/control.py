@@ -1,31 +1,20 @@
 """Pause, resume and stop a study, and enqueue configurations to try next."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from itertools import count, islice
 
-import optuna
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
 
 from hpopt.errors import InputError
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
+from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
-from hpopt.storage.progress import BudgetUsage, StudyState
-from hpopt.storage.studies import Study
+from hpopt.storage.progress import BudgetUsage, Enqueued, StudyState
+from hpopt.storage.studies import Study, default_seed
 
 # The reason of a state for which none was given.
 _MANUALLY = "manually"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnqueuedTrial:
-    """The trial of a configuration: whether it is new, how many come before it, and what ends the study before it."""
-
-    trial: int
-    is_new: bool
-    n_ahead: int = 0
-    blocked_by: str | None = None
 
 
 def read_state(database: Database, study: Study) -> StudyState:
@@ -58,28 +47,49 @@ def stop(database: Database, study: Study) -> StudyState:
     return _set_state(database, study, "stopped", _MANUALLY)
 
 
-def enqueue(database: Database, study: Study, params: Mapping[str, Scalar]) -> EnqueuedTrial:
+def enqueue(
+    database: Database,
+    study: Study,
+    params: Mapping[str, Scalar],
+    *,
+    seed: int | None = None,
+    n_fresh_seeds: int | None = None,
+) -> Enqueued:
     """Enqueue a configuration unless it was tried or enqueued before; params that are left out are sampled.
 
-    Two calls with the same configuration at the same moment enqueue two trials. Raises InputError for a grid.
+    With `n_fresh_seeds` it is enqueued so many times, with the lowest seeds that no trial of it has. Raises InputError
+    for a configuration that is no point of a grid.
     """
-    if study.file.sampler.name == "grid":
-        raise InputError(
-            f"study '{study.name}' tries a grid, whose points are all enqueued;"
-            " write others into [[enqueue]] of its file and `hpopt create` it again"
-        )
-    existing = _find_configuration(database, study, params)
-    if existing is not None:
-        return EnqueuedTrial(trial=existing, is_new=False)
-    with database.begin() as connection:
+    with database.brief() as connection:
+        if lock_study(connection, study.study_id) is None:
+            raise InputError(f"study '{study.name}' was deleted")
+        known = Configurations(connection, study.study_id, default_seed(study.file, study.defaults))
+        used = known.seeds(params)
+        if study.file.sampler.name == "grid" and not used:
+            raise InputError(
+                f"study '{study.name}' tries a grid, whose points are all enqueued;"
+                " write others into [[enqueue]] of its file and `hpopt create` it again"
+            )
+        fresh = islice((number for number in count() if number not in used), n_fresh_seeds or 0)
+        wanted = [Configuration(params=params, seed=number) for number in ([seed] if n_fresh_seeds is None else fresh)]
+        existing = [number for one in wanted if (number := known.find(one)) is not None]
         ahead = connection.execute(_AHEAD, {"study_id": study.study_id}).one()
-    with database.errors():
-        optuna.load_study(study_name=study.name, storage=database.optuna).enqueue_trial(dict(params))
-    added = _find_configuration(database, study, params)
-    if added is None:
-        raise InputError(f"study '{study.name}' was deleted")
-    blocked_by = _blocked_by(study, budget.read_usage(database, study), ahead.n_enqueued)
-    return EnqueuedTrial(trial=added, is_new=True, n_ahead=sum(ahead), blocked_by=blocked_by)
+        added = known.enqueue(wanted)
+    if not added:
+        return Enqueued(trials=tuple(existing), is_new=False)
+    blocked_by = _blocked_by(study, budget.read_usage(database, study), ahead.n_enqueued + len(added) - 1)
+    seeds = tuple(one.seed for one in wanted if one.seed is not None)
+    return Enqueued(trials=tuple(added), seeds=seeds, is_new=True, n_ahead=sum(ahead), blocked_by=blocked_by)
+
+
+def params_of(database: Database, study: Study, trial: int) -> dict[str, Scalar]:
+    """Return the params of a trial. Raises InputError if there is no such trial, or if it has not started."""
+    query = sa.text("select params from hpopt.trials where study_id = :study_id and trial = :trial")
+    with database.begin() as connection:
+        row = connection.execute(query, {"study_id": study.study_id, "trial": trial}).one_or_none()
+    if row is None or not row.params:
+        raise InputError(f"study '{study.name}' has no trial {trial} with parameters")
+    return {name: row.params[name] for name in sorted(row.params)}
 
 
 def retry(database: Database, study: Study, trials: Collection[int] | None = None) -> StudyState:
@@ -89,7 +99,7 @@ def retry(database: Database, study: Study, trials: Collection[int] | None = Non
     """
     parameters = {"study_id": study.study_id, "trials": None if trials is None else list(trials)}
     with database.brief() as connection:
-        connection.execute(_LOCK_STUDY, parameters)
+        lock_study(connection, study.study_id)
         requeued = set(connection.scalars(_RETRY, parameters))
         others = sorted(set(trials or ()) - requeued)
         if others:
@@ -101,7 +111,7 @@ def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None
     """Return what ends the study before it starts a trial behind n_enqueued others, or None."""
     hours = {"device_hours": usage.device_hours, "wall_hours": usage.wall_hours}
     limit = budget.compare(study, **hours, best_value=usage.best_value)
-    n_trials = budget.planned_trials(study)
+    n_trials = study.file.budget.trials
     if limit is not None or n_trials is None or usage.n_started + n_enqueued < n_trials:
         return limit
     return f"trials budget {'exhausted' if usage.n_started >= n_trials else 'reserved by earlier trials'} ({n_trials})"
@@ -118,13 +128,6 @@ def _read_state(connection: sa.Connection, study: Study) -> StudyState:
     if row is None:
         raise InputError(f"study '{study.name}' was deleted")
     return StudyState(**row)
-
-
-def _find_configuration(database: Database, study: Study, params: Mapping[str, Scalar]) -> int | None:
-    """Return the number of the trial that was enqueued with these params, or that has these and no others."""
-    with database.begin() as connection:
-        rows = connection.execute(_CONFIGURATION, {"study_id": study.study_id, "params": dict(params)})
-        return next((int(number) for (number,) in rows), None)
 
 
 _STATE = sa.text(
@@ -157,9 +160,6 @@ _SET_STATE = sa.text(
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
 
-# A reservation holds this lock too.
-_LOCK_STUDY = sa.text("select from hpopt.study where study_id = :study_id for no key update")
-
 _RETRY = sa.text(
     """
     update hpopt.attempt a set retry_at = now()
@@ -178,15 +178,3 @@ _AHEAD = sa.text(
     from hpopt.trials where study_id = :study_id and state = 'WAITING'
     """
 )
-
-# The enqueued params are kept with the first attempt of a trial, and can be a part of its params.
-_CONFIGURATION = sa.text(
-    """
-    select t.trial
-    from hpopt.trials t
-    left join public.trial_system_attributes enqueued
-        on enqueued.trial_id = t.trial_id and enqueued.key = 'fixed_params'
-    where t.study_id = :study_id and (enqueued.value_json::jsonb = :params or t.params = :params)
-    order by t.trial limit 1
-    """
-).bindparams(sa.bindparam("params", type_=JSONB))

@@ -45,17 +45,14 @@ _KEEP = sa.text("update hpopt.attempt set folder = :folder where attempt_id = :a
 # Of two equal trials the earlier one is kept, as hpopt.best_params shows it.
 _REPLACED = sa.text(
     """
-    select a.attempt_id, w.host, a.folder
+    select attempt_id, host, folder
     from (
-        select attempt_id, worker_id, folder,
-               row_number() over (
-                   order by t.feasible desc, :sign * t.value nulls last, t.trial
-               ) as rank
-        from hpopt.attempt a join hpopt.trials t using (study_id, optuna_trial_id)
-        where a.study_id = :study_id and a.folder is not null
-    ) a
-    join hpopt.worker w using (worker_id)
-    where a.rank > :keep
+        select a.attempt_id, t.host, t.folder,
+               row_number() over (order by t.feasible desc, :sign * t.value nulls last, t.trial) as rank
+        from hpopt.trials t join hpopt.attempt a using (optuna_trial_id)
+        where t.study_id = :study_id and t.folder is not null
+    ) kept
+    where rank > :keep
     """
 )
 

@@ -6,7 +6,7 @@ worker. A test reads everything back with stock Optuna.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,18 @@ class QueuedTrial:
 def create_trial(connection: sa.Connection, study_id: int) -> int:
     """Add a running trial without params and return its id. The study must be locked in public.studies."""
     return int(connection.execute(_CREATE, {"study_id": study_id}).scalar_one())
+
+
+def enqueue(
+    connection: sa.Connection, study_id: int, trials: Sequence[tuple[Mapping[str, Scalar], Mapping[str, Any]]]
+) -> list[int]:
+    """Add waiting trials with given params and user attributes, in one statement, and return their numbers.
+
+    The study must be locked in public.studies.
+    """
+    params, user_attrs = ([json.dumps(trial[part]) for trial in trials] for part in (0, 1))
+    rows = {"study_id": study_id, "params": params, "user_attrs": user_attrs}
+    return list(connection.scalars(_ENQUEUE, rows)) if trials else []
 
 
 def claim_waiting(connection: sa.Connection, study_id: int) -> int | None:
@@ -123,6 +135,30 @@ _CREATE = sa.text(
         'RUNNING', now() at time zone 'UTC'
     )
     returning trial_id
+    """
+)
+
+_ENQUEUE = sa.text(
+    """
+    with queued as (
+        select coalesce((
+                   select number from public.trials where study_id = :study_id order by trial_id desc limit 1
+               ), -1) + q.position as number, q.params, q.user_attrs
+        from unnest(cast(:params as text[]), cast(:user_attrs as text[]))
+            with ordinality q (params, user_attrs, position)
+    ), added as (
+        insert into public.trials (study_id, number, state)
+        select :study_id, number, 'WAITING' from queued order by number
+        returning trial_id, number
+    ), with_params as (
+        insert into public.trial_system_attributes (trial_id, key, value_json)
+        select a.trial_id, 'fixed_params', q.params from added a join queued q using (number)
+    ), with_attributes as (
+        insert into public.trial_user_attributes (trial_id, key, value_json)
+        select a.trial_id, u.key, u.value::text
+        from added a join queued q using (number) cross join json_each(q.user_attrs::json) u
+    )
+    select number from added order by number
     """
 )
 

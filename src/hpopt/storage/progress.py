@@ -21,10 +21,25 @@ class StudyState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Enqueued:
+    """The trials of a configuration: whether they are new, how many come before them, what ends the study before them.
+
+    `seeds` are those that were asked for.
+    """
+
+    trials: tuple[int, ...]
+    seeds: tuple[int, ...] = ()
+    is_new: bool
+    n_ahead: int = 0
+    blocked_by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetUsage:
     """What a study has spent: trials, device hours, hours since its first attempt, and its best value.
 
-    `active_hours` end with the last attempt, `wall_hours` go on. `state` is open, paused or stopped.
+    `n_enqueued` trials wait for their first attempt. `active_hours` end with the last attempt, `wall_hours` go on.
+    `state` is open, paused or stopped.
     """
 
     state: str
@@ -32,6 +47,7 @@ class BudgetUsage:
     n_finished: int
     n_running: int
     n_pending_retry: int
+    n_enqueued: int
     device_hours: float
     wall_hours: float
     active_hours: float
@@ -45,7 +61,11 @@ class BudgetUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """A row of the view hpopt.best_params. The interval is None and n_seeds 1 for a value of a single run."""
+    """A row of the view hpopt.best_params: the best configuration, by its mean over seeds.
+
+    From value_low to value_high are the values of its n_seeds seeds. They are None for a value of a single run.
+    `folder` on `host` has the files of the trial, such as its checkpoint, if the study keeps them.
+    """
 
     study_name: str
     value: float
@@ -56,6 +76,8 @@ class Best:
     params: Mapping[str, Scalar]
     trial: int
     finished_at: datetime
+    host: str | None = None
+    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

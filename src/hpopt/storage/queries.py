@@ -52,7 +52,7 @@ def progress(database: Database, study: Study) -> Progress:
         name=study.name,
         metric=study.file.metric,
         state_since=state_since,
-        planned_trials=budget.planned_trials(study),
+        planned_trials=budget.planned_trials(study, usage),
         n_steps=study.n_steps,
         finished_reason=budget.finished_reason(study, usage),
         usage=usage,

@@ -23,9 +23,9 @@ from sqlalchemy.dialects.postgresql import insert
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
 from hpopt.formats import to_json
-from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler
 from hpopt.storage import tables
+from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
 from hpopt.study import plan
 from hpopt.study.file import StudyFile, space_difference
@@ -160,8 +160,9 @@ def _create(database: Database, source: StudySource, parent: str | None, role: s
     parent_id = None if parent is None else load_study(database, parent).study_id
     with database.errors():
         study = _create_optuna_study(database, source.file)
+    study_id = study._study_id  # noqa: SLF001 - Optuna has no public way to the id.
     row = {
-        "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
+        "study_id": study_id,
         "parent_id": parent_id,
         "role": role,
         "created_by": f"{_user()}@{platform.node()}",
@@ -170,6 +171,7 @@ def _create(database: Database, source: StudySource, parent: str | None, role: s
     }
     with database.begin() as connection:
         connection.execute(insert(tables.study).values(row).on_conflict_do_nothing())
+        _enqueue(connection, study_id, source.file)
 
 
 def _update(database: Database, study: Study, source: StudySource) -> None:
@@ -179,9 +181,8 @@ def _update(database: Database, study: Study, source: StudySource) -> None:
             f"{source.name}: study '{study.name}' exists with another space: {difference}; rename the study, or restore"
             " its space"
         )
-    with database.errors():
-        _enqueue(open_optuna(database, study), source.file)
     with database.brief() as connection:
+        _enqueue(connection, study.study_id, source.file)
         # Findings with another pruner or of another version can be outdated.
         row = {**_from_source(source), "n_analyzed": None}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == study.study_id).values(row))
@@ -213,23 +214,25 @@ def _create_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
         # It is experimental in Optuna; without it the dashboard calls the metric "Objective 0".
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([file.metric])
-    _enqueue(study, file)
     return study
 
 
-def _enqueue(study: optuna.Study, file: StudyFile) -> None:
-    for params, user_attrs in _initial_configurations(file):
-        study.enqueue_trial(params, user_attrs=user_attrs, skip_if_exists=True)
+def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
+    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, the grid."""
+    is_grid = file.sampler.name == "grid"
+    defaults = None if is_grid else file.default_params()
+    points = sampler.grid_points(file.search_space) if is_grid else []
+    initial = [Configuration(params=params) for params in (*file.enqueue, *points)]
+    if defaults is not None:
+        initial.insert(0, Configuration(params=defaults, user_attrs={DEFAULT_CONFIGURATION: True}))
+    lock_study(connection, study_id)
+    Configurations(connection, study_id, default_seed(file, plan.defaults(file))).enqueue(initial)
 
 
-def _initial_configurations(file: StudyFile) -> list[tuple[dict[str, Scalar], dict[str, bool]]]:
-    """Return what is tried first, with user attributes: the defaults if they are in the space, the file's, the grid."""
-    defaults = file.default_params()
-    points = sampler.grid_points(file.search_space) if file.sampler.name == "grid" else []
-    initial: list[tuple[dict[str, Scalar], dict[str, bool]]] = [(params, {}) for params in (*file.enqueue, *points)]
-    if defaults is not None and file.sampler.name != "grid":
-        initial.insert(0, (defaults, {DEFAULT_CONFIGURATION: True}))
-    return initial
+def default_seed(file: StudyFile, defaults: Mapping[str, Any]) -> int | None:
+    """Return the seed of a trial that was given none, or None if the objective has no default for it."""
+    seed = file.fixed.get("seed", defaults.get("seed"))
+    return seed if isinstance(seed, int) else None
 
 
 def _user() -> str:

@@ -96,26 +96,41 @@ join public.study_directions d on d.study_id = t.study_id and d.objective = 0
 where t.state = 'COMPLETE' and t.feasible and t.value is not null
 """
 
-# The interval is null and n_seeds 1 for a value of a single run. As in hpopt.leaderboard and hpopt.learning_curves, a
-# query about one study reads only that study because trials are grouped by study_name too. Of the params only those of
-# the best trial are read.
+# The best configuration by its mean over seeds, with the lowest and the highest value of them: of those with the most
+# seeds, so that a lucky single run does not replace one that was repeated. `trial` is its best run. As in
+# hpopt.leaderboard and hpopt.learning_curves, a query about one study reads only that study because trials are grouped
+# by study_name too.
 _BEST_PARAMS = """
 create or replace view hpopt.best_params as
-select best.study_name,
-       best.value,
-       null::double precision as value_low,
-       null::double precision as value_high,
-       1 as n_seeds,
+select distinct on (study_id, study_name)
+       study_name,
+       case when n_seeds > 1 then mean else best.value end as value,
+       case when n_seeds > 1 then low end as value_low,
+       case when n_seeds > 1 then high end as value_high,
+       n_seeds,
        'search'::text as source,
-       t.params,
+       params,
        best.trial,
-       best.finished_at
+       best.finished_at,
+       best.host,
+       best.folder
 from (
-    select distinct on (study_id, study_name) study_name, value, trial, finished_at, optuna_trial_id
-    from hpopt.leaderboard
-    order by study_id, study_name, rank, trial
+    select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
+           avg(t.value) as mean, min(t.value) as low, max(t.value) as high,
+           (array_agg(t.optuna_trial_id order by d.sign * t.value, t.trial))[1] as optuna_trial_id
+    from hpopt.trials t
+    join (
+        select study_id, case direction when 'MAXIMIZE' then -1 else 1 end as sign
+        from public.study_directions where objective = 0
+    ) d on d.study_id = t.study_id
+    where t.state = 'COMPLETE' and t.feasible and t.value is not null
+    group by t.study_id, t.study_name, t.params, d.sign
+) configurations
+cross join lateral (
+    select t.value, t.trial, t.finished_at, t.host, t.folder
+    from hpopt.trials t where t.optuna_trial_id = configurations.optuna_trial_id
 ) best
-join hpopt.trials t using (optuna_trial_id)
+order by study_id, study_name, n_seeds desc, sign * case when n_seeds > 1 then mean else best.value end, best.trial
 """
 
 # A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.

@@ -1,5 +1,6 @@
 """Derive the steps, rungs, tokens and operations of a trial from a study file, without torch and optuna."""
 
+import re
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -7,6 +8,9 @@ from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, flops_per_token
+
+# As num_train_epochs, max_steps and n_iterations; warmup_steps and eval_steps are no lengths.
+_LENGTH = re.compile("((max|n|num|total)_)?(train(ing)?_)?(epochs?|steps|iters|iterations|updates|tokens)")
 
 
 def defaults(file: StudyFile) -> dict[str, Any]:
@@ -41,6 +45,11 @@ def place_rungs(file: StudyFile) -> list[int]:
     fractions = rungs.fractions if rungs.at_every_evaluation_from is None else (rungs.at_every_evaluation_from,)
     steps = [max(1, round(fraction * n_steps)) for fraction in fractions]
     return [step for step in steps if step < n_steps]
+
+
+def searched_lengths(file: StudyFile) -> list[str]:
+    """Return the searched parameters that by their names set the length of a trial: steps, epochs or tokens."""
+    return [name for name in file.search_space if _LENGTH.fullmatch(name)]
 
 
 def rungs_of(file: StudyFile) -> Rungs:

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_duration, format_metric, format_number, to_json
+from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
 from hpopt.hyperparameters import Hyperparameter
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.file import StudyFile
-from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, value_of
+from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
@@ -63,16 +63,17 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
         searched = study.file.search_space.get(name)
         cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
         table.add_row(name, Text(format_number(value), style="bold"), *cells)
-    head = Text.assemble(
-        f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"), f" in trial {best.trial}"
-    )
+    head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
     if best.trial in (*progress.external.used, *progress.external.left_out):
-        head.append(", which was added outside of hpopt")
-    if best.n_seeds == 1:
-        head.append(" (one run, not confirmed by replicates)")
+        head.append(f" in trial {best.trial}, which was added outside of hpopt")
+    elif best.value_low is None or best.value_high is None:
+        head.append(f" in trial {best.trial} (one run, not confirmed by replicates)")
     else:
-        head.append(f" ({format_number(best.value_low)} to {format_number(best.value_high)} over {best.n_seeds} seeds)")
+        values = f"{format_metric(best.value_low)} to {format_metric(best.value_high)}"
+        head.append(f", the mean of {best.n_seeds} seeds ({values}, best in trial {best.trial})")
     lines = [Text(f"cost: {format_cost(progress)}")]
+    if best.folder is not None:
+        lines.append(Text(f"files of trial {best.trial}: {best.host}:{best.folder}", overflow="fold"))
     external = progress.external.describe()
     if external:
         lines.append(Text(external, style="yellow"))
@@ -107,6 +108,7 @@ def render_plan(file: StudyFile) -> RenderableType:
         f"{file.name}: {file.direction} {file.metric} (objective: {file.objective})",
         f"sampler {file.sampler.name}, pruner {file.pruner.name}"
         + (f" at steps {', '.join(map(str, rungs))} of {count_steps(file)}" if rungs else ""),
+        *_length_lines(file),
         f"budget: {budget}",
         *_cost_lines(file),
     ]
@@ -172,6 +174,15 @@ def _cost_lines(file: StudyFile) -> list[str]:
             f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; less with pruning"
         )
     return lines
+
+
+def _length_lines(file: StudyFile) -> list[str]:
+    """Return a line where a pruner compares trials of unlike length."""
+    names = searched_lengths(file)
+    if file.pruner.name == "none" or not names:
+        return []
+    line = f"{join_words(names)} changes the length of a trial: the pruner compares trials at the same fractions of "
+    return [f'{line}unlike schedules; fix {names[0]}, or set pruner.name = "none"']
 
 
 def _leak_lines(file: StudyFile) -> list[Text]:

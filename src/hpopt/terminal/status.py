@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.formats import format_count, format_duration, format_metric, format_number
-from hpopt.storage.progress import FinishedTrial, Progress, StudyState, WorkerRow
+from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words
+from hpopt.storage.progress import Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.terminal.answer import format_finished
 
 _BAR_WIDTH = 40
@@ -98,13 +98,22 @@ def describe_pause(name: str, reason: str | None, *, n_failed: int = 0) -> str:
     return f"study '{name}' is paused: {reason}; {retry}`hpopt resume {name}` resumes it"
 
 
-def describe_enqueued(name: str, state: str, sampled: Sequence[str], *, n_ahead: int, blocked_by: str | None) -> str:
+def describe_enqueued(name: str, state: str, sampled: Sequence[str], added: Enqueued) -> str:
     """Return a line on when an enqueued configuration is tried, and which of its parameters are sampled."""
-    if blocked_by is not None:
-        return f"enqueued; {blocked_by}: change the budget in the file and `hpopt create` it again"
-    when = f"it is tried after {format_count(n_ahead, 'waiting trial')}" if n_ahead else "it is tried next"
+    is_one = len(added.trials) == 1
+    trials = f"{'trial' if is_one else 'trials'} {join_words([str(trial) for trial in added.trials])}"
+    if not added.is_new:
+        return f"already enqueued or tried as {trials}"
+    seeds = (
+        f" with seed{'' if is_one else 's'} {join_words([str(seed) for seed in added.seeds])}" if added.seeds else ""
+    )
+    what = f"{trials} {'is' if is_one else 'are'} enqueued{seeds}"
+    if added.blocked_by is not None:
+        return f"{what}; {added.blocked_by}: change the budget in the file and `hpopt create` it again"
+    ahead = f"after {format_count(added.n_ahead, 'waiting trial')}" if added.n_ahead else "next"
     rest = f"; sampled: {', '.join(sampled)}" if sampled else ""
-    return f"enqueued; {when}{rest}" + ("" if state == "open" else f"; {name} is {state}: `hpopt resume {name}`")
+    paused = "" if state == "open" else f"; {name} is {state}: `hpopt resume {name}`"
+    return f"{what}; {'it is' if is_one else 'they are'} tried {ahead}{rest}{paused}"
 
 
 def _state(progress: Progress) -> str:
