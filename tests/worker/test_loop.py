@@ -625,3 +625,13 @@ def test_a_function_with_an_error_pauses_the_study_and_is_run_again_when_it_is_m
     assert work(sandbox.database, study, sandbox.make_options(log=mend)) == "trials budget exhausted (6)"
     assert [outcome for _, outcome, _, _ in sandbox.outcomes()] == ["complete"] * 6
     assert [outcome for _, outcome in sandbox.attempts()] == ["failed"] * 5 + ["complete"] * 6
+
+
+def test_the_best_evaluation_is_the_value_where_the_study_says_so(sandbox):
+    """Its last value is worse: the metric passes through its best at the first step."""
+    text = SEARCH.replace('metric = "loss"', 'metric = "loss"\ndirection = "maximize"\nsummary = "best"').replace(
+        "40", "1"
+    )
+    work(sandbox.database, sandbox.create(text), sandbox.options)
+    assert sandbox.outcomes()[0][2] == 1.5
+    assert "trial 0 complete loss 1.5000" in sandbox.log

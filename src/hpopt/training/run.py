@@ -32,8 +32,9 @@ class Run:
       to `checkpoint` and raises Interrupted. The trial is then not finished: another attempt continues it.
     - It saves to `checkpoint` before it yields, because a process can be killed at any time. A run that resumes from
       the checkpoint of an evaluation may yield that evaluation again; a step is recorded once.
-    - The metric of the last Evaluation is the value of the trial. A trial that is pruned, or whose study has used up
-      its budget, is closed at a yield: GeneratorExit is raised there, and `finally` blocks run.
+    - The metric of the last Evaluation is the value of the trial, or the best one with `summary = "best"` in the study
+      file. A trial that is pruned, or whose study has used up its budget, is closed at a yield: GeneratorExit is raised
+      there, and `finally` blocks run.
     - It raises Diverged where training cannot recover; a metric of the study that is not finite has the same effect.
       Any other exception marks the trial as failed.
 

@@ -18,7 +18,7 @@ from hpopt.storage import attempts
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.observations import ObservedTrials
-from hpopt.storage.studies import Study
+from hpopt.storage.studies import Study, run_folder
 from hpopt.training.run import Run
 from hpopt.worker import objective, outbox
 from hpopt.worker.database_thread import DatabaseThread
@@ -189,9 +189,7 @@ def _result_line(study: Study, attempt: Attempt, result: TrialResult) -> str:
 
 
 def _trial_folder(context: WorkerContext, study: Study, attempt: Attempt) -> Path:
-    """Return the folder of a trial; the time tells studies of one name in different databases apart."""
-    name = f"{study.name}-{study.created_at:%Y%m%dT%H%M%S}"
-    return context.options.home / "runs" / name / str(attempt.trial_id)
+    return run_folder(context.options.home, study.name, study.created_at) / str(attempt.trial_id)
 
 
 def _prepare_folder(trial_folder: Path, attempt_number: int) -> Path:

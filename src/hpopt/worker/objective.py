@@ -84,8 +84,9 @@ def run_trial(file: StudyFile, config: Any, run: Run, report: Report) -> TrialRe
                 return evaluation
             if evaluation is None:
                 return _complete(value)
-            value = evaluation.metrics[file.metric]
-            result = _result(evaluation, value, file.metric, report(evaluation))
+            latest = evaluation.metrics[file.metric]
+            value = latest if value is None or file.summary == "last" else file.direction.best((value, latest), float)
+            result = _result(evaluation, latest, value, file.metric, report(evaluation))
             if result is not None:
                 return result
 
@@ -144,10 +145,12 @@ def _convert(evaluation: Evaluation, metric: str) -> Evaluation | TrialResult:
     )
 
 
-def _result(evaluation: Evaluation, value: float, metric: str, decision: Decision) -> TrialResult | None:
+def _result(
+    evaluation: Evaluation, latest: float, value: float | None, metric: str, decision: Decision
+) -> TrialResult | None:
     """Return the result of a trial that ends with an evaluation, or None if it goes on."""
-    if not math.isfinite(value):
-        return TrialResult(outcome=Outcome.DIVERGED, reason=f"{metric} is {value} at step {evaluation.step}")
+    if not math.isfinite(latest):
+        return TrialResult(outcome=Outcome.DIVERGED, reason=f"{metric} is {latest} at step {evaluation.step}")
     if decision.prune_reason is not None and evaluation.step < evaluation.n_steps:
         return TrialResult(outcome=Outcome.PRUNED, value=value, reason=decision.prune_reason)
     return None
