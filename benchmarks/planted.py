@@ -19,12 +19,25 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Effect, Truth, Units, plant, to_units
+from planted_studies import (
+    GRID_KINDS,
+    LEARNING_RATE,
+    MOMENTUM,
+    TRUTHS,
+    Effect,
+    Truth,
+    Units,
+    plant,
+    plant_grid,
+    to_units,
+)
 
+from hpopt.analysis.duplicates import find_duplicates
 from hpopt.analysis.importance import estimate_importance
 from hpopt.analysis.insights import Insights, compute_insights
 from hpopt.analysis.trials import StudyTable
 from hpopt.findings.detection import detect_findings
+from hpopt.findings.trials import find_collapsed, find_ignored_parameters
 
 TARGET = 0.05
 CLAIMS = ("significant", "edge", "interaction", "budget-dependent", "diverging", "importance-biased")
@@ -161,6 +174,30 @@ def write_planted(sizes: Sequence[int], n_seeds: int, pool: ProcessPoolExecutor)
         yield f"| {name} | {n_trials} | {found} | {wrong} | {' | '.join(coverage)} |"
 
 
+def examine_grid(kind: str, seed: int) -> Counter[str]:
+    """Count the findings about a grid that say that trials cannot be told apart."""
+    table = plant_grid(kind, seed)
+    return Counter(claim_without_effect(table))
+
+
+def claim_without_effect(table: StudyTable) -> set[str]:
+    """Return the codes of the findings that params have no effect, or that the metric shows none."""
+    found = [*find_ignored_parameters(find_duplicates(table)), *find_collapsed(table)]
+    return {finding.code for finding in found}
+
+
+def write_grids(n_seeds: int) -> Iterator[str]:
+    """Yield the lines of the table of grids whose trials cannot be told apart, and of those that can."""
+    codes = ("treatment-not-applied", "collapsed")
+    yield f"\n## Deterministic grids of 24 points: share of {n_seeds} studies with a finding\n"
+    yield "| grid | right | treatment-not-applied | collapsed |\n|---|---|---|---|"
+    right = {"ignored": codes[0], "collapsed": codes[1], "saturated": codes[1]}
+    for kind in GRID_KINDS:
+        counts = sum((examine_grid(kind, seed) for seed in range(n_seeds)), Counter())
+        shares = " | ".join(f"{counts[code] / n_seeds:.1%}" for code in codes)
+        yield f"| {kind} | {right.get(kind, 'neither')} | {shares} |"
+
+
 def _shares(counts: Counter[str], keys: Sequence[str], n_seeds: int) -> str:
     return ", ".join(f"{key.split(': ')[1]} {counts[key] / n_seeds:.0%}" for key in keys) or "nothing"
 
@@ -200,6 +237,7 @@ def main() -> None:
         for part in (
             write_noise(options.sizes, options.seeds, pool),
             write_planted(options.sizes, options.seeds // 4, pool),
+            write_grids(options.seeds),
             write_times((40, 100, 1000, 5000)),
         ):
             for line in part:

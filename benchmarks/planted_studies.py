@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -105,6 +106,62 @@ def plant(truth: Truth, n_trials: int, seed: int) -> StudyTable:
         trials=tuple(rows),
         rungs=RUNGS,
     )
+
+
+GRID: Mapping[str, Range] = {
+    "optimizer": Categorical(choices=("sgd", "adam")),
+    "momentum": Categorical(choices=(0.8, 0.9, 0.95)),
+    "learning_rate": Categorical(choices=(0.001, 0.01, 0.1, 1.0)),
+}
+GRID_KINDS = ("applied", "conditional", "ignored", "collapsed", "saturated", "coarse")
+N_EVALUATIONS = 10
+
+
+def plant_grid(kind: str, seed: int) -> StudyTable:
+    """Simulate a deterministic training over a grid, which maximizes an accuracy.
+
+    Every param has an effect in the kind `applied`, momentum only with sgd in `conditional`, and nowhere in `ignored`.
+    In `collapsed` the two largest learning rates end at chance, in `saturated` the two smallest at 1. In `coarse` the
+    accuracy is that of 100 examples.
+    """
+    rows = []
+    for optimizer, momentum, rate in product(*(range_.choices for range_ in GRID.values())):
+        is_used = kind != "ignored" and (kind != "conditional" or optimizer == "sgd")
+        values = _accuracies(kind, seed, (optimizer, rate, momentum if is_used else None), rate)
+        points = enumerate(values, start=1)
+        rows.append(
+            TrialRow(
+                trial=len(rows),
+                state="COMPLETE",
+                outcome=Outcome.COMPLETE,
+                value=values[-1],
+                params={"optimizer": optimizer, "momentum": momentum, "learning_rate": rate},
+                seed=0,
+                curve=tuple(CurvePoint(step=step, tokens=step, seconds=float(step), value=v) for step, v in points),
+                metrics={"accuracy": values[-1]},
+            )
+        )
+    return StudyTable(
+        name="grid",
+        metric="accuracy",
+        direction=Direction.MAXIMIZE,
+        objective="own:train",
+        file_text="",
+        search_space=GRID,
+        trials=tuple(rows),
+    )
+
+
+def _accuracies(kind: str, seed: int, effective: tuple[object, ...], rate: float) -> list[float]:
+    rng = np.random.default_rng([seed, *repr(effective).encode()])
+    final = rng.uniform(0.6, 0.9)
+    values = final * (1 - np.exp(-np.arange(1, N_EVALUATIONS + 1))) + 0.005 * rng.normal(size=N_EVALUATIONS)
+    if kind == "collapsed" and rate >= 0.1:  # noqa: PLR2004 - the third of four rates.
+        # After the first evaluation, which is that of the initial weights, one class of 10 is predicted for all.
+        values[0], values[1:] = 0.09, 0.1
+    if kind == "saturated" and rate < 0.1:  # noqa: PLR2004 - as above.
+        values[2:] = 1.0
+    return [round(float(value), 2 if kind == "coarse" else 6) for value in values]
 
 
 def to_units(params: Mapping[str, Scalar]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Create the tables of studies, workers, attempts, evaluations, rungs and findings."""
+"""Create the tables of studies, their changes, workers, attempts, evaluations, rungs and findings."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("git_commit", sa.Text(), nullable=True),
         sa.Column("versions", postgresql.JSONB(), nullable=False),
         sa.Column("data_fingerprint", sa.Text(), nullable=True),
+        sa.Column("summary", sa.Text(), server_default="last", nullable=False),
         sa.Column("defaults", postgresql.JSONB(), nullable=False),
         sa.Column("n_steps", sa.Integer(), nullable=True),
         sa.Column("n_started", sa.Integer(), server_default="0", nullable=False),
@@ -34,6 +35,7 @@ def upgrade() -> None:
         sa.Column("state_reason", sa.Text(), nullable=True),
         sa.Column("state_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("state in ('open', 'paused', 'stopped')", name="study_state_check"),
+        sa.CheckConstraint("summary in ('last', 'best')", name="study_summary_check"),
         sa.CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="study_role_check"),
         sa.ForeignKeyConstraint(
             ["parent_id"], ["hpopt.study.study_id"], name="study_parent_id_fkey", ondelete="SET NULL"
@@ -45,6 +47,22 @@ def upgrade() -> None:
         schema="hpopt",
     )
     op.create_index("study_parent_id_idx", "study", ["parent_id"], schema="hpopt")
+    op.create_table(
+        "study_change",
+        sa.Column("study_change_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column("changed_by", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("old_value", sa.Text(), nullable=False),
+        sa.Column("new_value", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["hpopt.study.study_id"], name="study_change_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_change_id", name="study_change_pkey"),
+        schema="hpopt",
+    )
+    op.create_index("study_change_study_id_idx", "study_change", ["study_id"], schema="hpopt")
     op.create_table(
         "worker",
         sa.Column("worker_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -200,5 +218,7 @@ def downgrade() -> None:
     op.drop_table("attempt", schema="hpopt")
     op.drop_index("worker_study_id_idx", table_name="worker", schema="hpopt")
     op.drop_table("worker", schema="hpopt")
+    op.drop_index("study_change_study_id_idx", table_name="study_change", schema="hpopt")
+    op.drop_table("study_change", schema="hpopt")
     op.drop_index("study_parent_id_idx", table_name="study", schema="hpopt")
     op.drop_table("study", schema="hpopt")

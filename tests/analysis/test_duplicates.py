@@ -43,3 +43,28 @@ def test_a_parameter_that_is_known_to_have_no_effect_is_not_reported(make_table)
     """Newton-Schulz steps have no effect with AdamW."""
     rows = [run(i, [3.0, 2.5], optimizer="adamw", ns_steps=steps) for i, steps in enumerate((3, 5))]
     assert find_duplicates(make_table(rows)) == ()
+
+
+def test_a_parameter_that_has_an_effect_elsewhere_is_not_reported(make_table):
+    """Adam has no momentum, and with SGD it has an effect."""
+    adam = [run(i, [3.0, 2.5], optimizer="adam", momentum=0.1 * i) for i in range(3)]
+    sgd = [run(3 + i, [3.0, 2.5 - 0.1 * i], optimizer="sgd", momentum=0.1 * i) for i in range(3)]
+    assert find_duplicates(make_table([*adam, *sgd])) == ()
+    (group,) = find_duplicates(make_table(adam))
+    assert group.differ_in == ("momentum",)
+
+
+def test_an_effect_of_another_parameter_or_of_the_seed_is_no_effect_of_the_ignored_one(make_table):
+    rows = [
+        run(0, [3.0, 2.5], seed=0, warmup=0.0, lr=0.1),
+        run(1, [3.0, 2.5], seed=0, warmup=0.2, lr=0.1),
+        run(2, [3.0, 2.4], seed=1, warmup=0.4, lr=0.1),
+        run(3, [3.0, 2.3], seed=0, warmup=0.4, lr=0.2),
+    ]
+    (group,) = find_duplicates(make_table(rows))
+    assert group.differ_in == ("warmup",)
+
+
+def test_curves_of_a_collapsed_metric_are_not_duplicates(make_table):
+    assert find_duplicates(make_table([run(i, [0.09, 0.1, 0.1, 0.1, 0.1], lr=i) for i in range(3)])) == ()
+    assert find_duplicates(make_table([run(i, [0.1, 0.09, 0.1, 0.1, 0.2], lr=i) for i in range(3)])) != ()

@@ -1,8 +1,8 @@
 """Planted effects are found, and nothing in pure noise; benchmarks/planted.py measures the rates on more seeds."""
 
 import pytest
-from planted import claims_of
-from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Truth, plant, to_units
+from planted import claim_without_effect, claims_of
+from planted_studies import LEARNING_RATE, MOMENTUM, TRUTHS, Truth, plant, plant_grid, to_units
 
 from hpopt.analysis.insights import compute_insights
 
@@ -89,3 +89,19 @@ def test_a_constant_optimum_is_not_budget_dependent():
     """Its effect is larger than its noise at every budget, which alone is no dependence on the budget."""
     _, claims = analyse(TRUTHS["bowl"])
     assert "budget-dependent" not in {claim for claim, _ in claims}
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes"),
+    [
+        ("applied", set()),
+        ("conditional", set()),
+        ("coarse", set()),
+        ("ignored", {"treatment-not-applied"}),
+        ("collapsed", {"collapsed"}),
+        ("saturated", {"collapsed"}),
+    ],
+)
+def test_no_effect_is_claimed_only_where_there_is_none(kind, codes):
+    for seed in range(5):
+        assert claim_without_effect(plant_grid(kind, seed)) == codes

@@ -5,9 +5,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from finished_trials import make_finished_study
 
+from hpopt.analysis.trials import Outcome
+from hpopt.storage import attempts, evaluations, studies
 from hpopt.storage.database import Database
+from hpopt.study.reading import parse_study_file
+from hpopt.training.run import Evaluation
 
 QUICKSTART = (Path(__file__).parents[2] / "studies" / "quickstart.toml").read_text()
 LEAK = "93% of the validation text is also training text"
@@ -135,3 +140,59 @@ def test_the_password_is_not_in_the_output_of_a_command(created, migrated_url):
 
 def test_a_dashboard_that_other_machines_reach_needs_a_password(migrated):
     assert "needs a password" in migrated.refused("dashboard", "--host", "192.168.1.5")
+
+
+def test_create_prints_what_changes_on_standard_error(created, study_file):
+    study_file.write_text(study_file.read_text().replace("trials = 3", "trials = 5"))
+    assert created("create", study_file) == (0, "answer\n", "changed: budget.trials: 5, was 3\n")
+
+
+def rows_of(url):
+    """Return the number of rows of each table that has some, except those of the version."""
+    with closing(Database(url)) as database, database.begin() as connection:
+        names = connection.scalars(
+            sa.text(
+                "select format('%I.%I', schemaname, tablename) from pg_tables where schemaname in ('public', 'hpopt')"
+            )
+        ).all()
+        counts = {name: connection.scalar(sa.text(f"select count(*) from {name}")) for name in names}
+    return {name: n for name, n in counts.items() if n and "version" not in name}
+
+
+def test_delete_leaves_nothing_of_a_study_and_the_others_as_they_are(created, migrated_url, study_file, tmp_path):
+    other = rows_of(migrated_url)
+    with closing(Database(migrated_url)) as database:
+        text = study_file.read_text().replace('"answer"', '"old"')
+        study = studies.create_study(database, parse_study_file(text, "old.toml"))
+        folder = studies.run_folder(tmp_path, "old", study.created_at)
+        worker_id = attempts.register_worker(database, study, host="here", pid=1, device="cpu")
+        attempt = attempts.reserve(database, study, worker_id)
+        params = {"learning_rate": 0.02}
+        attempts.start(database, study, attempt, params, seed=1, config={}, data_fingerprint=None)
+        evaluation = Evaluation(step=1, n_steps=9, tokens=1, seconds=1.0, metrics={"val_loss": 1.0})
+        evaluations.record(database, study, attempt, evaluation)
+        attempts.finish(database, attempt, Outcome.COMPLETE, value=1.0)
+    (folder / "1").mkdir(parents=True)
+    line = created.refused("delete", "old", "--yes", "--home", tmp_path)
+    assert line == "hpopt: study 'old' has 1 worker at work; `hpopt stop old` ends them, or pass --force"
+    line = created.refused("delete", "old", "--force", "--home", tmp_path)
+    assert line.startswith(
+        "hpopt: --yes: required where nobody can be asked; deletes study 'old' with 1 trial and 1 worker"
+    )
+    assert rows_of(migrated_url) != other
+    line = created.output("delete", "old", "--force", "--yes", "--home", tmp_path)
+    assert line.startswith("deleted study 'old' with 1 trial and 1 worker")
+    assert str(folder) in line
+    assert (rows_of(migrated_url), folder.exists()) == (other, False)
+
+
+def test_deleting_an_unknown_study_is_refused_with_the_nearest_name(created):
+    assert "did you mean 'answer'?" in created.refused("delete", "anwser", "--yes")
+
+
+def test_a_study_whose_file_cannot_be_read_can_be_deleted(created, migrated_url):
+    with closing(Database(migrated_url)) as database, database.begin() as connection:
+        connection.execute(sa.text("update hpopt.study set file = 'broken'"))
+    assert created.output("delete", "answer", "--yes").startswith(
+        "deleted study 'answer' with 1 trial and 0 workers in"
+    )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from planted_studies import LEARNING_RATE, TRUTHS, Truth, plant
+from planted_studies import LEARNING_RATE, TRUTHS, Truth, plant, plant_grid
 from pydantic import TypeAdapter
 
 from hpopt.analysis.insights import compute_insights
@@ -65,6 +65,22 @@ def test_a_parameter_and_a_seed_that_the_training_ignores_are_errors():
     assert treatment.evidence["parameters"] == ["warmup_ratio"]
     assert treatment.message.startswith("Trials 0, 1, 2, 3 and 2 others differ in warmup_ratio but have the same")
     assert seed.evidence["seeds"] == [[0, 1, 2]]
+
+
+def test_collapsed_and_saturated_metrics_are_told_apart():
+    collapsed, saturated = (findings_of(plant_grid(kind, 0))["collapsed"] for kind in ("collapsed", "saturated"))
+    assert (collapsed.severity, collapsed.evidence["is_best"]) == ("warning", False)
+    assert "12 of 24 complete trials end at accuracy 0.1 exactly" in collapsed.message
+    assert "the metric is collapsed" in collapsed.message
+    assert saturated.evidence["is_best"]
+    assert "the metric is saturated" in saturated.message
+
+
+def test_a_study_whose_trials_all_end_at_one_value_has_no_answer():
+    table = change(plant_grid("applied", 0), lambda row: replace(row, value=0.5, curve=row.curve[:1]))
+    assert findings_of(table)["collapsed"].severity == "error"
+    one = replace(table, trials=tuple(replace(row, params=table.trials[0].params) for row in table.trials))
+    assert "collapsed" not in findings_of(one)
 
 
 def test_a_small_effect_is_not_reported_as_an_ignored_parameter():

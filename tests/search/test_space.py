@@ -103,7 +103,13 @@ def test_a_value_of_another_type_is_not_contained(parameter, value):
         ({"choices": ["true", True]}, "True is shown like 'true'; rename one of them"),
         ({"choices": [0.001, "0.001"]}, "'0.001' is shown like 0.001; rename one of them"),
         ({"choices": [0.1, float("nan")]}, "nan is not a string, a finite number, true or false"),
-        ({"choices": [[1, 2]]}, "[1, 2] is not a string, a finite number, true or false"),
+        (
+            {"choices": [["q_proj", "v_proj"], ["all-linear"]]},
+            (
+                "['q_proj', 'v_proj'] is not a string, a finite number, true or false; "
+                'write "q_proj,v_proj", and split it in the objective'
+            ),
+        ),
     ],
 )
 def test_an_invalid_range_is_refused(table, message):

@@ -61,17 +61,25 @@ def test_an_attempt_that_is_finished_twice_is_charged_once(fleet):
 def test_the_usage_of_a_study_without_attempts_is_nothing(fleet):
     assert view_of(fleet) == {"device_hours": 0.0, "wall_hours": 0.0, "best_value": None}
     usage = usage_of(fleet)
-    assert (usage.n_started, usage.device_hours, usage.wall_hours, usage.active_hours) == (0, 0.0, 0.0, 0.0)
+    assert (usage.n_started, usage.device_hours, usage.wall_hours) == (0, 0.0, 0.0)
 
 
-def test_wall_hours_count_from_the_first_attempt_and_active_hours_to_the_last_one(fleet):
-    attempt = fleet.start()
-    fleet.finish(attempt, value=1.0)
+def test_wall_hours_are_those_in_which_a_worker_was_at_work(fleet):
+    """A night between two runs does not count, and neither does the time until a lost worker is missed."""
+    evening, beside, morning = (fleet.start() for _ in range(3))
+    for attempt, began, ended in ((evening, 20, 18), (beside, 19, 17), (morning, 2, 1)):
+        fleet.finish(attempt, value=1.0)
+        hours = f"started_at = now() - interval '{began} hours', ended_at = now() - interval '{ended} hours'"
+        fleet.execute(f"update hpopt.attempt set {hours} where attempt_id = {attempt.attempt_id}")
+    assert usage_of(fleet).wall_hours == pytest.approx(4.0, rel=1e-3)
+    lost = fleet.start()
     fleet.execute(
-        "update hpopt.attempt set started_at = now() - interval '3 hours', ended_at = now() - interval '1 hour'"
+        "update hpopt.attempt set started_at = now() - interval '16 hours', heartbeat_at = now() - interval '15 hours' "
+        f"where attempt_id = {lost.attempt_id}"
     )
-    usage = usage_of(fleet)
-    assert (usage.wall_hours, usage.active_hours) == (pytest.approx(3.0, rel=1e-3), pytest.approx(2.0, rel=1e-3))
+    assert usage_of(fleet).wall_hours == pytest.approx(5.0, rel=1e-3)
+    assert fleet.reap() == 1
+    assert usage_of(fleet).wall_hours == pytest.approx(5.0, rel=1e-3)
 
 
 @pytest.mark.parametrize(("direction", "best"), [("minimize", 1.5), ("maximize", 3.0)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hpopt.storage import studies
+from hpopt.storage import queries, studies
 from hpopt.storage.evaluations import Decision
 from hpopt.study.reading import parse_study_file
 
@@ -36,6 +36,50 @@ def test_an_evaluation_that_is_sent_twice_is_recorded_once(fleet):
     fleet.record(attempt, 10, 3.0)
     fleet.record(attempt, 10, 3.0)
     assert [row["step"] for row in fleet.rows("select * from hpopt.evaluation")] == [10]
+
+
+def test_of_a_step_that_is_evaluated_twice_the_first_value_counts_everywhere(fleet):
+    """As in Optuna; transformers evaluates the last step twice."""
+    attempt = fleet.start()
+    fleet.record(attempt, 10, 3.0)
+    fleet.record(attempt, 10, 1.0)
+    (curve,) = fleet.rows("select metrics from hpopt.learning_curves")
+    assert (curve["metrics"]["val_loss"], fleet.stock().trials[0].intermediate_values) == (3.0, {10: 3.0})
+
+
+def test_a_retry_replaces_the_values_of_the_attempt_before_everywhere(fleet):
+    attempt = fleet.start()
+    fleet.record(attempt, 10, 3.0)
+    fleet.lose(attempt)
+    retry = fleet.start()
+    fleet.record(retry, 10, 2.0)
+    fleet.record(retry, 10, 1.0)
+    (curve,) = fleet.rows("select metrics from hpopt.learning_curves")
+    stock = fleet.stock().trials[retry.number].intermediate_values
+    assert (curve["metrics"]["val_loss"], stock) == (2.0, {10: 2.0})
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("summary", ["last", "best"])
+def test_the_value_of_a_run_is_its_last_evaluation_or_its_best(database, make_fleet, asha_fleet, direction, summary):
+    """The first passes through its best before its first rung, the second after its last one."""
+    sign = 1.0 if direction == "minimize" else -1.0
+    values = [9.0, 4.0] if summary == "last" else [2.0, 1.0]
+    head = f'"{summary}"\nsummary = "{summary}"\ndirection = "{direction}"'
+    text = asha_fleet.study.text.replace('"rungs"', head)
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "summary.toml")))
+    first, second = fleet.start(), fleet.start()
+    for step, one, other in ((5, 2.0, 5.0), (10, 8.0, 6.0), (80, 9.0, 1.0), (90, 9.0, 4.0)):
+        fleet.record(first, step, sign * one)
+        fleet.record(second, step, sign * other)
+    for attempt, last in ((first, 9.0), (second, 4.0)):
+        fleet.finish(attempt, value=sign * last)
+    assert [trial.value for trial in fleet.stock().trials] == [sign * value for value in values]
+    at_first_rung = [row["value"] for row in fleet.rows(RUNGS) if row["step"] == 10]
+    assert at_first_rung == [sign * (8.0 if summary == "last" else 2.0), sign * (6.0 if summary == "last" else 5.0)]
+    assert queries.best(database, fleet.study).trial == second.number
+    curves = [[point.value for point in row.curve] for row in queries.read_table(database, fleet.study).trials]
+    assert curves[0] == [sign * v for v in ([2.0, 8.0, 9.0, 9.0] if summary == "last" else [2.0] * 4)]
 
 
 def test_one_in_three_trials_continues_from_a_rung_and_the_defaults_always(asha_fleet):

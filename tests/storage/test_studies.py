@@ -7,6 +7,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
+from hpopt import __version__
 from hpopt.errors import DatabaseError, InputError, StudyFileError
 from hpopt.search.sampler import grid_points
 from hpopt.storage import budget, queries, studies
@@ -75,6 +76,40 @@ def test_a_larger_budget_is_taken_over(database, study, study_file):
     assert changed.file.budget.trials == 9
     assert (changed.text, changed.study_id) == (source.text, study.study_id)
     assert reload(database, study) == changed
+
+
+def test_what_changes_in_a_study_is_logged_and_kept_with_who_and_when(database, study, study_file):
+    text = study_file.replace("trials = 4", "trials = 9\ntarget = 2.5").replace('"random"', '"tpe"')
+    lines = []
+    for _ in range(2):
+        create_study(database, parse_study_file(f"{text}[[enqueue]]\nns_steps = 3\n", "tiny.toml"), log=lines.append)
+    assert lines == [
+        "budget.trials: 9, was 4",
+        "budget.target: 2.5, was not given",
+        "sampler.name: tpe, was random",
+        'enqueue: [{"ns_steps": 3}], was not given',
+    ]
+    with database.begin() as connection:
+        rows = connection.execute(sa.text("select * from hpopt.changes order by key desc")).all()
+    assert (rows[0].key, rows[0].old_value, rows[0].new_value) == ("sampler.name", "random", "tpe")
+    assert len(rows) == 4
+    assert "@" in rows[0].changed_by
+    assert rows[0].changed_at > study.created_at
+
+
+def test_another_version_of_hpopt_is_a_change(database, study, study_file):
+    with database.begin() as connection:
+        connection.execute(sa.text("""update hpopt.study set versions = jsonb_set(versions, '{hpopt}', '"0.0.1"')"""))
+    lines = []
+    create_study(database, parse_study_file(study_file, "tiny.toml"), log=lines.append)
+    assert lines == [f"hpopt: {__version__}, was 0.0.1"]
+
+
+def test_another_summary_is_refused(database, study, study_file):
+    """The values of its trials would not be comparable."""
+    text = study_file.replace('"tiny"', '"tiny"\nsummary = "best"')
+    with pytest.raises(InputError, match="another space: summary: best, was last"):
+        create_study(database, parse_study_file(text, "tiny.toml"))
 
 
 def test_an_unchanged_study_is_not_read_again(database, study):

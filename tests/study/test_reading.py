@@ -97,6 +97,13 @@ def test_a_file_that_is_not_toml_is_refused_with_its_line():
     assert refusal_of("name = \n") == "s.toml: not TOML: Invalid value (at line 1, column 8)"
 
 
+@pytest.mark.parametrize(("choices", "word"), [("[none, 1.0]", "none"), ("[1.0, null]", "null"), ("[None]", "None")])
+def test_a_choice_that_toml_has_no_word_for_is_refused_with_how_to_write_it(choices, word):
+    message = refusal_of(f"[search_space]\nx = {{ choices = {choices} }}\n")
+    assert "s.toml: not TOML: Invalid value (at line 2, column " in message
+    assert message.endswith(f'; TOML has no {word}: write "{word}", and read it in the objective')
+
+
 def test_an_error_is_one_line_even_if_the_key_is_not():
     """A log collector would take the second line for another message."""
     assert refusal_of('"two\\nlines" = 1\n' + STUDY).startswith("s.toml: two lines: unknown key; known: budget, ")

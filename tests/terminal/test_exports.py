@@ -45,7 +45,6 @@ def progress():
         n_enqueued=0,
         device_hours=1.5,
         wall_hours=1.0,
-        active_hours=1.0,
         best_value=float("inf"),
     )
     return Progress(

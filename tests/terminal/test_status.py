@@ -24,7 +24,7 @@ WIDTHS = [40, 60, 80, 120, 1000]
 
 def usage(**changes):
     counts = {"n_finished": 13, "n_running": 2, "n_pending_retry": 0, "n_enqueued": 0, "best_value": None}
-    hours = {"device_hours": 1.5, "wall_hours": 1.0, "active_hours": 1.0}
+    hours = {"device_hours": 1.5, "wall_hours": 1.0}
     return BudgetUsage(**{"state": "open", "state_reason": None, **counts, **hours, **changes})
 
 

@@ -36,7 +36,6 @@ def progress(**changes):
         n_enqueued=0,
         device_hours=1.0,
         wall_hours=0.5,
-        active_hours=0.5,
         best_value=None,
     )
     return Progress(

@@ -748,3 +748,13 @@ def test_a_study_that_keeps_no_folder_deletes_all(sandbox):
     study = sandbox.create(ALL_KINDS.sub('"good"', STUDY).replace("[budget]", "keep = 0\n[budget]"))
     work(sandbox.database, study, sandbox.options)
     assert list(sandbox.folder.glob("runs/*/*")) == []
+
+
+def test_the_best_evaluation_is_the_value_where_the_study_says_so(sandbox):
+    """Its last value is worse: the metric passes through its best at the first step."""
+    text = SEARCH.replace('metric = "loss"', 'metric = "loss"\ndirection = "maximize"\nsummary = "best"').replace(
+        "40", "1"
+    )
+    work(sandbox.database, sandbox.create(text), sandbox.options)
+    assert sandbox.outcomes()[0][2] == 1.5
+    assert "trial 0 complete loss 1.5000" in sandbox.log

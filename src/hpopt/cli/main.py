@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(run.run, studies.create, studies.check, run.worker, studies.status),
+    *(run.run, studies.create, studies.delete, studies.check, run.worker, studies.status),
     *(control.pause, control.resume, control.stop, control.retry, control.enqueue),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):

@@ -23,7 +23,7 @@ from hpopt.cli.options import (
     err,
     out,
 )
-from hpopt.cli.studies import analyze, show_findings
+from hpopt.cli.studies import analyze, print_change, show_findings
 from hpopt.errors import DatabaseError, DatabaseLostError, HpoptError, InputError, Interrupted, NoAnswerError
 from hpopt.formats import format_count
 
@@ -58,7 +58,7 @@ def run(
     timeouts = timeout_options(heartbeat_every, stale_after, give_up_after)
     stop = stop_on_signals()
     with open_database(storage, home, create=True) as database:
-        study = create_study(database, source)
+        study = create_study(database, source, log=print_change)
         command = ["worker", study.name, *timeouts]
         run_workers(database, study, local_workers(database, command, home, n_workers=workers), stop)
 

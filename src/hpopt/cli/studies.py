@@ -25,7 +25,8 @@ from hpopt.cli.options import (
     err,
     out,
 )
-from hpopt.errors import DatabaseError, InputError, StudyFileError, did_you_mean
+from hpopt.errors import DatabaseError, HpoptError, InputError, StudyFileError, did_you_mean
+from hpopt.formats import format_count
 
 if TYPE_CHECKING:
     from hpopt.findings.finding import Finding
@@ -44,8 +45,48 @@ def create(file: FileArgument, storage: StorageOption = None, home: HomeOption =
 
     source = read_study_file(file)
     with open_database(storage, home, create=True) as database:
-        study = create_study(database, source)
+        study = create_study(database, source, log=print_change)
     out.print(study.name)
+
+
+def print_change(line: str) -> None:
+    """Print what changes in an existing study, on standard error."""
+    err.print(f"changed: {line}", soft_wrap=True)
+
+
+def delete(
+    study: StudyArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete it although workers are alive, which then exit.")
+    ] = False,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Delete a study with its trials, and their files on this machine."""
+    import shutil
+
+    from hpopt.storage.connect import open_database
+    from hpopt.storage.deletion import delete_study, read_content
+    from hpopt.storage.studies import run_folder
+
+    with open_database(storage, home) as database:
+        content = read_content(database, study)
+        if content.n_alive and not force:
+            alive = format_count(content.n_alive, "worker")
+            raise InputError(f"study '{study}' has {alive} at work; `hpopt stop {study}` ends them, or pass --force")
+        folder = run_folder(home, content.name, content.created_at)
+        counts = f"{format_count(content.n_trials, 'trial')} and {format_count(content.n_workers, 'worker')}"
+        files = f", and {folder}" if folder.is_dir() else ""
+        what = f"study '{study}' with {counts} in {database.address}{files}"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise InputError(f"--yes: required where nobody can be asked; deletes {what}")
+            if not typer.confirm(f"Delete {what}?", err=True):
+                raise HpoptError("nothing was deleted")
+        delete_study(database, content.study_id)
+        shutil.rmtree(folder, ignore_errors=True)
+    out.print(f"deleted {what}", soft_wrap=True)
 
 
 def check(

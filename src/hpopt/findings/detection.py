@@ -10,8 +10,9 @@ def detect_findings(table: StudyTable, insights: Insights) -> tuple[Finding, ...
     """Return all findings about a study, most severe first."""
     findings = [
         *trials.find_leak(table),
-        *trials.find_ignored_parameters(insights),
+        *trials.find_ignored_parameters(insights.duplicates),
         *trials.find_ignored_seeds(insights),
+        *trials.find_collapsed(table),
         *parameters.find_edges(table, insights),
         *parameters.find_budget_dependence(insights),
         *trials.find_pruned_winners(insights),

@@ -11,6 +11,7 @@ Code = Literal[
     "leak",
     "treatment-not-applied",
     "seed-not-applied",
+    "collapsed",
     "edge",
     "budget-dependent",
     "pruned-too-early",

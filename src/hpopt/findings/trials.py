@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hpopt.analysis.axes import is_fixed
+from hpopt.analysis.collapse import find_collapse
+from hpopt.analysis.duplicates import DuplicateTrials
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.noise import Noise
 from hpopt.analysis.surrogate import MIN_TRIALS
@@ -39,17 +41,18 @@ def find_leak(table: StudyTable) -> Iterator[Finding]:
         )
 
 
-def find_ignored_parameters(insights: Insights) -> Iterator[Finding]:
+def find_ignored_parameters(duplicates: Sequence[DuplicateTrials]) -> Iterator[Finding]:
     """Find params that differ between trials with identical learning curves."""
-    groups = [group for group in insights.duplicates if group.differ_in]
+    groups = [group for group in duplicates if group.differ_in]
     if groups:
         names = tuple(dict.fromkeys(name for group in groups for name in group.differ_in))
         parameters, trials = list_values(names), list_values(groups[0].trials)
         yield Finding(
             code="treatment-not-applied",
             severity="error",
-            message=f"Trials {trials} differ in {parameters} but have the same learning curve to the last digit: the "
-            f"training ignores {parameters}, or these values have no effect.",
+            message=f"Trials {trials} differ in {parameters} but have the same learning curve to the last digit, and "
+            f"no trials show an effect of {parameters} alone: the training ignores {parameters}, or these values have "
+            "no effect.",
             evidence={"parameters": list(names), "trials": [list(group.trials) for group in groups]},
             remedy=f"Check how the objective uses {parameters}; until then, do not conclude that there is no effect.",
         )
@@ -71,6 +74,28 @@ def find_ignored_seeds(insights: Insights) -> Iterator[Finding]:
             },
             remedy="Seed the data order and the initial weights from `seed` in the objective.",
         )
+
+
+def find_collapsed(table: StudyTable) -> Iterator[Finding]:
+    """Find trials whose metric ends at one constant value: collapsed, or saturated if no value is better."""
+    collapse = find_collapse(table)
+    if collapse is None:
+        return
+    n, n_complete = len(collapse.trials), collapse.n_complete
+    state, remedy = (
+        ("saturated", "Measure on more or harder data, or search by another metric, such as the loss.")
+        if collapse.is_best and n < n_complete
+        else ("collapsed", "Look at what these runs have in common; let the objective raise Diverged for them.")
+    )
+    yield Finding(
+        code="collapsed",
+        severity="error" if n == n_complete else "warning",
+        message=f"{n} of {n_complete} complete trials end at {table.metric} {format_number(collapse.value)} exactly, "
+        f"whatever their parameters: the metric is {state if n < n_complete else 'collapsed or saturated'}, and says "
+        "nothing about what distinguishes them.",
+        evidence={"value": collapse.value, "trials": list(collapse.trials), "is_best": collapse.is_best},
+        remedy=remedy if n < n_complete else f"Check what the objective reports as {table.metric}.",
+    )
 
 
 def find_pruned_winners(insights: Insights) -> Iterator[Finding]:

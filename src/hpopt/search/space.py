@@ -1,5 +1,6 @@
 """Define the ranges of a search space: Float, Int and Categorical."""
 
+import json
 import math
 from collections.abc import Iterator
 from decimal import Decimal
@@ -109,7 +110,10 @@ class Int(BaseModel):
 
 
 class Categorical(BaseModel):
-    """One of a list of values without an order."""
+    """One of a list of values without an order: strings, numbers, true or false.
+
+    A list is written as a string that the objective splits, a missing value as a word.
+    """
 
     model_config = STRICT
 
@@ -122,7 +126,7 @@ class Categorical(BaseModel):
         seen: list[Scalar] = []
         for choice in choices if isinstance(choices, list | tuple) else ():
             if type(choice) not in (bool, int, float, str) or (type(choice) is float and not math.isfinite(choice)):
-                raise ValueError(f"{choice!r} is not a string, a finite number, true or false")
+                raise ValueError(f"{choice!r} is not a string, a finite number, true or false{_as_string(choice)}")
             # Optuna looks choices up by equality, so that 1, 1.0 and true are the same choice.
             if choice in seen:
                 raise ValueError(f"{choice!r} is listed twice")
@@ -143,6 +147,13 @@ class Categorical(BaseModel):
     def describe(self) -> str:
         """Return the choices in words, for messages."""
         return ", ".join(str(choice) for choice in self.choices)
+
+
+def _as_string(choice: object) -> str:
+    """Return how a list is written as a choice, or an empty string for another value."""
+    if not isinstance(choice, list):
+        return ""
+    return f"; write {json.dumps(','.join(map(str, choice)))}, and split it in the objective"
 
 
 def _label(choice: Scalar) -> str:

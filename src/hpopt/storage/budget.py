@@ -97,9 +97,7 @@ _USAGE = sa.text(
     cross join lateral (
         select count(*) filter (where outcome is not null and not is_requeued)::int as n_finished,
                count(*) filter (where outcome is null)::int as n_running,
-               count(*) filter (where is_requeued and is_last)::int as n_pending_retry,
-               coalesce(extract(epoch from max(coalesce(ended_at, now())) - min(started_at)), 0)::double precision
-                   / 3600 as active_hours
+               count(*) filter (where is_requeued and is_last)::int as n_pending_retry
         from hpopt.attempts a
         where a.study_id = s.study_id
     ) counts

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import sqlalchemy as sa
@@ -58,6 +59,7 @@ def record(
     rungs = plan.rungs_of(study.file)
     rung = rungs.reached(evaluation.step, evaluation.n_steps) if math.isfinite(value) else None
     every = (*earlier, evaluation)
+    values = [each for each in (one.metrics.get(metric, math.nan) for one in every) if math.isfinite(each)]
     parameters = {
         "attempt_id": attempt.attempt_id,
         "evaluations": to_json([_row(each, metric) for each in every], keep_non_finite=True),
@@ -66,7 +68,7 @@ def record(
         "peak": max(
             (each.metrics["peak_memory_gib"] for each in every if "peak_memory_gib" in each.metrics), default=None
         ),
-        "value": value if math.isfinite(value) else None,
+        "value": reduce(study.file.summarize, values, None),
         "rung": rung,
         "rung_step": None if rung is None else rung * evaluation.n_steps - 0.5,
         "sign": study.file.direction.sign,
@@ -99,7 +101,8 @@ def _limit(database: Database, study: Study, file_sha256: str) -> str | None:
     return limit_reached(database, study if study.file_sha256 == file_sha256 else load_study(database, study.name))
 
 
-# A trial is compared at a rung by the first evaluation at or after it; `arrived` is empty for any other. A repeated
+# A trial is compared at a rung by the first evaluation at or after it; `arrived` is empty for any other. Of a step that
+# is evaluated again, the first value counts; a further attempt replaces the value of the one before. A repeated
 # evaluation finds the rows of the first one. The rows that this statement adds are not visible to its own counts.
 _RECORD = sa.text(
     """
@@ -111,7 +114,9 @@ _RECORD = sa.text(
         from public.trials t
         where a.attempt_id = :attempt_id and a.ended_at is null and t.trial_id = a.optuna_trial_id
           and t.state = 'RUNNING'
-        returning a.study_id, a.trial_id, a.optuna_trial_id, a.attempt_id, a.worker_id
+        returning a.study_id, a.trial_id, a.optuna_trial_id, a.attempt_id, a.worker_id,
+                  case when cast(:rung as double precision) is not null
+                      then hpopt.summary_value(a.optuna_trial_id, :value) end as rung_value
     ), new as (
         select *
         from jsonb_to_recordset(cast(:evaluations as jsonb)) as evaluation (
@@ -126,12 +131,16 @@ _RECORD = sa.text(
     ), reported as (
         insert into public.trial_intermediate_values
             (trial_id, step, intermediate_value, intermediate_value_type)
-        select held.optuna_trial_id, new.step, new.value, new.value_type from held cross join new
+        select held.optuna_trial_id, new.step, new.value, new.value_type
+        from held cross join new
+        where not exists (
+            select from hpopt.evaluation e where e.optuna_trial_id = held.optuna_trial_id and e.step = new.step
+        )
         on conflict (trial_id, step) do update
         set intermediate_value = excluded.intermediate_value,
             intermediate_value_type = excluded.intermediate_value_type
     ), arrived as (
-        select h.study_id, h.trial_id
+        select h.study_id, h.trial_id, h.rung_value
         from held h
         where :rung is not null
           and not exists (
@@ -144,14 +153,14 @@ _RECORD = sa.text(
           )
     ), compared as (
         insert into hpopt.rung (trial_id, fraction, study_id, step, value)
-        select trial_id, :rung, study_id, :step, :value from arrived
+        select trial_id, :rung, study_id, :step, rung_value from arrived
         on conflict do nothing
     )
     select s.state, s.file_sha256, others.n_others, others.n_better,
            case when :is_live then hpopt.record_contact(h.worker_id) end
     from held h join hpopt.study s on s.study_id = h.study_id
     cross join lateral (
-        select count(*) as n_others, count(*) filter (where :sign * r.value < :sign * :value) as n_better
+        select count(*) as n_others, count(*) filter (where :sign * r.value < :sign * h.rung_value) as n_better
         from hpopt.rung r
         where exists (select from arrived)
           and r.study_id = h.study_id and r.fraction = :rung and r.trial_id <> h.trial_id

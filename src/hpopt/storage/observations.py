@@ -102,7 +102,8 @@ class ObservedTrials:
     def _score(self, row: Mapping[str, Any], kind: int) -> float:
         if kind == tpe.INFEASIBLE:
             return float(row["violation"])
-        value = row["value"] if kind == tpe.COMPLETE else row["last_value"]
+        # A pruned trial of stock Optuna can have no value.
+        value = row["last_value"] if row["value"] is None else row["value"]
         if value is None:
             return 0.0
         return math.inf if math.isnan(value) else self._sign * float(value)
@@ -146,7 +147,8 @@ def _columns(n_params: int) -> np.dtype[Any]:
 _CHANGED = sa.text(
     """
     select t.trial_id, t.state::text as state,
-           case v.value_type when 'FINITE' then v.value when 'INF_POS' then 'inf' else '-inf' end as value,
+           case v.value_type when 'FINITE' then v.value when 'INF_POS' then 'inf' when 'INF_NEG' then '-inf' end
+               as value,
            p.names, p.internal, p.has_ranges, l.step as last_step, l.value as last_value,
            coalesce((
                select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id

@@ -104,7 +104,10 @@ def _parse_or_text(text: str) -> Any:  # noqa: ANN401 - whatever an attribute is
 
 
 def end_trial(connection: sa.Connection, trial_id: int, outcome: Outcome, value: float | None) -> None:
-    """End a running trial; one that diverged violates the constraint `diverged`."""
+    """End a running trial; one that diverged violates the constraint `diverged`.
+
+    Its value is that of its last evaluation, or the best of all attempts, as the study file says.
+    """
     parameters = {"trial_id": trial_id, "state": outcome.optuna_state}
     connection.execute(_END, parameters)
     if outcome is Outcome.DIVERGED:
@@ -243,7 +246,8 @@ _ADD_CONSTRAINT = sa.text(
 _ADD_VALUE = sa.text(
     """
     insert into public.trial_values (trial_id, objective, value, value_type)
-    values (:trial_id, 0, :value, cast(:value_type as public.trialvaluetype))
+    select :trial_id, 0, case when :value_type = 'FINITE' then s.value end, cast(:value_type as public.trialvaluetype)
+    from hpopt.summary_value(:trial_id, :value) s (value)
     on conflict (trial_id, objective) do update set value = excluded.value, value_type = excluded.value_type
     """
 )

@@ -36,10 +36,9 @@ class Enqueued:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetUsage:
-    """What a study has spent: trials, device hours, hours since its first attempt, and its best value.
+    """What a study has spent: trials, device hours, hours in which a worker was at work, and its best value.
 
-    `n_enqueued` trials wait for their first attempt. `active_hours` end with the last attempt, `wall_hours` go on.
-    `state` is open, paused or stopped.
+    `n_enqueued` trials wait for their first attempt. `state` is open, paused or stopped.
     """
 
     state: str
@@ -50,7 +49,6 @@ class BudgetUsage:
     n_enqueued: int
     device_hours: float
     wall_hours: float
-    active_hours: float
     best_value: float | None
 
     @property

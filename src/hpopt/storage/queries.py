@@ -1,7 +1,8 @@
 """Read the best parameters, the progress and the trials of a study."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import sqlalchemy as sa
@@ -117,7 +118,8 @@ def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> T
     fields = {**row, "params": params, "outcome": outcome}
     if curve is None:
         return TrialRow(**fields)
-    points = zip(curve.steps, curve.tokens, curve.seconds, curve.values, strict=True)
+    values = _best_so_far(study, curve.values) if study.file.summary == "best" else curve.values
+    points = zip(curve.steps, curve.tokens, curve.seconds, values, strict=True)
     return TrialRow(
         **fields,
         curve=tuple(CurvePoint(step=s, tokens=t, seconds=seconds, value=value) for s, t, seconds, value in points),
@@ -133,6 +135,11 @@ def may_write(database: Database) -> bool:
     )
     with database.begin() as connection:
         return bool(connection.scalar(sa.text(query)))
+
+
+def _best_so_far(study: Study, values: Sequence[float | None]) -> Iterator[float | None]:
+    """Return the value of a trial after each evaluation, where the best one counts."""
+    return accumulate(values, lambda *pair: study.file.direction.best(pair, lambda value: value))
 
 
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:

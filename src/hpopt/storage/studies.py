@@ -8,10 +8,11 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -28,7 +29,7 @@ from hpopt.storage import tables
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
 from hpopt.study import plan
-from hpopt.study.file import StudyFile, space_difference
+from hpopt.study.file import StudyFile, file_changes, space_difference
 from hpopt.study.reading import StudySource, parse_stored
 
 # The user attribute of the trial that runs the defaults. All others are compared with it, so it is never pruned.
@@ -60,17 +61,26 @@ class Study:
     n_steps: int | None
 
 
-def create_study(database: Database, source: StudySource, *, parent: str | None = None, role: str = "search") -> Study:
+def create_study(
+    database: Database,
+    source: StudySource,
+    *,
+    parent: str | None = None,
+    role: str = "search",
+    log: Callable[[str], None] = lambda _line: None,
+) -> Study:
     """Create the study of a study file with its configurations enqueued, or update an existing one.
 
     An existing study takes the budget, sampler, pruner and further configurations of the file, and is run by this
-    version of hpopt from then on. Raises InputError if its search space differs.
+    version of hpopt from then on; `log` takes a line for each change. Raises InputError if its search space differs.
     """
     existing = find_study(database, source.file.name)
     if existing is None:
         _create(database, source, parent, role)
     else:
-        _update(database, existing, source)
+        changes = _update(database, existing, source)
+        for key, (new, old) in changes.items():
+            log(f"{key}: {new}, was {old}")
     return load_study(database, source.file.name)
 
 
@@ -101,6 +111,11 @@ def find_study(database: Database, name: str) -> Study | None:
     fields: dict[str, Any] = {**row}
     text = fields.pop("file")
     return Study(**fields, text=text, file=parse_stored(text, f"study '{name}'"))
+
+
+def run_folder(home: Path, name: str, created_at: datetime) -> Path:
+    """Return the folder of the trials of a study; the time tells studies of one name in different databases apart."""
+    return home / "runs" / f"{name}-{created_at:%Y%m%dT%H%M%S}"
 
 
 def study_names(database: Database) -> list[str]:
@@ -165,7 +180,7 @@ def _create(database: Database, source: StudySource, parent: str | None, role: s
         "study_id": study_id,
         "parent_id": parent_id,
         "role": role,
-        "created_by": f"{_user()}@{platform.node()}",
+        "created_by": _user_and_host(),
         "git_commit": _git_commit(),
         **_from_source(source),
     }
@@ -174,7 +189,8 @@ def _create(database: Database, source: StudySource, parent: str | None, role: s
         _enqueue(connection, study_id, source.file)
 
 
-def _update(database: Database, study: Study, source: StudySource) -> None:
+def _update(database: Database, study: Study, source: StudySource) -> dict[str, tuple[str, str]]:
+    """Take over a changed file, and return the changes: by key the new and the old value."""
     difference = space_difference(source.file, study.file)
     if difference is not None:
         raise InputError(
@@ -186,6 +202,14 @@ def _update(database: Database, study: Study, source: StudySource) -> None:
         # Findings with another pruner or of another version can be outdated.
         row = {**_from_source(source), "n_analyzed": None}
         connection.execute(sa.update(tables.study).where(tables.study.c.study_id == study.study_id).values(row))
+        changes = file_changes(source.file, study.file)
+        if study.versions["hpopt"] != __version__:
+            changes["hpopt"] = (__version__, study.versions["hpopt"])
+        who = {"study_id": study.study_id, "changed_by": _user_and_host()}
+        rows = [{**who, "key": key, "old_value": old, "new_value": new} for key, (new, old) in changes.items()]
+        if rows:
+            connection.execute(insert(tables.study_change), rows)
+    return changes
 
 
 def _from_source(source: StudySource) -> dict[str, Any]:
@@ -193,6 +217,7 @@ def _from_source(source: StudySource) -> dict[str, Any]:
     return {
         "file": source.text,
         "file_sha256": hashlib.sha256(source.text.encode()).hexdigest(),
+        "summary": source.file.summary,
         "versions": _versions(),
         "defaults": json.loads(to_json(plan.defaults(source.file), keep_non_finite=True)),
         "n_steps": plan.count_steps(source.file),
@@ -235,12 +260,13 @@ def default_seed(file: StudyFile, defaults: Mapping[str, Any]) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-def _user() -> str:
+def _user_and_host() -> str:
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):
         # In a container the user can have no name.
-        return str(os.getuid())
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"
 
 
 def _git_commit() -> str | None:

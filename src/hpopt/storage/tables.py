@@ -60,6 +60,8 @@ study = Table(
     Column("git_commit", Text),
     Column("versions", JSONB, nullable=False),
     Column("data_fingerprint", Text),
+    # Which evaluation of a run is its value.
+    Column("summary", Text, nullable=False, server_default="last"),
     # What displaying the study needs of the objective, so that reading a study imports no training code.
     Column("defaults", JSONB, nullable=False),
     Column("n_steps", Integer),
@@ -74,7 +76,23 @@ study = Table(
     Column("state_since", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="role"),
     CheckConstraint(f"state in {STATES}", name="state"),
+    CheckConstraint("summary in ('last', 'best')", name="summary"),
     Index(None, "parent_id"),
+)
+
+# What `hpopt create` has changed in a study.
+study_change = Table(
+    "study_change",
+    metadata,
+    Column("study_change_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), nullable=False),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("changed_by", Text, nullable=False),
+    # A key of the study file, or the version of hpopt.
+    Column("key", Text, nullable=False),
+    Column("old_value", Text, nullable=False),
+    Column("new_value", Text, nullable=False),
+    Index(None, "study_id"),
 )
 
 worker = Table(

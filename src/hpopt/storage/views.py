@@ -178,7 +178,8 @@ select s.study_name, f.position, f.code, nullif(f.subject, '') as subject, f.mes
 from hpopt.finding f join public.studies s using (study_id)
 """
 
-# What a study has spent of the limits of its budget. A query pays for the columns that it selects.
+# What a study has spent of the limits of its budget. A query pays for the columns that it selects. The hours at work
+# are those of all attempts without their overlaps; a running or lost one worked until its last heartbeat.
 _BUDGET_USAGE = """
 create or replace view hpopt.budget_usage as
 select s.study_id,
@@ -188,8 +189,14 @@ select s.study_id,
            ), 0)
        ) / 3600 as device_hours,
        coalesce((
-           select extract(epoch from now() - min(a.started_at))::double precision / 3600
-           from hpopt.attempt a where a.study_id = s.study_id
+           select sum(extract(epoch from upper(at_work) - lower(at_work)))::double precision / 3600
+           from (
+               select unnest(range_agg(tstzrange(
+                          a.started_at,
+                          greatest(a.started_at, case when a.outcome <> 'lost' then a.ended_at else a.heartbeat_at end)
+                      ))) as at_work
+               from hpopt.attempt a where a.study_id = s.study_id
+           ) periods
        ), 0) as wall_hours,
        (
            select case d.direction when 'MAXIMIZE' then max(f.value) else min(f.value) end
@@ -205,6 +212,12 @@ select s.study_id,
 from hpopt.study s
 """
 
+_CHANGES = """
+create view hpopt.changes as
+select s.study_name, c.changed_at, c.changed_by, c.key, c.old_value, c.new_value
+from hpopt.study_change c join public.studies s using (study_id)
+"""
+
 VIEWS = {
     "attempts": _ATTEMPTS,
     "constraint_violations": _CONSTRAINT_VIOLATIONS,
@@ -215,6 +228,7 @@ VIEWS = {
     "fleet": _FLEET,
     "findings": _FINDINGS,
     "budget_usage": _BUDGET_USAGE,
+    "changes": _CHANGES,
 }
 
 # A number in text, such as JSON; null for anything else.
@@ -361,12 +375,32 @@ create or replace function hpopt.end_attempt(
 $$
 """
 
+# The value of a trial after an evaluation: that of the evaluation, or the best so far.
+_SUMMARY_VALUE = """
+create or replace function hpopt.summary_value(of_optuna_trial_id integer, last_value double precision)
+returns double precision language sql stable as $$
+    select case
+        when h.summary = 'last' then last_value
+        when d.direction = 'MAXIMIZE' then greatest(last_value, max(i.intermediate_value))
+        else least(last_value, min(i.intermediate_value))
+    end
+    from public.trials t
+    join hpopt.study h using (study_id)
+    join public.study_directions d on d.study_id = t.study_id and d.objective = 0
+    left join public.trial_intermediate_values i
+        on h.summary = 'best' and i.trial_id = t.trial_id and i.intermediate_value_type = 'FINITE'
+    where t.trial_id = of_optuna_trial_id
+    group by h.summary, d.direction
+$$
+"""
+
 FUNCTIONS = {
     "number": _NUMBER,
     "finite_value": _FINITE_VALUE,
     "utc": _UTC,
     "parsed_param_value": _PARSED_PARAM_VALUE,
     "param_value": _PARAM_VALUE,
+    "summary_value": _SUMMARY_VALUE,
     "record_contact": _RECORD_CONTACT,
     "attempts_without_progress": _ATTEMPTS_WITHOUT_PROGRESS,
     "end_attempt": _END_ATTEMPT,

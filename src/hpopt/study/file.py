@@ -1,11 +1,12 @@
 """Define the sections and keys of a study file, and compare two files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search.direction import Direction
 from hpopt.search.space import STRICT, Range
@@ -25,7 +26,7 @@ class Budget(BaseModel):
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Device hours of all workers together."""
     wall_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours since the first worker started."""
+    """Hours in which a worker was at work on a trial; a night between two runs does not count."""
     target: float | None = None
     """Stop when the best value reaches this."""
 
@@ -78,6 +79,8 @@ class StudyFile(BaseModel):
     """Whether a low or a high value of the metric is good."""
     keep: Annotated[int, Field(ge=0)] = 1
     """How many of the best complete trials keep the files of their run folders, such as checkpoints."""
+    summary: Literal["last", "best"] = "last"
+    """Which evaluation of a run is its value; with best, a rung compares the best so far."""
     budget: Budget
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
@@ -93,6 +96,12 @@ class StudyFile(BaseModel):
         values = {**self.fixed, **params} if seed is None else {**self.fixed, **params, "seed": seed}
         return build_config(self.objective, values)
 
+    def summarize(self, value: float | None, latest: float) -> float:
+        """Return the value of a run from its value so far, if any, and its latest metric."""
+        if value is None or self.summary == "last":
+            return latest
+        return self.direction.best((value, latest), float)
+
     def default_params(self) -> dict[str, Scalar] | None:
         """Return the objective's defaults of what is searched, or None if one is missing or outside of its range."""
         defaults: dict[str, Any] = {f.name: f.default for f in fields(config_class(self.objective))}
@@ -101,12 +110,31 @@ class StudyFile(BaseModel):
         return params if inside else None
 
 
+def file_changes(new: StudyFile, old: StudyFile) -> dict[str, tuple[str, str]]:
+    """Return the keys in which two files of one study differ, each with the new and the old value."""
+    one, other = (dict(_flatten("", file.model_dump(mode="json"))) for file in (new, old))
+    return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
+
+
+def _flatten(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the sections whose keys can change, with their values as text."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner"}:
+            yield from _flatten(f"{key}.", value)
+        elif prefix or key == "enqueue":
+            yield f"{prefix}{key}", "not given" if value in (None, []) else _text(value)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else to_json(value)
+
+
 def space_difference(new: StudyFile, old: StudyFile) -> str | None:
     """Return the first difference that makes the trials of two studies incomparable, or None.
 
     Budget, sampler, pruner and enqueued configurations may differ: they only choose which trials there are.
     """
-    for key in ("objective", "metric", "direction"):
+    for key in ("objective", "metric", "direction", "summary"):
         if getattr(new, key) != getattr(old, key):
             return f"{key}: {getattr(new, key)}, was {getattr(old, key)}"
     for name in sorted({*new.search_space, *old.search_space}):

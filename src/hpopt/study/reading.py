@@ -1,5 +1,6 @@
 """Read a study file, or raise an error of one line with the key, the value and the nearest valid one."""
 
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -34,6 +35,10 @@ _MESSAGES = {
     "dict_type": "{value!r} is not a table",
     "model_type": "{value!r} is not a table",
 }
+
+
+# A word of Python, JSON or YAML where a value of TOML is expected.
+_NONE = re.compile(r"[=\[,]\s*(none|null|nil)\s*[],}\n]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,14 @@ def parse_stored(text: str, name: str) -> StudyFile:
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         message = _translate(problems[0], StudyFile)
     except ValueError as error:
-        message = f"not TOML: {error}"
+        message = f"not TOML: {error}{_about_none(text)}"
     raise StudyFileError(" ".join(f"{name}: {message}".splitlines()))
+
+
+def _about_none(text: str) -> str:
+    """Return how a missing value is written if a text has one of another language, or an empty string."""
+    found = _NONE.search(text)
+    return f'; TOML has no {found[1]}: write "{found[1]}", and read it in the objective' if found else ""
 
 
 def check_objective(file: StudyFile, name: str) -> None:

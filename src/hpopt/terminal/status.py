@@ -133,7 +133,7 @@ def _trials(progress: Progress) -> str:
 def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
     parts = [
         f"{_trials(progress)} trials",
-        f"{format_duration(progress.usage.active_hours * 3600)}",
+        f"{format_duration(progress.usage.wall_hours * 3600)}",
         f"device time {format_duration(progress.usage.device_hours * 3600)}",
     ]
     if progress.finished_reason:

@@ -33,8 +33,9 @@ class Run:
       itself looks at every evaluation but the last, and stops there.
     - It saves to `checkpoint` before it yields, because a process can be killed at any time. A run that resumes from
       the checkpoint of an evaluation may yield that evaluation again; a step is recorded once.
-    - The metric of the last Evaluation is the value of the trial. A trial that is pruned, or whose study has used up
-      its budget, is closed at a yield: GeneratorExit is raised there, and `finally` blocks run.
+    - The metric of the last Evaluation is the value of the trial, or the best one with `summary = "best"` in the study
+      file. A trial that is pruned, or whose study has used up its budget, is closed at a yield: GeneratorExit is raised
+      there, and `finally` blocks run.
     - Steps increase: an evaluation of the same step as the one before, or of an earlier one, is left out, with a
       warning. So is a metric that is not a number, unless it is the one of the study.
     - It raises Diverged where training cannot recover; a metric of the study that is not finite has the same effect.

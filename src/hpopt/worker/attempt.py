@@ -20,7 +20,7 @@ from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
 from hpopt.storage.folders import forget_folders, keep_folder
 from hpopt.storage.observations import ObservedTrials
-from hpopt.storage.studies import Study
+from hpopt.storage.studies import Study, run_folder
 from hpopt.study.checks import check_enqueued_trial
 from hpopt.training.run import Run
 from hpopt.worker import objective, outbox
@@ -206,7 +206,9 @@ def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: Tria
     )
     file = reporter.study.file
     load = partial(objective.load_function, file.objective)
-    result = objective.run_trial(load, file.metric, config, run, reporter.report, log=options.log)
+    result = objective.run_trial(
+        load, file.metric, config, run, reporter.report, log=options.log, summarize=file.summarize
+    )
     if result.outcome is Outcome.PREEMPTED and lease.is_paused:
         return replace(result, reason="the study is paused")
     return result
@@ -219,9 +221,7 @@ def _result_line(study: Study, attempt: Attempt, result: TrialResult) -> str:
 
 
 def _trial_folder(context: WorkerContext, study: Study, attempt: Attempt) -> Path:
-    """Return the folder of a trial; the time tells studies of one name in different databases apart."""
-    name = f"{study.name}-{study.created_at:%Y%m%dT%H%M%S}"
-    return context.options.home / "runs" / name / str(attempt.trial_id)
+    return run_folder(context.options.home, study.name, study.created_at) / str(attempt.trial_id)
 
 
 def require_home(home: Path) -> None:

@@ -86,11 +86,13 @@ def run_trial(
     report: Report,
     *,
     log: Callable[[str], None],
+    summarize: Callable[[float | None, float], float] = lambda _value, latest: latest,
 ) -> TrialResult:
     """Train one trial and return its result. Exceptions of `report` are passed on.
 
     Whatever the training function that `load` imports raises, yields or leaves behind concerns its own trial only.
-    `log` takes a line, and the traceback of a failure.
+    `log` takes a line, and the traceback of a failure. `summarize` returns the value of the trial from its value so
+    far, if any, and the latest metric: by default the latest.
     """
     stop = _StopRequest(run.should_stop)
     with preserved_process(log):
@@ -99,7 +101,7 @@ def run_trial(
         except BaseException as error:  # noqa: BLE001 - it ends the trial, not the worker.
             return _end(error, stop, log)
         with _closing(evaluations, log):
-            return _follow(evaluations, metric, report, stop, log)
+            return _follow(evaluations, metric, report, stop=stop, log=log, summarize=summarize)
 
 
 @dataclass
@@ -139,7 +141,13 @@ def _closing(evaluations: Iterator[Any], log: Callable[[str], None]) -> Iterator
 
 
 def _follow(
-    evaluations: Iterator[Any], metric: str, report: Report, stop: _StopRequest, log: Callable[[str], None]
+    evaluations: Iterator[Any],
+    metric: str,
+    report: Report,
+    *,
+    stop: _StopRequest,
+    log: Callable[[str], None],
+    summarize: Callable[[float | None, float], float],
 ) -> TrialResult:
     """Train to the end, or to the first decision that ends the trial."""
     warned: set[str] = set()
@@ -160,8 +168,9 @@ def _follow(
         warned |= warnings.keys()
         if evaluation.step > last_step:
             last_step = evaluation.step
-            result = TrialResult(outcome=Outcome.COMPLETE, value=evaluation.metrics[metric])
-            early = _early_result(evaluation, metric, report(evaluation))
+            value = summarize(result.value, evaluation.metrics[metric])
+            result = TrialResult(outcome=Outcome.COMPLETE, value=value)
+            early = _early_result(evaluation, metric, value, report(evaluation))
             if early is not None:
                 return early
         if stop() and evaluation.step < evaluation.n_steps:
@@ -182,11 +191,11 @@ def _forked_child_exits() -> Iterator[None]:
             os._exit(code)
 
 
-def _early_result(evaluation: Evaluation, metric: str, decision: Decision) -> TrialResult | None:
+def _early_result(evaluation: Evaluation, metric: str, value: float, decision: Decision) -> TrialResult | None:
     """Return the result of a trial that an evaluation ends, or None if it goes on."""
-    value = evaluation.metrics[metric]
-    if not math.isfinite(value):
-        return TrialResult(outcome=Outcome.DIVERGED, reason=f"{metric} is {value} at step {evaluation.step}")
+    latest = evaluation.metrics[metric]
+    if not math.isfinite(latest):
+        return TrialResult(outcome=Outcome.DIVERGED, reason=f"{metric} is {latest} at step {evaluation.step}")
     if decision.prune_reason is not None and evaluation.step < evaluation.n_steps:
         return TrialResult(outcome=Outcome.PRUNED, value=value, reason=decision.prune_reason)
     return None
