@@ -139,8 +139,8 @@ def _create_user(password: str) -> tuple[str, ...]:
     """
     return (
         f"CREATE ROLE {USER} LOGIN CREATEDB CREATEROLE PASSWORD '{password}'",
-        # To see whether there are other clients, and to end them.
-        f"GRANT pg_read_all_stats, pg_signal_backend TO {USER}",
+        # To see whether there are other clients, to end them, and to measure what is written.
+        f"GRANT pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {USER}",
         f"CREATE DATABASE hpopt OWNER {USER}",
         "ALTER ROLE postgres NOLOGIN PASSWORD NULL",
     )
