@@ -155,10 +155,11 @@ def find_error_line(log: str) -> str:
 
 def _is_initialized(cluster: Cluster) -> bool:
     """Return whether there is a data directory. Raises DatabaseError if it is of another major version."""
-    version_file = cluster.data / "PG_VERSION"
-    if not version_file.exists():
+    try:
+        version = cluster.read("data/PG_VERSION").strip()
+    except FileNotFoundError:
         return False
-    if (version := version_file.read_text().strip()) != str(MAJOR_VERSION):
+    if version != str(MAJOR_VERSION):
         raise DatabaseError(
             f"{cluster.data}: initialized by PostgreSQL {version}, but this hpopt includes PostgreSQL {MAJOR_VERSION}"
         )
