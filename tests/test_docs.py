@@ -128,6 +128,13 @@ def test_links_between_the_pages_lead_to_files(page):
         assert link.startswith(("https://", "http://")) or (page.parent / link).exists(), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page):
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+        assert (ROOT / path).exists(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
 def test_ten_queries_are_answered():
     queries = (ROOT / "docs" / "database.md").read_text().partition("## Ten queries")[2]
     assert queries.count("```sql") == 10

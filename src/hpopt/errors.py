@@ -46,6 +46,10 @@ class DatabaseUnreachableError(DatabaseError):
     exit_code = 75
 
 
+class DatabasePermissionError(InputError):
+    """The user of the database may not do what was asked for."""
+
+
 class DatabaseLostError(HpoptError):
     """The database stayed unreachable; a trial can continue from its checkpoint in another process."""
 

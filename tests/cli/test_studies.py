@@ -55,10 +55,12 @@ def test_a_dataset_that_does_not_exist_is_refused_before_a_database_is_created(c
     assert not (tmp_path / "home").exists()
 
 
-def test_an_unreachable_database_is_refused_without_its_password(hpopt, study_file):
-    line = hpopt.refused("run", study_file, HPOPT_STORAGE="postgresql://me:s3cret@127.0.0.1:1/nowhere")
+def test_an_unreachable_database_is_one_line_without_its_password_and_exit_code_75(hpopt, study_file):
+    result = hpopt("run", study_file, HPOPT_STORAGE="postgresql://me:s3cret@127.0.0.1:1/nowhere")
+    (line,) = result.stderr.splitlines()
     assert line.startswith("hpopt: postgresql://me@127.0.0.1:1/nowhere: connection to server")
     assert "s3cret" not in line
+    assert (result.code, result.stdout) == (75, "")
 
 
 def test_a_database_without_tables_is_refused_with_the_command_that_creates_them(hpopt, database_url):
@@ -196,3 +198,54 @@ def test_a_study_whose_file_cannot_be_read_can_be_deleted(created, migrated_url)
     assert created.output("delete", "answer", "--yes").startswith(
         "deleted study 'answer' with 1 trial and 0 workers in"
     )
+
+
+@pytest.fixture
+def reader(leaky, migrated_url, new_login):
+    """The command line of a user who may only read, on the finished study `quickstart`."""
+    leaky.environment = {"HPOPT_STORAGE": new_login(migrated_url, "hpopt_reader")}
+    return leaky
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["status", "quickstart"],
+        ["status", "quickstart", "--json"],
+        ["best", "quickstart"],
+        ["best", "quickstart", "--format", "toml"],
+        ["db", "sql", "select * from hpopt.learning_curves"],
+        ["db", "url", "--libpq"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_can_run_every_command_that_reads(reader, command):
+    result = reader(*command)
+    assert result.code == 0, result
+    assert "permission denied" not in result.stderr
+
+
+def test_a_reader_can_write_a_report(reader, tmp_path):
+    assert reader("report", "quickstart", "--output", tmp_path).code == 0
+    assert (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pause", "quickstart"],
+        ["stop", "quickstart"],
+        ["resume", "quickstart"],
+        ["enqueue", "quickstart", "learning_rate=0.02"],
+        ["create", "{study_file}"],
+        ["run", "{study_file}"],
+        ["worker", "quickstart", "--device", "cpu"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_is_refused_what_writes_in_one_line(reader, command, study_file):
+    result = reader(*(word.format(study_file=study_file) for word in command))
+    assert (result.code, result.stdout) == (2, ""), result
+    assert "permission denied" in result.stderr.splitlines()[-1]
+    assert "a bug in hpopt" not in result.stderr

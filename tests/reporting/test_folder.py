@@ -16,7 +16,7 @@ from hpopt.errors import InputError
 from hpopt.reporting.charts import CHART_NAMES, draw_charts
 from hpopt.reporting.files import write_insights
 from hpopt.reporting.folder import write_report
-from hpopt.reporting.markdown import render_text
+from hpopt.reporting.markdown import render_note, render_text, render_trial_notes
 from hpopt.reporting.page import render_page
 from hpopt.reporting.summary import Summary, summarize
 from hpopt.search.space import Categorical, Float
@@ -184,3 +184,63 @@ def test_findings_are_in_page_text_and_json_with_their_remedies(
     for sentence in (leak["message"], leak["remedy"]):
         assert sentence in render_text(table, summary, {})
         assert escape(sentence) in page
+
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with their attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def make_hostile(make_table: MakeTable, make_trial: MakeTrial) -> StudyTable:
+    """A study whose names, choices, reasons and file were written to be elements of a page."""
+    closing = f"</script></pre></code>{HOSTILE}"
+    trials = [
+        make_trial(
+            i,
+            params={closing: 0.1 * i, "schedule": (closing, HOSTILE)[i % 2]},
+            metrics={closing: 1.0, "train_val_overlap": 0.9},
+        )
+        for i in range(12)
+    ]
+    failed = make_trial(12, state="FAIL", value=None, reason=closing, curve=())
+    return make_table(
+        *trials,
+        failed,
+        name=closing,
+        metric=closing,
+        objective=closing,
+        file_text=f"# `````\n# {closing}",
+        search_space={closing: Float(low=0, high=2), "schedule": Categorical(choices=(closing, HOSTILE))},
+        origin={"git commit": closing},
+    )
+
+
+def test_no_name_is_an_element_of_the_page(make_table: MakeTable, make_trial: MakeTrial, tmp_path: Path):
+    table = make_hostile(make_table, make_trial)
+    page, *_ = write_report(table, summarize(table), tmp_path)
+    assert HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in page.read_text()
+    elements = Elements(page.read_text()).found
+    assert "h1" in {tag for tag, _ in elements}
+    assert [attributes for tag, attributes in elements if tag == "img" and "onerror" in attributes] == []
+
+
+def test_no_name_is_an_element_of_a_note(make_table: MakeTable, make_trial: MakeTrial):
+    """The dashboard renders HTML within Markdown."""
+    table = make_hostile(make_table, make_trial)
+    summary = summarize(table)
+    for text in (render_text(table, summary, {}), render_note(table, summary), *render_trial_notes(table).values()):
+        before, _, fenced = text.partition("``````toml\n")
+        file, _, after = fenced.partition("\n``````\n")
+        assert file in {"", table.file_text}
+        assert "<img" not in before + after
+        assert "</" not in before + after

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
-from hpopt.errors import DatabaseError, DatabaseUnreachableError
+from hpopt.errors import DatabaseError, DatabasePermissionError, DatabaseUnreachableError
 from hpopt.storage import studies
 from hpopt.storage.database import Database, is_loopback
 from hpopt.study.reading import parse_study_file
@@ -122,7 +122,7 @@ def test_a_login_that_will_be_refused_again_is_no_unreachable_database(message: 
 
 def test_a_missing_right_is_one_line_and_no_unreachable_database(database, study_file, new_login):
     reader = Database(new_login(database.url, "hpopt_reader"))
-    with pytest.raises(DatabaseError, match="permission denied for table") as error:
+    with pytest.raises(DatabasePermissionError, match="permission denied for table") as error:
         studies.create_study(reader, parse_study_file(study_file, "tiny.toml"))
     assert error.value.exit_code == 2
     reader.close()

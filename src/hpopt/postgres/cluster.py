@@ -139,8 +139,8 @@ def _create_user(password: str) -> tuple[str, ...]:
     """
     return (
         f"CREATE ROLE {USER} LOGIN CREATEDB CREATEROLE PASSWORD '{password}'",
-        # To see whether there are other clients, and to end them.
-        f"GRANT pg_read_all_stats, pg_signal_backend TO {USER}",
+        # To see whether there are other clients, to end them, and to measure what is written.
+        f"GRANT pg_read_all_stats, pg_signal_backend, pg_checkpoint TO {USER}",
         f"CREATE DATABASE hpopt OWNER {USER}",
         "ALTER ROLE postgres NOLOGIN PASSWORD NULL",
     )
@@ -155,10 +155,11 @@ def find_error_line(log: str) -> str:
 
 def _is_initialized(cluster: Cluster) -> bool:
     """Return whether there is a data directory. Raises DatabaseError if it is of another major version."""
-    version_file = cluster.data / "PG_VERSION"
-    if not version_file.exists():
+    try:
+        version = cluster.read("data/PG_VERSION").strip()
+    except FileNotFoundError:
         return False
-    if (version := version_file.read_text().strip()) != str(MAJOR_VERSION):
+    if version != str(MAJOR_VERSION):
         raise DatabaseError(
             f"{cluster.data}: initialized by PostgreSQL {version}, but this hpopt includes PostgreSQL {MAJOR_VERSION}"
         )

@@ -124,11 +124,12 @@ def stop_if_unused(home: Path) -> bool:
 
     Leave `use` before calling this.
     """
-    if (home / "keep").exists() or (url := find_running_url(home)) is None:
+    if (home / "keep").exists() or not exists(home):
         return False
     try:
         with _flock(home / "use.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return _query(url, OTHER_CLIENTS) == "0" and stop(home)
+            url = find_running_url(home)
+            return url is not None and _query(url, OTHER_CLIENTS) == "0" and stop(home)
     except BlockingIOError:
         return False
 

@@ -1,5 +1,6 @@
 """Render Markdown: report.md, and the notes of a study and of its best trials in the dashboard."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
@@ -24,6 +25,8 @@ from hpopt.reporting.sentences import (
 from hpopt.reporting.summary import Summary
 
 _N_TRIAL_NOTES = 5
+# What begins a tag of HTML within Markdown; `<1%` does not.
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]) -> str:
@@ -44,8 +47,8 @@ def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     lines += ["", *_pictures(charts, "importance", "sensitivity", "interactions", "budget", "parallel", "correlations")]
     lines += ["## Cost", "", *_paragraph([*describe_cost(table, insights.cost), describe_pruning(insights.pruning)])]
     lines += [*_pictures(charts, "curves"), "## Method", ""]
-    lines += [*(f"- {name}: {value}" for name, value in table.origin.items()), "", *_study_file(table), ""]
-    return "\n".join(lines)
+    lines += [*(f"- {name}: {value}" for name, value in table.origin.items()), ""]
+    return "\n".join([*map(_without_html, lines), *_study_file(table), ""])
 
 
 def render_note(table: StudyTable, summary: Summary) -> str:
@@ -55,9 +58,8 @@ def render_note(table: StudyTable, summary: Summary) -> str:
     lines += _paragraph(describe_confidence(table, summary)[:1])
     lines += _paragraph(describe_importance(table, summary.insights))
     lines += ["### Warnings", "", *(_warnings(summary) or ["None."]), ""]
-    lines += ["### Study file", "", *_study_file(table), ""]
-    lines += ["*Written by `hpopt dashboard`. Saving a note replaces it.*"]
-    return "\n".join(lines)
+    last = ["", "*Written by `hpopt dashboard`. Saving a note replaces it.*"]
+    return "\n".join([*map(_without_html, [*lines, "### Study file", ""]), *_study_file(table), *last])
 
 
 def render_trial_notes(table: StudyTable) -> dict[int, str]:
@@ -69,7 +71,7 @@ def render_trial_notes(table: StudyTable) -> dict[int, str]:
         gap = table.loss(row.value) - table.loss(ranked[0].value)
         distance = f", {format_number(gap, digits=3)} worse than the best" if gap else ""
         usage = f"\n\n{_usage(table)}" if rank == 1 else ""
-        notes[row.trial] = f"{title}: {table.metric} {format_metric(row.value or 0.0)}{distance}.{usage}"
+        notes[row.trial] = _without_html(f"{title}: {table.metric} {format_metric(row.value or 0.0)}{distance}.{usage}")
     return notes
 
 
@@ -89,8 +91,15 @@ def _warnings(summary: Summary) -> list[str]:
 
 
 def _study_file(table: StudyTable) -> Iterator[str]:
-    # A comment in the file may contain a fence of three.
-    yield from ("`````toml", table.file_text.rstrip(), "`````")
+    # The file may contain fences.
+    longest = max(map(len, re.findall("`+", table.file_text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (f"{fence}toml", table.file_text.rstrip(), fence)
+
+
+def _without_html(text: str) -> str:
+    """Return Markdown in which no name of anybody's is an element of the page."""
+    return _TAG.sub("&lt;", text)
 
 
 def _paragraph(sentences: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from hpopt.errors import DatabaseError, DatabaseUnreachableError
+from hpopt.errors import DatabaseError, DatabasePermissionError, DatabaseUnreachableError
 from hpopt.storage.response_limit import ResponseLimit
 
 DRIVER = "postgresql+psycopg2"
@@ -167,19 +167,21 @@ class Database:
     def errors(self) -> Iterator[None]:
         """Raise DatabaseUnreachableError for the errors of drivers and of Optuna that mean an unreachable database.
 
-        Raises DatabaseError where the database refuses the login, or its user has not the right to do something.
+        Raises DatabaseError where the database refuses the login, and DatabasePermissionError for a right that its user
+        does not have.
         """
         try:
             yield
         except (DBAPIError, StorageInternalError, psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             # psycopg2's own errors come from returning a broken connection, where SQLAlchemy does not wrap them.
             cause = _cause(error)
-            is_refused = getattr(cause, "pgcode", None) == INSUFFICIENT_PRIVILEGE
-            if isinstance(error, DBAPIError) and not is_refused and not _is_unreachable(error):
-                raise
             message = str(cause).strip() or type(cause).__name__
-            kind = DatabaseError if is_refused or _FINAL.search(message) else DatabaseUnreachableError
-            raise kind(f"{self.address}: {message.splitlines()[0]}") from error
+            line = f"{self.address}: {message.splitlines()[0]}"
+            if getattr(cause, "pgcode", None) == INSUFFICIENT_PRIVILEGE:
+                raise DatabasePermissionError(line) from error
+            if isinstance(error, DBAPIError) and not _is_unreachable(error):
+                raise
+            raise (DatabaseError if _FINAL.search(message) else DatabaseUnreachableError)(line) from error
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from hpopt.errors import DatabaseError
+from hpopt.errors import DatabaseError, DatabasePermissionError
 from hpopt.findings.finding import Finding
 from hpopt.formats import to_json
 from hpopt.storage import budget, queries
@@ -84,7 +84,7 @@ def store(database: Database, study: Study, findings: Sequence[Finding], *, n_fi
             if rows:
                 connection.execute(_STORE, rows)
             connection.execute(_SET_ANALYZED, {"study_id": study.study_id, "n_finished": n_finished})
-    except DatabaseError:
+    except (DatabaseError, DatabasePermissionError):
         return
     except sa.exc.IntegrityError as error:
         if getattr(error.orig, "pgcode", None) != _NO_STUDY:

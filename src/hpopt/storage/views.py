@@ -1,4 +1,4 @@
-"""Define the views, functions and roles of schema `hpopt`, which every upgrade creates again.
+"""Define the views, functions and roles of schema `hpopt`, which every upgrade replaces.
 
 The views are the public interface of the database: columns are added at the end, never renamed or removed. The
 functions are statements that several modules share.
@@ -213,7 +213,7 @@ from hpopt.study s
 """
 
 _CHANGES = """
-create view hpopt.changes as
+create or replace view hpopt.changes as
 select s.study_name, c.changed_at, c.changed_by, c.key, c.old_value, c.new_value
 from hpopt.study_change c join public.studies s using (study_id)
 """
@@ -467,8 +467,8 @@ from (
     union all
     select 'function', oid::regprocedure::text, proowner from pg_proc where pronamespace = 'hpopt'::regnamespace
 ) ours
-join pg_roles r on r.rolname = 'hpopt_owner'
-where ours.owner <> r.oid and pg_has_role(ours.owner, 'usage') and pg_has_role(r.oid, 'usage')
+join pg_roles me on me.rolname = current_user and me.oid = ours.owner
+join pg_roles r on r.rolname = 'hpopt_owner' and pg_has_role(r.oid, 'usage')
 """
 
 # Statements that let workers draw numbers for new rows of Optuna's tables; ours draw theirs without a right.

@@ -100,7 +100,7 @@ class StudyFile(BaseModel):
         """Return the value of a run from its value so far, if any, and its latest metric."""
         if value is None or self.summary == "last":
             return latest
-        return self.direction.best((value, latest), float)
+        return latest if self.direction.sign * latest < self.direction.sign * value else value
 
     def default_params(self) -> dict[str, Scalar] | None:
         """Return the objective's defaults of what is searched, or None if one is missing or outside of its range."""
