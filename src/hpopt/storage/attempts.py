@@ -94,7 +94,7 @@ def end_worker(database: Database, worker_id: int, reason: str) -> None:
         update hpopt.worker set stopped_at = now(), heartbeat_at = now(), stop_reason = :reason where worker_id = :id
     """
     with database.begin() as connection:
-        connection.execute(sa.text(query), {"reason": reason, "id": worker_id})
+        connection.execute(sa.text(query), {"reason": storable(reason), "id": worker_id})
 
 
 def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from hpopt.errors import InputError
+from hpopt.formats import storable
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.database import Database
@@ -52,7 +53,8 @@ def pause(database: Database, study: Study, reason: str | None = None) -> StudyS
     A study that is paused already keeps its reason unless another is given.
     """
     with database.brief() as connection:
-        parameters = {"study_id": study.study_id, "reason": reason, "default_reason": _MANUALLY}
+        text = None if reason is None else storable(reason)
+        parameters = {"study_id": study.study_id, "reason": text, "default_reason": _MANUALLY}
         connection.execute(_PAUSE, parameters)
         state = _read_state(connection, study)
     if state.state == "stopped":

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
-from hpopt.formats import to_json
+from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler
 from hpopt.storage import tables
@@ -95,7 +95,7 @@ def find_study(database: Database, name: str) -> Study | None:
         """
     )
     with database.begin() as connection:
-        row = connection.execute(query, {"name": name}).mappings().one_or_none()
+        row = connection.execute(query, {"name": storable(name)}).mappings().one_or_none()
     if row is None:
         return None
     fields: dict[str, Any] = {**row}
@@ -164,7 +164,7 @@ def _create(database: Database, source: StudySource, parent: str | None, role: s
         "study_id": study._study_id,  # noqa: SLF001 - Optuna has no public way to the id.
         "parent_id": parent_id,
         "role": role,
-        "created_by": f"{_user()}@{platform.node()}",
+        "created_by": storable(f"{_user()}@{platform.node()}"),
         "git_commit": _git_commit(),
         **_from_source(source),
     }
