@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import hypothesis
 import psycopg2
 import pytest
 
 from hpopt.postgres import server
 from hpopt.storage import migrate
 from hpopt.storage.database import Database
+
+# The same examples in each run, however long one takes.
+hypothesis.settings.register_profile("hpopt", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("hpopt")
 
 # Copying a database, which most tests begin with, is ten times as fast in memory. A container can have 64 MiB of it.
 MEMORY = Path("/dev/shm")  # noqa: S108 - tempfile chooses the names in it.

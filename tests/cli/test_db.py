@@ -127,8 +127,21 @@ def test_sql_prints_rows_and_changes_nothing(created):
 
 def test_sql_runs_one_query(created):
     """The second of two could leave the read-only transaction."""
-    assert "one query at a time" in created.refused("db", "sql", "commit; delete from hpopt.study")
+    assert "expected one query that returns rows" in created.refused("db", "sql", "commit; delete from hpopt.study")
     assert json.loads(created.output("db", "sql", "--json", "select count(*) from hpopt.study")) == [{"count": 1}]
+
+
+@pytest.mark.parametrize(
+    ("query", "value"),
+    [
+        ("select string_agg(study_name, ';') as x from hpopt.trials", "answer"),
+        ("select sum(tokens) as x from hpopt.trials", 0),
+        ("select 'nan'::float as x", None),
+        ("select 1.50 as x", 1.5),
+    ],
+)
+def test_sql_as_json_has_the_types_of_json(created, query, value):
+    assert json.loads(created.output("db", "sql", "--json", query)) == [{"x": value}]
 
 
 def test_a_file_that_is_not_an_outbox_is_refused(created, tmp_path):

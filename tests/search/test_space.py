@@ -97,6 +97,7 @@ def test_a_value_of_another_type_is_not_contained(parameter, value):
         ({"low": 0, "high": 1, "step": 2}, "step 2.0 is above high - low, 1.0"),
         ({"low": 0, "high": 1e308, "step": 1e-300}, "step 1e-300 is too small for a range from 0.0 to 1e+308"),
         ({"low": 0, "high": 1e10, "step": 1e-20}, "step 1e-20 is too small for a range from 0.0 to 10000000000.0"),
+        ({"choices": ["a\0b"]}, r"'a\x00b' has a NUL, which PostgreSQL does not store"),
         ({"choices": [1, 2, 1]}, "1 is listed twice"),
         ({"choices": [1, 1.0]}, "1.0 is listed twice"),
         ({"choices": [1, "1"]}, "'1' is shown like 1; rename one of them"),

@@ -50,6 +50,10 @@ def test_pausing_stores_the_reason_and_resuming_clears_it(database, study):
     assert state_of(database, study)[:2] == ("open", None)
 
 
+def test_a_reason_can_have_any_characters(database, study):
+    assert control.pause(database, study, "a\0\udcff 😀").reason == "a\ufffd 😀"
+
+
 def test_the_reason_of_a_pause_is_manually_unless_one_is_given(database, study):
     assert control.pause(database, study).reason == "manually"
 

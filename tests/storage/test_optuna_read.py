@@ -143,6 +143,60 @@ def test_attributes_and_constraints_agree(ours: ReadingStorage, stock: RDBStorag
     assert read(ours, study._study_id)[0].constraints == {"diverged": 1.0, "memory": -0.25}
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_studies_their_attributes_and_best_trials_agree(ours: ReadingStorage, stock: RDBStorage, direction: str):
+    optuna.create_study(storage=stock, study_name="empty")
+    study = optuna.create_study(storage=stock, study_name="a 'b' λ", direction=direction)
+    study.set_user_attr("n", math.inf)
+    study.set_metric_names(["loss"])
+    for value in (2.0, 1.0, 3.0, 1.0, 3.0):
+        study.tell(study.ask(), value)
+    study_id = study._study_id
+    assert ours.get_best_trial(study_id) == stock.get_best_trial(study_id)
+    for value in (math.inf, -math.inf):
+        study.tell(study.ask(), value)
+        assert ours.get_best_trial(study_id) == stock.get_best_trial(study_id)
+    assert [vars(one) for one in ours.get_all_studies()] == [vars(one) for one in stock.get_all_studies()]
+    for read_one in ("get_study_user_attrs", "get_study_system_attrs", "get_study_directions"):
+        assert getattr(ours, read_one)(study_id) == getattr(stock, read_one)(study_id)
+    with pytest.raises(ValueError, match="No trials are completed yet"):
+        ours.get_best_trial(study_id - 1)
+
+
+def test_a_study_of_several_objectives_has_no_best_trial(ours: ReadingStorage, stock: RDBStorage):
+    study = optuna.create_study(storage=stock, directions=["minimize", "maximize"])
+    with pytest.raises(RuntimeError, match="single-objective"):
+        ours.get_best_trial(study._study_id)
+
+
+def test_what_another_tool_damaged_is_left_out(ours: ReadingStorage, stock: RDBStorage):
+    """Optuna's own storage raises for each of these, and with it every page of the dashboard."""
+    study = optuna.create_study(storage=stock)
+    study.tell(study.ask({"x": FloatDistribution(0, 1), "choice": CategoricalDistribution(["a", "b"])}), 1.0)
+    study.tell(study.ask(), 2.0)
+    trial = study.ask()
+    trial.set_user_attr("key", "text")
+    study.set_user_attr("key", "text")
+    with ours.engine.begin() as connection:
+        for statement in (
+            "update trial_params set distribution_json = '{' where param_name = 'x'",
+            "update trial_params set param_value = 7 where param_name = 'choice'",
+            "update trial_values set value = 'nan' where value = 2",
+            "update trial_user_attributes set value_json = '{\"a'",
+            "update study_user_attributes set value_json = null",
+            "insert into trial_system_attributes (trial_id, key, value_json) values (3, 'fixed_params', '5')",
+            "update trials set datetime_start = 'infinity'",
+        ):
+            connection.execute(sa.text(statement))
+    first, second, third = read(ours, study._study_id)
+    assert (first.state, first.value, first.params, first.datetime_start) == (TrialState.COMPLETE, 1.0, {}, None)
+    assert (second.state, second.values) == (TrialState.FAIL, None)
+    assert (third.user_attrs, third.system_attrs) == ({"key": '{"a'}, {})
+    assert ours.get_best_trial(study._study_id) == first
+    (frozen,) = ours.get_all_studies()
+    assert frozen.user_attrs == {"key": None}
+
+
 @pytest.fixture
 def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A time zone hours from UTC."""

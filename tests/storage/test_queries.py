@@ -1,9 +1,11 @@
 """The table for analysis has every trial with its outcome, curve and metrics; progress has where a study stands."""
 
 import math
+import warnings
 
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable
 from hpopt.errors import InputError, NoAnswerError
@@ -86,6 +88,19 @@ def test_a_trial_of_stock_optuna_has_the_outcome_of_its_state(fleet):
     assert [(row.outcome, row.n_attempts) for row in table.trials] == expected
     finished = queries.finished_trials(fleet.database, fleet.study)
     assert [trial.outcome for trial in finished] == [outcome for outcome, _ in expected]
+
+
+def test_values_that_cannot_be_analyzed_are_left_out_of_the_table(fleet):
+    """They are shown by the views and in the answer."""
+    stock = fleet.stock()
+    values = {"learning_rate": None, "momentum": math.inf, "ns_steps": "5", "optimizer": ["a", 1], "further": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distributions = {name: CategoricalDistribution([value]) for name, value in values.items()}
+        stock.add_trial(create_trial(params=values, distributions=distributions, value=0.0))
+    (_, row) = queries.read_table(fleet.database, fleet.study).trials
+    assert row.params == {"optimizer": '["a", 1]', "further": None}
+    assert queries.best(fleet.database, fleet.study).params == {**values, "momentum": "Infinity"}
 
 
 def test_the_best_of_a_study_without_a_complete_trial_is_an_error_of_its_own(fleet):

@@ -8,11 +8,15 @@ import tomllib
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import hostile
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hpopt.errors import InputError
 from hpopt.findings.finding import Finding
+from hpopt.formats import storable, to_json
 from hpopt.storage.progress import Best, BudgetUsage, Progress
 from hpopt.terminal.exports import PARAMS_AS, best_as_json, progress_as_json, rows_as_json
 
@@ -102,6 +106,42 @@ def test_a_format_without_null_refuses_it():
     with pytest.raises(InputError, match="TOML cannot have"):
         PARAMS_AS["toml"]({"schedule": None})
     assert json.loads(PARAMS_AS["args"]({"schedule": None}).split()[-1]) is None
+
+
+@given(st.dictionaries(hostile.TEXTS.map(storable), hostile.VALUES, max_size=3).map(to_json).map(json.loads))
+@settings(max_examples=50)
+def test_every_export_of_any_parameters_is_refused_or_read_back(params):
+    """As the database has them: what JSON has no type for is a string or null."""
+    args = ["--" + name if i == 0 else as_text(value) for name, value in params.items() for i in range(2)]
+    variables = {name.upper(): as_text(value) for name, value in params.items()}
+    for name, read, expected in (
+        ("toml", tomllib.loads, params),
+        ("yaml", yaml.safe_load, params),
+        ("args", lambda text: in_shell(f"printf '%s\\0' {text}", n=len(args)), args),
+        ("env", lambda text: in_shell(f"{text}\nprintf '%s\\0' {as_variables(params)}", n=len(params)), variables),
+    ):
+        try:
+            exported = PARAMS_AS[name](params)
+        except InputError as error:
+            assert name in {"toml", "env"}
+            assert len(str(error).splitlines()) == 1  # noqa: PT017 - as above.
+        else:
+            found = read(exported)
+            assert found == (list(expected.values()) if name == "env" else expected)
+
+
+def as_text(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_variables(params):
+    return " ".join(f'"${name.upper()}"' for name in params)
+
+
+def in_shell(script, n):
+    """Run a script that prints n texts, each with a NUL behind it, and return them."""
+    done = subprocess.run(["sh", "-euc", script], capture_output=True, env={}, check=True)
+    return done.stdout.decode().split("\0")[:n]
 
 
 @pytest.mark.parametrize("name", ["λ", "a b", "", "😀", "{x}"])

@@ -38,6 +38,32 @@ def test_truncated_checkpoint_is_ignored_with_its_path(path, kept_share, caplog)
     assert "training starts from the beginning" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"\x80\x02.",
+        b"\x80\x02h\x00.",
+        b"\x80\x02t.",
+        b"\x80\x02K\x01a.",
+        b"PK\x03\x04",
+        b"\x80\x02(",
+        b"\xff" * 99,
+    ],
+)
+def test_a_damaged_pickle_is_ignored(path, damaged, caplog):
+    path.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert load_checkpoint(path, RUN) is None
+    assert "damaged checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("content", [5, [1], {"belongs_to": 5, "content": {}}, {"belongs_to": RUN, "content": 5}])
+def test_a_file_of_another_program_is_ignored(path, content):
+    torch.save(content, path)
+    assert load_checkpoint(path, RUN) is None
+
+
 def test_checkpoint_of_another_run_is_ignored_with_what_differs(path, caplog):
     """Continuing from another trial's weights would attribute its training to these parameters."""
     with caplog.at_level(logging.WARNING):

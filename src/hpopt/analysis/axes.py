@@ -3,7 +3,6 @@
 Numeric choices are ordered, other choices are not: their coordinate is their index.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,8 +19,6 @@ IntArray = npt.NDArray[np.int64]
 # Curves are drawn at steps of a fortieth of the range. Integrals are sums over the midpoints of its twentieths.
 N_NODES = 41
 N_CELLS = 20
-# The square of a larger one is not finite.
-_LARGEST = 1e150
 # Positive choices that span at least this ratio are taken on a logarithmic scale: 16, 32, 64.
 _LOG_CHOICES_RATIO = 4
 
@@ -91,21 +88,12 @@ class Design:
 
 
 def build_design(table: StudyTable, rows: Sequence[TrialRow]) -> Design:
-    """Build the design of all rows that have a valid value for each parameter whose range has more than one."""
+    """Build the design of all rows that have a value for each parameter whose range has more than one."""
     searched = {name: range_ for name, range_ in table.search_space.items() if not is_fixed(range_)}
-    usable = tuple(
-        row for row in rows if all(_has_coordinate(range_, row.params.get(name)) for name, range_ in searched.items())
-    )
+    usable = tuple(row for row in rows if searched.keys() <= row.params.keys())
     axes = tuple(build_axis(name, range_, [row.params[name] for row in usable]) for name, range_ in searched.items())
     points = np.array([[axis.coordinate(row.params[axis.name]) for axis in axes] for row in usable], dtype=float)
     return Design(axes=axes, rows=usable, points=points.reshape(len(usable), len(axes)))
-
-
-def _has_coordinate(range_: Range, value: Scalar | None) -> bool:
-    """Return whether a value has a coordinate; another program can have stored a value of any type."""
-    if isinstance(value, str | bool):
-        return isinstance(range_, Categorical)
-    return value is not None and math.isfinite(value) and abs(value) <= _LARGEST
 
 
 def is_fixed(range_: Range) -> bool:

@@ -127,6 +127,8 @@ class Categorical(BaseModel):
         for choice in choices if isinstance(choices, list | tuple) else ():
             if type(choice) not in (bool, int, float, str) or (type(choice) is float and not math.isfinite(choice)):
                 raise ValueError(f"{choice!r} is not a string, a finite number, true or false{_as_string(choice)}")
+            if isinstance(choice, str) and "\0" in choice:
+                raise ValueError(f"{choice!r} has a NUL, which PostgreSQL does not store")
             # Optuna looks choices up by equality, so that 1, 1.0 and true are the same choice.
             if choice in seen:
                 raise ValueError(f"{choice!r} is listed twice")

@@ -6,6 +6,7 @@ from itertools import count, islice
 import sqlalchemy as sa
 
 from hpopt.errors import InputError
+from hpopt.formats import storable
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
@@ -29,7 +30,8 @@ def pause(database: Database, study: Study, reason: str | None = None) -> StudyS
     A study that is paused already keeps its reason unless another is given.
     """
     with database.brief() as connection:
-        parameters = {"study_id": study.study_id, "reason": reason, "default_reason": _MANUALLY}
+        text = None if reason is None else storable(reason)
+        parameters = {"study_id": study.study_id, "reason": text, "default_reason": _MANUALLY}
         connection.execute(_PAUSE, parameters)
         state = _read_state(connection, study)
     if state.state == "stopped":

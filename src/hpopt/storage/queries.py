@@ -1,5 +1,6 @@
 """Read the best parameters, the progress and the trials of a study."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -11,6 +12,7 @@ from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
+from hpopt.search.space import Categorical, Range
 from hpopt.storage import budget
 from hpopt.storage.database import Database
 from hpopt.storage.observations import find_external
@@ -110,10 +112,10 @@ def _origin(study: Study) -> dict[str, str]:
 
 def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
     outcome = None if row["outcome"] is None else Outcome(row["outcome"])
-    # A choice of another program can be a list.
     params = {
         name: to_json(value) if isinstance(value, list | dict) else value
         for name, value in _in_order(study, row["params"]).items()
+        if name not in study.file.search_space or _is_analyzable(study.file.search_space[name], value)
     }
     fields = {**row, "params": params, "outcome": outcome}
     if curve is None:
@@ -142,6 +144,14 @@ def _best_so_far(study: Study, values: Sequence[float | None]) -> Iterator[float
     return accumulate(values, lambda *pair: study.file.direction.best(pair, lambda value: value))
 
 
+def _is_analyzable(searched: Range, value: Any) -> bool:  # noqa: ANN401 - another program can have stored anything.
+    """Return whether a value is one of the kind of its range, and small enough to compute with."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number:
+        return math.isfinite(value) and abs(value) <= _LARGEST
+    return isinstance(searched, Categorical) and value is not None
+
+
 def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]]]:
     """Run a query in a read-only transaction and return its column names and rows. Raises InputError if it fails."""
     with database.begin() as connection:
@@ -165,6 +175,9 @@ def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
     order = {name: position for position, name in enumerate(study.file.search_space)}
     return dict(sorted(params.items(), key=lambda item: order.get(item[0], len(order))))
 
+
+# The square of a larger number is not finite.
+_LARGEST = 1e150
 
 # The server parses the query: a cursor takes a single statement, wherever there are semicolons in it.
 _SET_QUERY = sa.text("select set_config('hpopt.query', :query, true)")

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
-from hpopt.formats import to_json
+from hpopt.formats import storable, to_json
 from hpopt.search import sampler
 from hpopt.storage import tables
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
@@ -105,7 +105,7 @@ def find_study(database: Database, name: str) -> Study | None:
         """
     )
     with database.begin() as connection:
-        row = connection.execute(query, {"name": name}).mappings().one_or_none()
+        row = connection.execute(query, {"name": storable(name)}).mappings().one_or_none()
     if row is None:
         return None
     fields: dict[str, Any] = {**row}
@@ -266,7 +266,7 @@ def _user_and_host() -> str:
     except (KeyError, OSError):
         # In a container the user can have no name.
         user = str(os.getuid())
-    return f"{user}@{platform.node()}"
+    return storable(f"{user}@{platform.node()}")
 
 
 def _git_commit() -> str | None:

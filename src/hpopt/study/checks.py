@@ -23,6 +23,8 @@ def check_study(study: StudyFile) -> None:
     """Raise ConfigError with the key of the first problem."""
     taken = field_types(config_class(study.objective))
     _, metrics = OBJECTIVES.get(study.objective, (None, ()))
+    if "\0" in study.metric:
+        raise ConfigError("metric", f"{study.metric!r} has a NUL, which PostgreSQL does not store")
     if metrics and study.metric not in metrics:
         raise ConfigError("metric", not_one_of(study.metric, metrics))
     for section in ("search_space", "fixed"):
