@@ -362,4 +362,6 @@ def test_the_row_of_the_best_has_its_documented_columns_and_no_invented_interval
         "source": "search",
         "params": {"learning_rate": 0.02, "momentum": 0.95, "ns_steps": 5, "optimizer": "muon"},
         "trial": attempt.number,
+        "host": "here",
+        "folder": None,
     }
