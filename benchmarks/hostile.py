@@ -211,6 +211,7 @@ class Questions:
 
     url: str
     n_asked: Counter[str] = field(default_factory=Counter)
+    n_failed: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
     def ask(self, kind: str, *arguments: str, read: Callable[[str], Any] = str) -> None:
@@ -227,6 +228,7 @@ class Questions:
         elif code != 2 or len(lines) != 1 or "a bug in hpopt" in stderr or kind in MUST_ANSWER:  # noqa: PLR2004
             problem = f"exit code {code}: {stderr[-500:]}"
         if problem is not None:
+            self.n_failed[kind] += 1
             self.failures.append(f"{' '.join(map(repr, arguments))[:200]}: {problem}")
 
     def call(self, kind: str, name: str, function: Callable[[], Any]) -> None:
@@ -235,13 +237,18 @@ class Questions:
         try:
             function()
         except Exception as error:  # noqa: BLE001 - it is counted.
+            self.n_failed[kind] += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
             self.failures.append(f"{name}: {type(error).__name__}: {error} ({where.filename}:{where.lineno})")
 
 
 def run(arguments: Sequence[str], url: str) -> tuple[int, str, str]:
     """Run a command in this process and return its exit code and its output, as they reach a terminal."""
-    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
+    # Python's own error handlers of the two: a name can have bytes that are no UTF-8.
+    stdout, stderr = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors, newline="")
+        for errors in ("strict", "backslashreplace")
+    )
     before = sys.argv, list(sys.path)
     sys.argv = ["hpopt", *arguments]
     os.environ["HPOPT_STORAGE"] = url
@@ -424,9 +431,9 @@ def write_results(n: int, seed: int) -> Iterator[str]:
             server.stop(Path(folder, "home"))
     yield f"Seed {seed}: {tried.total()} inputs ({', '.join(f'{k} {kind}' for kind, k in tried.items())}),"
     yield f"{questions.n_asked.total()} questions about them. Target: 0 that get neither an answer nor one line.\n"
-    yield "| questions | asked |\n|---|---|"
-    yield from (f"| {kind} | {k} |" for kind, k in sorted(questions.n_asked.items()))
-    yield f"| **neither an answer nor one line** | **{len(questions.failures)}** |\n"
+    yield "| questions | asked | neither an answer nor one line |\n|---|---|---|"
+    yield from (f"| {kind} | {k} | {questions.n_failed[kind]} |" for kind, k in sorted(questions.n_asked.items()))
+    yield f"| all | {questions.n_asked.total()} | **{len(questions.failures)}** |\n"
     yield from (f"    {' '.join(failure.split())[:400]}" for failure in questions.failures[:20])
     # Hostile training functions: draw() and count them in ask_everything, and add their table here.
 
