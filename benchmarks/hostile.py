@@ -1,13 +1,14 @@
-"""Count how often hpopt answers hostile rows, files and names with anything but an answer or one line.
+"""Count how often hpopt answers hostile rows, functions, files and names with anything but an answer or one line.
 
     python benchmarks/hostile.py --inputs 2000 --output benchmarks/results/hostile.md
 
 Draws inputs with hypothesis, deterministic by seed: trials and attributes that another tool wrote into the database,
-study files, and names on the command line. All verbs that read, all exports, all views and the pages of the dashboard
-are asked about them, in this process, on the embedded PostgreSQL.
+training functions, study files, and names on the command line. All verbs that read, all exports, all views and the
+pages of the dashboard are asked about rows, in this process, on the embedded PostgreSQL; one worker runs all functions.
 """
 
 import argparse
+import asyncio
 import contextlib
 import csv
 import datetime as dt
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -41,12 +43,16 @@ from optuna_dashboard import wsgi
 
 from hpopt.cli.main import main as run_command
 from hpopt.dashboard.snapshot import StorageWithNotes
+from hpopt.errors import Diverged, Interrupted
 from hpopt.formats import storable
 from hpopt.postgres import server
-from hpopt.storage import migrate, studies
+from hpopt.storage import control, migrate, queries, studies
 from hpopt.storage.database import Database
 from hpopt.storage.views import VIEWS
 from hpopt.study.reading import parse_study_file
+from hpopt.training.run import Evaluation, Run
+from hpopt.worker.attempt import WorkerOptions
+from hpopt.worker.loop import work
 
 STUDY = """
 name = "answer"
@@ -203,6 +209,46 @@ _ADD_STEP = sa.text(
     "insert into public.trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type) "
     "values (:id, :step, :value, cast(:kind as public.trialintermediatevaluetype))"
 )
+
+
+FUNCTIONS_STUDY = """
+name = "functions"
+objective = "{module}:train"
+metric = "loss"
+[budget]
+trials = {n}
+[sampler]
+name = "random"
+[pruner]
+name = "none"
+[search_space]
+x = {{ low = 0.0, high = 1.0 }}
+"""
+COUNTS = st.integers(0, 9) | SCALARS
+EVALUATIONS = st.builds(
+    Evaluation,
+    step=COUNTS,
+    n_steps=st.just(9) | COUNTS,
+    tokens=COUNTS,
+    seconds=COUNTS,
+    metrics=st.dictionaries(TEXTS, SCALARS, max_size=2).map(lambda metrics: {"loss": 1.0, **metrics})
+    | st.dictionaries(st.just("loss"), VALUES)
+    | VALUES,
+)
+ERRORS = st.sampled_from(
+    [
+        *(ValueError, OSError, MemoryError, AssertionError, KeyError, StopIteration, UnicodeError, RecursionError),
+        *(BaseException, KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, Interrupted, Diverged),
+    ]
+)
+# What each training function yields, and what it raises at the end, if anything.
+FUNCTIONS = st.tuples(
+    st.lists(EVALUATIONS | VALUES, max_size=4), st.none() | st.builds(lambda kind, text: kind(text), ERRORS, TEXTS)
+)
+_OUTCOMES = """
+    select outcome, count(*) from hpopt.attempt join public.studies using (study_id)
+    where study_name = 'functions' and outcome is not null group by 1
+"""
 
 
 @dataclass
@@ -378,6 +424,58 @@ def ask_about_name(questions: Questions, name: str) -> None:
     questions.ask("name", "params", "--", name)
 
 
+@dataclass(frozen=True)
+class Config:
+    """What the hostile training function takes."""
+
+    x: float = 0.5
+    seed: int = 0
+
+
+class Functions:
+    """Training functions, one for each trial of a study: what each yields, and what it does at the end."""
+
+    MODULE = "hostile_functions"
+
+    def __init__(self) -> None:
+        self.functions: list[tuple[list[Any], Any]] = []
+
+    def train(self, _config: Config, _run: Run) -> Iterator[Any]:
+        """Do what the next function does."""
+        yielded, end = self.functions[self.n_called]
+        self.n_called += 1
+        yield from yielded
+        if isinstance(end, BaseException):
+            raise end
+
+    def ask(self, questions: Questions, database: Database, home: Path) -> None:
+        """Run a trial of each function with one worker, which must give each of them one outcome."""
+        self.n_called = 0
+        module = types.ModuleType(self.MODULE)
+        module.Config = Config  # type: ignore[attr-defined]
+
+        def train(config: Config, run: Run) -> Iterator[Any]:
+            return self.train(config, run)
+
+        module.train = train  # type: ignore[attr-defined]
+        sys.modules[self.MODULE] = module
+        text = FUNCTIONS_STUDY.format(n=len(self.functions), module=self.MODULE)
+        study = studies.create_study(database, parse_study_file(text, "functions.toml"))
+
+        def log(line: str) -> None:
+            # Five functions in a row can fail for one reason.
+            if line.startswith("paused:"):
+                control.resume(database, study)
+
+        questions.call("function", "work", lambda: work(database, study, WorkerOptions(home=home, log=log)))
+        rows = queries.read_rows(database, _OUTCOMES)[1]
+        n_ended = sum(n for _, n in rows)
+        questions.n_asked["function"] += len(self.functions)
+        for problem in range(abs(len(self.functions) - n_ended)):
+            questions.n_failed["function"] += 1
+            questions.failures.append(f"function {problem}: no outcome, or two")
+
+
 def draw(strategy: st.SearchStrategy[Any], n: int, seed: int, use: Callable[[Any], None]) -> None:
     """Draw n inputs, the same for the same seed."""
 
@@ -393,7 +491,7 @@ def draw(strategy: st.SearchStrategy[Any], n: int, seed: int, use: Callable[[Any
 
 
 def ask_everything(url: str, n: int, seed: int, folder: Path) -> tuple[Counter[str], Questions]:
-    """Ask about n inputs: half rows, three tenths files, the rest names; return how many there were of each kind."""
+    """Ask about n inputs: half rows, a fifth functions and files each, the rest names; return the number of each."""
     tried: Counter[str] = Counter()
     questions = Questions(url)
     with closing(Database(url)) as database:
@@ -416,8 +514,12 @@ def ask_everything(url: str, n: int, seed: int, folder: Path) -> tuple[Counter[s
             ask_about_name(questions, name)
 
         draw(st.lists(TRIALS, min_size=5, max_size=5), n // 10, seed, try_rows)
-        draw(FILES, n * 3 // 10, seed, try_file)
-        draw(ARGUMENTS, n - n // 2 - n * 3 // 10, seed, try_name)
+        draw(FILES, n // 5, seed, try_file)
+        draw(ARGUMENTS, n // 10, seed, try_name)
+        functions = Functions()
+        draw(FUNCTIONS, n // 5, seed, functions.functions.append)
+        tried["functions"] = len(functions.functions)
+        functions.ask(questions, database, folder)
     return tried, questions
 
 
@@ -435,7 +537,6 @@ def write_results(n: int, seed: int) -> Iterator[str]:
     yield from (f"| {kind} | {k} | {questions.n_failed[kind]} |" for kind, k in sorted(questions.n_asked.items()))
     yield f"| all | {questions.n_asked.total()} | **{len(questions.failures)}** |\n"
     yield from (f"    {' '.join(failure.split())[:400]}" for failure in questions.failures[:20])
-    # Hostile training functions: draw() and count them in ask_everything, and add their table here.
 
 
 def main() -> None:
@@ -447,7 +548,7 @@ def main() -> None:
     options = parser.parse_args()
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("hpopt", "optuna", "hypothesis"))
     lines = [
-        "# Hostile rows, files and names\n",
+        "# Hostile rows, functions, files and names\n",
         f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}; {versions}; Python {platform.python_version()}. Made by",
         f"`python benchmarks/hostile.py --inputs {options.inputs} --seed {options.seed}`.\n",
     ]

@@ -230,5 +230,6 @@ def _describe(error: BaseException) -> str:
 
 def _is_device_error(error: BaseException) -> bool:
     """Return whether an error leaves the process without a usable device; running out of memory does not."""
-    types = {kind.__name__ for kind in type(error).__mro__}
-    return "OutOfMemoryError" not in types and ("AcceleratorError" in types or "CUDA error" in _describe(error))
+    types, message = {kind.__name__ for kind in type(error).__mro__}, _describe(error)
+    is_out_of_memory = "OutOfMemoryError" in types or "out of memory" in message
+    return not is_out_of_memory and ("AcceleratorError" in types or "CUDA error" in message)
