@@ -230,6 +230,7 @@ def test_a_worker_has_no_connection_to_pgbouncer_while_it_trains(pooled):
     _require_few_connections(pooled.fleet)
 
 
+@pytest.mark.long
 def test_a_worker_has_no_connection_to_postgres_while_it_trains(direct_fleet):
     assert [worker.returncode for worker in direct_fleet.workers] == [0, 0], direct_fleet.logs
     _require_few_connections(direct_fleet)

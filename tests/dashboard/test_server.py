@@ -52,6 +52,14 @@ class Dashboard:
     def get_json(self, path: str, **headers: str) -> dict[str, object]:
         return json.loads(self.get(path, **headers))
 
+    def wait_for_figures(self, path: str) -> dict[str, object]:
+        """Return a study with our figures, for which a request waits two seconds at most."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (detail := self.get_json(f"{path}?after=0"))["plotly_graph_objects"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return detail
+
     def request(self, method: str, path: str, **headers: str) -> str:
         request = Request(f"http://127.0.0.1:{self.port}{path}", headers=headers, method=method)
         with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 - the address is ours.
@@ -226,9 +234,8 @@ def test_a_user_of_the_reader_role_can_serve_a_dashboard_that_changes_nothing(
     with running(new_login(shared_quickstart_url, "hpopt_reader"), host="127.0.0.1") as dashboard:
         (study,) = dashboard.get_json("/api/studies")["study_summaries"]
         path = f"/api/studies/{study['study_id']}"
-        detail = dashboard.get_json(f"{path}?after=0")
+        detail = dashboard.wait_for_figures(path)
         assert detail["trials"]
-        assert detail["plotly_graph_objects"]
         with pytest.raises(HTTPError, match="403"):
             dashboard.request("DELETE", path)
         assert dashboard.get_json("/api/studies")["study_summaries"]

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -148,7 +149,9 @@ def test_studies_their_attributes_and_best_trials_agree(ours: ReadingStorage, st
     optuna.create_study(storage=stock, study_name="empty")
     study = optuna.create_study(storage=stock, study_name="a 'b' λ", direction=direction)
     study.set_user_attr("n", math.inf)
-    study.set_metric_names(["loss"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(["loss"])
     for value in (2.0, 1.0, 3.0, 1.0, 3.0):
         study.tell(study.ask(), value)
     study_id = study._study_id
