@@ -436,6 +436,7 @@ def test_a_real_training_continues_from_its_checkpoint_after_ctrl_c(embedded):
     assert all(last <= next_step <= last + 20 for last, next_step in resumed)
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_its_trial_is_retried(workspace):
     workspace.write_held(trials=3)
     run = workspace.start("run", "small.toml", "--workers", "2", "--heartbeat-every", "0.5", "--stale-after", "2")
@@ -449,6 +450,7 @@ def test_a_killed_worker_is_replaced_and_its_trial_is_retried(workspace):
     assert len(workspace.rows("select * from hpopt.worker")) == 3
 
 
+@pytest.mark.long
 def test_a_database_that_restarts_costs_neither_a_trial_nor_a_worker(embedded):
     embedded.write_held(trials=3)
     embedded.start_server()
@@ -513,7 +515,7 @@ def test_the_program_of_a_killed_worker_is_killed_and_one_that_finished_is_ended
     embedded.start_server()
     run = embedded.start("run", "small.toml", "--workers", "1", "--heartbeat-every", "0.3", "--stale-after", "1")
     embedded.wait_for(lambda: embedded.rows("select * from hpopt.learning_curves"), "an evaluation")
-    (first,) = embedded.programs()
+    assert len(embedded.programs()) == 1
     embedded.write_program(trials=1)
     os.kill(embedded.workers()[0], signal.SIGKILL)
     _, err = run.communicate(timeout=TIMEOUT_S)
