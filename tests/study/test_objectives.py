@@ -1,11 +1,14 @@
 """An objective of the user is checked by the dataclass that it takes."""
 
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from hpopt.errors import StudyFileError
-from hpopt.study.objectives import config_class
+from hpopt.study.objectives import config_class, import_function
 from hpopt.study.reading import parse_study_file
 
 OBJECTIVE = """
@@ -149,3 +152,56 @@ def test_a_script_that_exits_when_it_is_imported_is_refused(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(StudyFileError, match=r"^s\.toml: objective: cannot import script_objective: SystemExit: 2$"):
         parse_study_file(OWN_STUDY.replace("own_objective", "script_objective"), "s.toml")
+
+
+SCRIPT = """
+import argparse, os, signal
+from dataclasses import dataclass
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--out_dir", default="out")
+arguments = parser.parse_args()
+os.chdir("/")
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+@dataclass(frozen=True)
+class Config:
+    x: float = 0.5
+    seed: int = 0
+
+def train(config: Config, run):
+    yield
+"""
+
+
+def run_check(folder, objective):
+    (folder / "s.toml").write_text(
+        f'name = "s"\nobjective = "{objective}:train"\nmetric = "loss"\n'
+        "[budget]\ntrials = 1\n[search_space]\nx = { low = 0.0, high = 1.0 }\n"
+    )
+    command = [sys.executable, "-m", "hpopt", "check", "s.toml"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_script_that_parses_arguments_and_changes_its_process_can_be_imported(tmp_path, monkeypatch):
+    (tmp_path / "script_of_mine.py").write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hpopt", "check", "s.toml"])
+    before = signal.getsignal(signal.SIGTERM)
+    import_function("script_of_mine:train")
+    assert (Path.cwd(), sys.argv, signal.getsignal(signal.SIGTERM)) == (tmp_path, ["hpopt", "check", "s.toml"], before)
+    del sys.modules["script_of_mine"]
+
+
+@pytest.mark.parametrize("name", ["rich", "typer", "optuna", "pydantic", "scipy"])
+def test_files_of_the_current_folder_do_not_shadow_libraries(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError('not the library')")
+    (tmp_path / "script_of_mine.py").write_text(SCRIPT)
+    done = run_check(tmp_path, "script_of_mine")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_objective_of_the_current_folder_is_preferred_to_an_installed_package_of_its_name(tmp_path):
+    (tmp_path / "peft.py").write_text(SCRIPT)
+    done = run_check(tmp_path, "peft")
+    assert done.returncode == 0, done.stderr

@@ -53,8 +53,8 @@ def _options(
 
 def main() -> None:
     """Run the command line. An error is one line on standard error, with a traceback under --debug."""
-    # As with `python -m`: training code of users is in the current folder.
-    sys.path.insert(0, str(Path.cwd()))
+    # Training code of users is in the current folder, where no file shadows a library.
+    sys.path.append(str(Path.cwd()))
     stdout = sys.stdout
     try:
         code = _run("--debug" in sys.argv)

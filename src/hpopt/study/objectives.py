@@ -1,12 +1,18 @@
 """Import an objective, and build its config from typed values."""
 
 import importlib
+import importlib.util
 import inspect
+import os
+import signal
 import sys
+import threading
 import typing
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
@@ -43,14 +49,16 @@ def config_class(objective: str) -> type[Any]:
 def import_function(objective: str) -> Callable[..., Any]:
     """Import the function of `package.module:function`. Raises ConfigError with the key `objective`.
 
-    What the import prints goes to standard error, so that standard output has the answer of a command only.
+    What the import prints goes to standard error, so that standard output has the answer of a command only. A module
+    of the current folder is preferred to an installed one of the same name.
     """
     module_name, _, function_name = objective.partition(":")
     if not module_name or not function_name:
         problem = f"'{objective}' is neither {', '.join(OBJECTIVES)} nor package.module:function"
         raise ConfigError("objective", problem + did_you_mean(objective, OBJECTIVES))
     try:
-        with redirect_stdout(sys.stderr):
+        with _as_a_script(module_name), redirect_stdout(sys.stderr):
+            _import_from_here(module_name.partition(".")[0])
             module = importlib.import_module(module_name)
     # The code of users can raise anything, and a script calls sys.exit.
     except (Exception, SystemExit) as error:
@@ -61,6 +69,39 @@ def import_function(objective: str) -> Callable[..., Any]:
         problem = f"{module_name} has no function {function_name}{did_you_mean(function_name, functions)}"
         raise ConfigError("objective", problem)
     return function
+
+
+def _import_from_here(package: str) -> None:
+    """Import a module or package of the current folder, if there is one, although the folder is last in sys.path."""
+    spec = None if package in sys.modules else PathFinder.find_spec(package, [str(Path.cwd())])
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[package] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[package]
+            raise
+
+
+@contextmanager
+def _as_a_script(module_name: str) -> Iterator[None]:
+    """Give an import a command line without arguments, and restore what it changes in the process.
+
+    A script can parse the arguments, change the working folder and handle signals when it is imported.
+    """
+    folder, arguments = Path.cwd(), list(sys.argv)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    sys.argv[:] = [module_name]
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        sys.argv[:] = arguments
+        for number, handler in handlers.items():
+            if in_main_thread and handler is not None:
+                signal.signal(number, handler)
 
 
 def build_config(objective: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the objective's.
