@@ -9,10 +9,13 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import psycopg2
+import psycopg2.extensions
 import sqlalchemy as sa
 from proxy import Link
 
@@ -25,6 +28,8 @@ from hpopt.storage.studies import Study
 DISK_MIB = 16
 _CHUNK = bytes(2**16)
 _STOP_TIMEOUT_S = 30
+# The schedule itself needs some.
+_N_FREE_CONNECTIONS = 4
 
 _TERMINATE = sa.text(
     """
@@ -133,6 +138,11 @@ class Timeouts:
     give_up_after_s: float
 
 
+def _close_all(connections: list[psycopg2.extensions.connection]) -> None:
+    for connection in connections:
+        connection.close()
+
+
 class Faults:
     """Injects faults one after the other, on a random schedule that a seed repeats, and ends each in time."""
 
@@ -167,6 +177,7 @@ class Faults:
             "pg_terminate_backend": (14, self._cut),
             "Postgres restarted, fast": (5, self._restart_fast),
             "Postgres restarted, immediate": (5, self._restart_immediate),
+            "all connections but a few taken": (5, self._take_connections),
             "checkpoint disk full": (6, self._fill_disk),
             "study paused, later resumed": (5, self._pause),
         }
@@ -293,6 +304,20 @@ class Faults:
         share = self._random.choice((0.1, 0.3, 1.0))
         with self._database.begin() as connection:
             return bool(connection.scalar(_TERMINATE, {"share": share}))
+
+    def _take_connections(self) -> bool:
+        """Take connections as another program does, so that most of the fleet is answered `too many clients`."""
+        if not self._server.is_running or "connections" in self._affected:
+            return False
+        taken: list[psycopg2.extensions.connection] = []
+        url = self._server.url.replace("+psycopg2", "")
+        with suppress(psycopg2.OperationalError):
+            while True:
+                taken.append(psycopg2.connect(url))
+        for connection in taken[:_N_FREE_CONNECTIONS]:
+            connection.close()
+        self._end_after(self._draw_duration(), "connections", lambda: _close_all(taken))
+        return True
 
     def _restart_fast(self) -> bool:
         return self._restart("fast")
