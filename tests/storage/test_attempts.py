@@ -42,7 +42,7 @@ def test_the_count_of_started_trials_is_that_of_their_first_attempts(fleet):
 def test_the_first_trial_is_the_default_configuration(fleet):
     attempt = fleet.start()
     assert attempt.params == {"learning_rate": 0.02, "momentum": 0.95, "ns_steps": 5, "optimizer": "muon"}
-    assert (attempt.is_default, fleet.start().is_default) == (True, False)
+    assert (attempt.can_be_pruned, fleet.start().can_be_pruned) == (False, True)
 
 
 def test_workers_that_share_a_seed_do_not_repeat_each_other(fleet, make_fleet):

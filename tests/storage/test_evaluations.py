@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hpopt.storage import queries, studies
+from hpopt.storage import control, queries, studies
 from hpopt.storage.evaluations import Decision
 from hpopt.study.reading import parse_study_file
 
@@ -95,8 +95,18 @@ def test_the_defaults_are_never_pruned(asha_fleet):
     defaults = asha_fleet.start()
     for loss in (1.0, 2.0, 3.0):
         asha_fleet.record(asha_fleet.start(), 10, loss)
-    assert defaults.is_default
+    assert not defaults.can_be_pruned
     assert not asha_fleet.record(defaults, 10, 9.0).should_prune
+
+
+def test_replicates_are_never_pruned(database, asha_fleet):
+    """Enqueued to be compared, they would be worth nothing with another number of steps."""
+    for loss in (1.0, 2.0, 3.0):
+        asha_fleet.record(asha_fleet.start(), 10, loss)
+    control.enqueue(database, asha_fleet.study, {"momentum": 0.9}, n_fresh_seeds=2)
+    for _ in range(2):
+        assert not asha_fleet.record(asha_fleet.start(), 10, 9.0).should_prune
+    assert asha_fleet.record(asha_fleet.start(), 10, 9.0).should_prune
 
 
 def test_a_high_value_is_better_where_the_study_maximizes(database, make_fleet, asha_fleet):

@@ -35,8 +35,8 @@ class Attempt:
     """One execution of a trial by a worker.
 
     A retry has the params and seed of the attempt before it. A trial that was enqueued has the params that were asked
-    for; those missing in `params` are to be sampled. `number` is that of the attempt's Optuna trial. `is_default` marks
-    the trial of the objective's defaults.
+    for; those missing in `params` are to be sampled. `number` is that of the attempt's Optuna trial. The trial of
+    the objective's defaults and those that were enqueued with a seed, as replicates are, cannot be pruned.
     """
 
     attempt_id: int
@@ -47,7 +47,7 @@ class Attempt:
     attempt_number: int = 1
     seed: int | None = None
     params: Mapping[str, Scalar]
-    is_default: bool = False
+    can_be_pruned: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,9 @@ def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
     if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
         # No study searches the seed, so that the trial fails with it.
         seed, params = None, {**params, "seed": seed}
-    return Attempt(**{**row, "seed": seed}, params=params, is_default=DEFAULT_CONFIGURATION in trial.user_attrs)
+    # The defaults are what all others are compared with, and a replicate that was pruned would be none.
+    can_be_pruned = not {DEFAULT_CONFIGURATION, SEED} & trial.user_attrs.keys()
+    return Attempt(**{**row, "seed": seed}, params=params, can_be_pruned=can_be_pruned)
 
 
 _RECORD_CONTACT = sa.text("select hpopt.record_contact(:worker_id)")

@@ -80,7 +80,7 @@ def record(
         raise fenced(attempt)
     return Decision(
         step=evaluation.step,
-        should_prune=not attempt.is_default and rungs.should_prune(n_trials=row.n_others + 1, n_better=row.n_better),
+        should_prune=attempt.can_be_pruned and rungs.should_prune(n_trials=row.n_others + 1, n_better=row.n_better),
         limit_reached="the study was stopped" if row.state == "stopped" else _limit(database, study, row.file_sha256),
         should_pause=row.state == "paused",
     )
