@@ -86,7 +86,7 @@ def _import_from_here(package: str) -> None:
 
 @contextmanager
 def _as_a_script(module_name: str) -> Iterator[None]:
-    """Give an import a command line without arguments, and restore what it changes in the process.
+    """Run an import with a command line without arguments, and restore what it changes in the process.
 
     A script can parse the arguments, change the working folder and handle signals when it is imported.
     """
