@@ -80,7 +80,7 @@ def test_any_foreign_trials_leave_every_answer_readable(database, tmp_path, tria
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @given(trials=FEW_TRIALS)
-@settings(max_examples=100, suppress_health_check=ONE_DATABASE)
+@settings(max_examples=25, suppress_health_check=ONE_DATABASE)
 def test_any_foreign_trials_leave_every_verb_and_the_report_readable(database, tmp_path, trials):
     questions = hostile.Questions(database.url)
     with written(database, trials):

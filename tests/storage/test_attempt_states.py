@@ -261,4 +261,4 @@ def test_any_order_of_calls_keeps_the_budget_and_one_outcome_for_each_trial(data
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_any_longer_order_of_calls_keeps_the_budget_and_one_outcome_for_each_trial(database, make_fleet):
-    run(database, make_fleet, n_examples=300, n_steps=60)
+    run(database, make_fleet, n_examples=100, n_steps=60)

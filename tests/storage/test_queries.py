@@ -4,7 +4,7 @@ import math
 import warnings
 
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable
@@ -101,6 +101,14 @@ def test_values_that_cannot_be_analyzed_are_left_out_of_the_table(fleet):
     (_, row) = queries.read_table(fleet.database, fleet.study).trials
     assert row.params == {"optimizer": '["a", 1]', "further": None}
     assert queries.best(fleet.database, fleet.study).params == {**values, "momentum": "Infinity"}
+
+
+def test_a_value_without_a_logarithm_is_left_out_where_the_range_is_logarithmic(fleet):
+    distributions = {"learning_rate": FloatDistribution(-1.0, 1.0), "momentum": FloatDistribution(-1.0, 1.0)}
+    params = {"learning_rate": -0.5, "momentum": -0.5}
+    fleet.stock().add_trial(create_trial(params=params, distributions=distributions, value=0.0))
+    (_, row) = queries.read_table(fleet.database, fleet.study).trials
+    assert row.params == {"momentum": -0.5}
 
 
 def test_the_best_of_a_study_without_a_complete_trial_is_an_error_of_its_own(fleet):

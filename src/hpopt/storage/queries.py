@@ -148,7 +148,8 @@ def _is_analyzable(searched: Range, value: Any) -> bool:  # noqa: ANN401 - anoth
     """Return whether a value is one of the kind of its range, and small enough to compute with."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number:
-        return math.isfinite(value) and abs(value) <= _LARGEST
+        is_log = not isinstance(searched, Categorical) and searched.log
+        return math.isfinite(value) and abs(value) <= _LARGEST and (value > 0 or not is_log)
     return isinstance(searched, Categorical) and value is not None
 
 
