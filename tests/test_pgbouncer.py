@@ -25,6 +25,8 @@ from pgbouncer import PgBouncer, is_installed, pgbouncer
 pytestmark = pytest.mark.skipif(not is_installed(), reason="PgBouncer is not installed: apt-get install pgbouncer")
 
 TIMEOUT_S = 90
+
+pytestmark = pytest.mark.long
 N_WORKERS = 4
 POOL_SIZE = 2
 N_TRIALS = 12
@@ -230,7 +232,6 @@ def test_a_worker_has_no_connection_to_pgbouncer_while_it_trains(pooled):
     _require_few_connections(pooled.fleet)
 
 
-@pytest.mark.long
 def test_a_worker_has_no_connection_to_postgres_while_it_trains(direct_fleet):
     assert [worker.returncode for worker in direct_fleet.workers] == [0, 0], direct_fleet.logs
     _require_few_connections(direct_fleet)
