@@ -22,11 +22,12 @@ import psycopg2
 import pytest
 from pgbouncer import PgBouncer, is_installed, pgbouncer
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason="PgBouncer is not installed: apt-get install pgbouncer")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not is_installed(), reason="PgBouncer is not installed: apt-get install pgbouncer"),
+]
 
 TIMEOUT_S = 90
-
-pytestmark = pytest.mark.long
 N_WORKERS = 4
 POOL_SIZE = 2
 N_TRIALS = 12
