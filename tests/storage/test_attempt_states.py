@@ -136,6 +136,7 @@ class Attempts(RuleBasedStateMachine):
             try:
                 if not worker.is_started:
                     self.start(worker.attempt)
+                    assert not worker.is_fenced
                 step = trial.last_step + 1
                 assert self.fleet.record(worker.attempt, step) == self.fleet.record(worker.attempt, step)
             except Fenced:
