@@ -1,4 +1,4 @@
-"""Create the tables of studies, their changes, workers, attempts, evaluations, rungs and findings."""
+"""Create the tables of studies, their changes, workers, attempts, evaluations, rungs, findings and answers."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -17,7 +17,9 @@ def upgrade() -> None:
         "study",
         sa.Column("study_id", sa.Integer(), nullable=False),
         sa.Column("parent_id", sa.Integer(), nullable=True),
+        sa.Column("root_id", sa.Integer(), nullable=False),
         sa.Column("role", sa.Text(), server_default="search", nullable=False),
+        sa.Column("candidates", postgresql.JSONB(), nullable=True),
         sa.Column("file", sa.Text(), nullable=False),
         sa.Column("file_sha256", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
@@ -36,10 +38,11 @@ def upgrade() -> None:
         sa.Column("state_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("state in ('open', 'paused', 'stopped')", name="study_state_check"),
         sa.CheckConstraint("summary in ('last', 'best')", name="study_summary_check"),
-        sa.CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="study_role_check"),
+        sa.CheckConstraint("role in ('search', 'confirm')", name="study_role_check"),
         sa.ForeignKeyConstraint(
             ["parent_id"], ["hpopt.study.study_id"], name="study_parent_id_fkey", ondelete="SET NULL"
         ),
+        sa.ForeignKeyConstraint(["root_id"], ["hpopt.study.study_id"], name="study_root_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(
             ["study_id"], ["public.studies.study_id"], name="study_study_id_fkey", ondelete="CASCADE"
         ),
@@ -47,6 +50,7 @@ def upgrade() -> None:
         schema="hpopt",
     )
     op.create_index("study_parent_id_idx", "study", ["parent_id"], schema="hpopt")
+    op.create_index("study_root_id_idx", "study", ["root_id"], schema="hpopt")
     op.create_table(
         "study_change",
         sa.Column("study_change_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -118,6 +122,7 @@ def upgrade() -> None:
         sa.Column("config", postgresql.JSONB(), nullable=True),
         sa.Column("data_fingerprint", sa.Text(), nullable=True),
         sa.Column("folder", sa.Text(), nullable=True),
+        sa.Column("test_metrics", postgresql.JSONB(), nullable=True),
         sa.CheckConstraint(
             "outcome in ('complete', 'pruned', 'diverged', 'failed', 'preempted', 'lost')", name="attempt_outcome_check"
         ),
@@ -202,10 +207,40 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("study_id", "code", "subject", name="finding_pkey"),
         schema="hpopt",
     )
+    op.create_table(
+        "answer",
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("confirmation_id", sa.Integer(), nullable=False),
+        sa.Column("n_runs", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("params", postgresql.JSONB(), nullable=False),
+        sa.Column("trial", sa.Integer(), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("value_low", sa.Double(), nullable=False),
+        sa.Column("value_high", sa.Double(), nullable=False),
+        sa.Column("n_seeds", sa.Integer(), nullable=False),
+        sa.Column("optimism", sa.Double(), nullable=False),
+        sa.Column("noise_std", sa.Double(), nullable=False),
+        sa.Column("candidates", postgresql.JSONB(), nullable=False),
+        sa.Column("test_metrics", postgresql.JSONB(), nullable=True),
+        sa.Column("answered_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("kind in ('confirmed', 'tie')", name="answer_kind_check"),
+        sa.ForeignKeyConstraint(
+            ["confirmation_id"], ["hpopt.study.study_id"], name="answer_confirmation_id_fkey", ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["hpopt.study.study_id"], name="answer_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_id", name="answer_pkey"),
+        schema="hpopt",
+    )
+    op.create_index("answer_confirmation_id_idx", "answer", ["confirmation_id"], schema="hpopt")
 
 
 def downgrade() -> None:
     views.drop_views(op.get_bind())
+    op.drop_index("answer_confirmation_id_idx", table_name="answer", schema="hpopt")
+    op.drop_table("answer", schema="hpopt")
     op.drop_table("finding", schema="hpopt")
     op.drop_index("rung_study_id_fraction_value_idx", table_name="rung", schema="hpopt")
     op.drop_table("rung", schema="hpopt")
@@ -220,5 +255,6 @@ def downgrade() -> None:
     op.drop_table("worker", schema="hpopt")
     op.drop_index("study_change_study_id_idx", table_name="study_change", schema="hpopt")
     op.drop_table("study_change", schema="hpopt")
+    op.drop_index("study_root_id_idx", table_name="study", schema="hpopt")
     op.drop_index("study_parent_id_idx", table_name="study", schema="hpopt")
     op.drop_table("study", schema="hpopt")

@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
+from hpopt.analysis.answer import Answer
 from hpopt.formats import list_values
 from hpopt.hyperparameters import Scalar
 from hpopt.search.direction import Direction
@@ -114,7 +115,8 @@ class StudyTable:
     """A study and all its trials at one point in time.
 
     `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
-    and with which file, data and versions the study was created, so that it can be reproduced.
+    and with which file, data and versions the study was created, so that it can be reproduced. `answer` is that of its
+    confirmation.
     """
 
     name: str
@@ -127,6 +129,7 @@ class StudyTable:
     rungs: Rungs = NO_RUNGS
     external: ExternalTrials = field(default_factory=ExternalTrials)
     origin: Mapping[str, str] = field(default_factory=dict)
+    answer: Answer | None = None
 
     def complete(self) -> tuple[TrialRow, ...]:
         """Return the COMPLETE trials that have a finite value."""

@@ -125,6 +125,8 @@ def _check_space(space: "Mapping[str, Range]", params: Mapping[str, Scalar]) -> 
 
 def parse_assignments(assignments: Sequence[str], space: "Mapping[str, Range]") -> dict[str, Scalar]:
     """Parse NAME=VALUE arguments of parameters of a search space, in their order. Raises InputError."""
+    from hpopt.search.space import as_sampled
+
     params: dict[str, Scalar] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -134,7 +136,7 @@ def parse_assignments(assignments: Sequence[str], space: "Mapping[str, Range]") 
             raise InputError(f"{name}: given twice, as {params[name]!r} and as {value}")
         params[name] = _parse_value(value, space.get(name))
     _check_space(space, params)
-    return {name: _as_sampled(value, space[name]) for name, value in params.items()}
+    return {name: as_sampled(space[name], value) for name, value in params.items()}
 
 
 def _parse_value(text: str, searched: "Range | None") -> Scalar:
@@ -151,17 +153,6 @@ def _parse_value(text: str, searched: "Range | None") -> Scalar:
     # A choice "1" can be typed as it is shown, without quotes.
     is_bare_choice = isinstance(searched, Categorical) and not searched.contains(value) and searched.contains(text)
     return value if is_scalar and not is_bare_choice else text
-
-
-def _as_sampled(value: Scalar, searched: "Range") -> Scalar:
-    """Return a value as the sampler would: 1 is 1.0 in a float range, and a choice is the file's own."""
-    from hpopt.search.space import Categorical, Float
-
-    if isinstance(searched, Float):
-        return float(value)
-    if isinstance(searched, Categorical):
-        return next(choice for choice in searched.choices if choice == value)
-    return value
 
 
 def _change(name: str, storage: str | None, home: Path, change: "Callable[[Database, Study], StudyState]") -> None:

@@ -208,13 +208,15 @@ class _Launch:
 
     def require_unfinished(self) -> None:
         """Raise InputError if the study has no work for another worker."""
-        from hpopt.storage import budget
+        from hpopt.storage import control
+        from hpopt.storage.confirmation import family_finished_reason
+        from hpopt.storage.studies import require_root
 
-        usage = budget.read_usage(self.database, self.study)
-        reason = budget.finished_reason(self.study, usage)
+        require_root(self.study)
+        reason = family_finished_reason(self.database, self.study)
         if reason is not None:
             name = self.study.name
-            is_stopped = usage.state == "stopped"
+            is_stopped = control.read_state(self.database, self.study).state == "stopped"
             remedy = f"`hpopt resume {name}`" if is_stopped else "`hpopt create FILE` with a larger budget"
             raise InputError(f"study '{name}' is finished: {reason}; {remedy} continues it")
 

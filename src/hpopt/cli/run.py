@@ -166,7 +166,7 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     from hpopt.terminal.watch import has_work, watch
 
     progress = queries.progress(database, study)
-    if progress.finished_reason is None and progress.usage.state == "open":
+    if progress.finished_reason is None and (progress.usage.state == "open" or progress.confirmation is not None):
         with workers:
             watch(database, study, err, stop, lambda: workers.supervise() and has_work(database, study))
         progress = _read_progress(database, study)

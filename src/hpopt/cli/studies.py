@@ -75,9 +75,9 @@ def delete(
         if content.n_alive and not force:
             alive = format_count(content.n_alive, "worker")
             raise InputError(f"study '{study}' has {alive} at work; `hpopt stop {study}` ends them, or pass --force")
-        folder = run_folder(home, content.name, content.created_at)
+        folders = [run_folder(home, name, created_at) for name, created_at in content.family]
         counts = f"{format_count(content.n_trials, 'trial')} and {format_count(content.n_workers, 'worker')}"
-        files = f", and {folder}" if folder.is_dir() else ""
+        files = "".join(f", and {folder}" for folder in folders if folder.is_dir())
         what = f"study '{study}' with {counts} in {database.address}{files}"
         if not yes:
             if not sys.stdin.isatty():
@@ -85,7 +85,8 @@ def delete(
             if not typer.confirm(f"Delete {what}?", err=True):
                 raise HpoptError("nothing was deleted")
         delete_study(database, content.study_id)
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
     out.print(f"deleted {what}", soft_wrap=True)
 
 
@@ -342,12 +343,12 @@ def _cached_findings(database: "Database", progress: "Progress", study: "Study")
 
 def _follow(database: "Database", study: "Study") -> None:
     from hpopt.cli.run import stop_on_signals
-    from hpopt.storage import budget
+    from hpopt.storage.confirmation import family_finished_reason
     from hpopt.terminal.watch import watch
 
     def is_running() -> bool:
         try:
-            return budget.finished_reason(study, budget.read_usage(database, study)) is None
+            return family_finished_reason(database, study) is None
         except DatabaseError:
             return True
 

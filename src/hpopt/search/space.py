@@ -175,6 +175,15 @@ Range = Annotated[
 ]
 
 
+def as_sampled(searched: Range, value: Scalar) -> Scalar:
+    """Return a value of a range as a sampler returns it: 1 is 1.0 in a float range, and a choice is the range's own."""
+    if isinstance(searched, Float):
+        return float(value)
+    if isinstance(searched, Categorical):
+        return next(choice for choice in searched.choices if choice == value)
+    return value
+
+
 def _check_bounds(low: float, high: float, step: float | None, *, above: float | None) -> None:
     if low > high:
         raise ValueError(f"low {low} is above high {high}")

@@ -157,6 +157,7 @@ def finish(
     *,
     value: float | None = None,
     reason: str | None = None,
+    test_metrics: Mapping[str, float] | None = None,
     retry_after_s: float | None = None,
     is_live: bool = True,
 ) -> None:
@@ -184,6 +185,9 @@ def finish(
             return
         if row.is_running:
             optuna_write.end_trial(connection, attempt.optuna_trial_id, Outcome(row.outcome), value)
+        if test_metrics is not None:
+            tested = to_json(test_metrics, keep_non_finite=True)
+            connection.execute(_SET_TEST_METRICS, {"attempt_id": attempt.attempt_id, "test_metrics": tested})
         if row.outcome in {Outcome.FAILED, Outcome.LOST}:
             limits = {"n_failures": _FAILURES_THAT_PAUSE, "out_of_memory": _OUT_OF_MEMORY}
             connection.execute(_PAUSE, {"study_id": attempt.study_id, **limits})
@@ -201,8 +205,7 @@ def _start_trial(connection: sa.Connection, study: Study, parameters: Mapping[st
         return None
     optuna_trial_id = optuna_write.claim_waiting(connection, study.study_id)
     if optuna_trial_id is None:
-        # All points of a grid are enqueued.
-        if study.file.sampler.name == "grid":
+        if study.is_enqueued_whole:
             return None
         optuna_trial_id = optuna_write.create_trial(connection, study.study_id)
     connection.execute(_COUNT_STARTED, parameters)
@@ -296,6 +299,10 @@ _END = sa.text(
     select outcome, is_running
     from hpopt.end_attempt(:attempt_id, :outcome, :reason, :is_live, :retry_after_s, :max_attempts)
     """
+)
+
+_SET_TEST_METRICS = sa.text(
+    "update hpopt.attempt set test_metrics = cast(:test_metrics as jsonb) where attempt_id = :attempt_id"
 )
 
 _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attempt_id")

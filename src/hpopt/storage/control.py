@@ -25,13 +25,13 @@ def read_state(database: Database, study: Study) -> StudyState:
 
 
 def pause(database: Database, study: Study, reason: str | None = None) -> StudyState:
-    """Pause a study: workers requeue their trials with a checkpoint and wait. Raises InputError if it is stopped.
+    """Pause a study and its family: workers requeue their trials with a checkpoint and wait.
 
-    A study that is paused already keeps its reason unless another is given.
+    A study that is paused already keeps its reason unless another is given. Raises InputError if it is stopped.
     """
     with database.brief() as connection:
         text = None if reason is None else storable(reason)
-        parameters = {"study_id": study.study_id, "reason": text, "default_reason": _MANUALLY}
+        parameters = {"root_id": study.root_id, "reason": text, "default_reason": _MANUALLY}
         connection.execute(_PAUSE, parameters)
         state = _read_state(connection, study)
     if state.state == "stopped":
@@ -40,12 +40,12 @@ def pause(database: Database, study: Study, reason: str | None = None) -> StudyS
 
 
 def resume(database: Database, study: Study) -> StudyState:
-    """Open a study that is paused or stopped."""
+    """Open a study that is paused or stopped, and its family."""
     return _set_state(database, study, "open", None)
 
 
 def stop(database: Database, study: Study) -> StudyState:
-    """Stop a study: running trials end at their next evaluation, and workers exit."""
+    """Stop a study and its family: running trials end at their next evaluation, and workers exit."""
     return _set_state(database, study, "stopped", _MANUALLY)
 
 
@@ -67,7 +67,7 @@ def enqueue(
             raise InputError(f"study '{study.name}' was deleted")
         known = Configurations(connection, study.study_id, default_seed(study.file, study.defaults))
         used = known.seeds(params)
-        if study.file.sampler.name == "grid" and not used:
+        if study.is_enqueued_whole and not used:
             raise InputError(
                 f"study '{study.name}' tries a grid, whose points are all enqueued;"
                 " write others into [[enqueue]] of its file and `hpopt create` it again"
@@ -111,8 +111,7 @@ def retry(database: Database, study: Study, trials: Collection[int] | None = Non
 
 def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None:
     """Return what ends the study before it starts a trial behind n_enqueued others, or None."""
-    hours = {"device_hours": usage.device_hours, "wall_hours": usage.wall_hours}
-    limit = budget.compare(study, **hours, best_value=usage.best_value)
+    limit = budget.limit_of(study, usage)
     n_trials = study.file.budget.trials
     if limit is not None or n_trials is None or usage.n_started + n_enqueued < n_trials:
         return limit
@@ -121,7 +120,7 @@ def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None
 
 def _set_state(database: Database, study: Study, state: str, reason: str | None) -> StudyState:
     with database.brief() as connection:
-        connection.execute(_SET_STATE, {"study_id": study.study_id, "state": state, "reason": reason})
+        connection.execute(_SET_STATE, {"root_id": study.root_id, "state": state, "reason": reason})
         return _read_state(connection, study)
 
 
@@ -151,14 +150,14 @@ _PAUSE = sa.text(
     set state_reason = coalesce(:reason, case when state = 'paused' then state_reason end, :default_reason),
         state_since = case when state = 'paused' then state_since else now() end,
         state = 'paused'
-    where study_id = :study_id and state <> 'stopped'
+    where root_id = :root_id and state <> 'stopped'
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
 
 _SET_STATE = sa.text(
     """
     update hpopt.study set state = :state, state_reason = :reason, state_since = now()
-    where study_id = :study_id and state <> :state
+    where root_id = :root_id and state <> :state
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
 

@@ -16,6 +16,7 @@ from optuna.distributions import distribution_to_json, json_to_distribution
 from hpopt.analysis.trials import Outcome
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler
+from hpopt.search.direction import Direction
 from hpopt.search.space import Range
 
 # The revision of Optuna's tables that is written here, as Optuna stamps it.
@@ -28,6 +29,13 @@ class QueuedTrial:
 
     params: Mapping[str, Scalar]
     user_attrs: Mapping[str, Any]
+
+
+def create_study(connection: sa.Connection, name: str, direction: Direction, metric: str) -> int | None:
+    """Add a study and return its id, or None if there is one of this name."""
+    parameters = {"name": name, "direction": direction.name, "metric_names": json.dumps([metric])}
+    created: int | None = connection.scalar(_CREATE_STUDY, parameters)
+    return created
 
 
 def create_trial(connection: sa.Connection, study_id: int) -> int:
@@ -125,6 +133,22 @@ def intermediate_value(value: float) -> dict[str, float | str | None]:
         return {"value": None, "value_type": "INF_POS" if value > 0 else "INF_NEG"}
     return {"value": value, "value_type": "FINITE"}
 
+
+# The last is what Study.set_metric_names stores.
+_CREATE_STUDY = sa.text(
+    """
+    with created as (
+        insert into public.studies (study_name) values (:name) on conflict do nothing returning study_id
+    ), with_direction as (
+        insert into public.study_directions (study_id, objective, direction)
+        select study_id, 0, cast(:direction as public.studydirection) from created
+    ), with_metric as (
+        insert into public.study_system_attributes (study_id, key, value_json)
+        select study_id, 'study:metric_names', :metric_names from created
+    )
+    select study_id from created
+    """
+)
 
 # Numbers count from 0 in each study; the newest trial has the highest.
 _CREATE = sa.text(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from hpopt.analysis.answer import AnswerKind, ConfirmedCandidate
 from hpopt.analysis.trials import ExternalTrials, Outcome
 from hpopt.hyperparameters import Scalar
 
@@ -38,6 +39,7 @@ class Enqueued:
 class BudgetUsage:
     """What a study has spent: trials, device hours, hours in which a worker was at work, and its best value.
 
+    Hours are those of its family; `reserved_hours` are the device hours that its confirmation is expected to take.
     `n_enqueued` trials wait for their first attempt. `state` is open, paused or stopped.
     """
 
@@ -49,6 +51,7 @@ class BudgetUsage:
     n_enqueued: int
     device_hours: float
     wall_hours: float
+    reserved_hours: float
     best_value: float | None
 
     @property
@@ -59,10 +62,11 @@ class BudgetUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """A row of the view hpopt.best_params: the best configuration, by its mean over seeds.
+    """A row of the view hpopt.best_params: the answer of a confirmation, or the best configuration by its mean.
 
-    From value_low to value_high are the values of its n_seeds seeds. They are None for a value of a single run.
-    `folder` on `host` has the files of the trial, such as its checkpoint, if the study keeps them.
+    From value_low to value_high is the 95% interval of the mean over its n_seeds seeds: None for a value of a single
+    run. `folder` on `host` has the files of the trial, such as its checkpoint, if the study keeps them. `optimism`,
+    `noise_std`, `candidates` and `test_metrics` are those of a confirmation, as in hpopt.analysis.answer.Answer.
     """
 
     study_name: str
@@ -76,6 +80,11 @@ class Best:
     finished_at: datetime
     host: str | None = None
     folder: str | None = None
+    answer: AnswerKind = AnswerKind.UNCONFIRMED
+    optimism: float | None = None
+    noise_std: float | None = None
+    candidates: tuple[ConfirmedCandidate, ...] = ()
+    test_metrics: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +132,8 @@ class FinishedTrial:
 class Progress:
     """Where a study stands: its budget, the outcomes of its trials, its workers, and its best against the defaults.
 
-    `finished_reason` is None while the study goes on. `n_by_outcome` counts finished trials by outcome and the others
+    `finished_reason` is None while the study goes on, or what follows it: its `confirmation`, which is None before it
+    starts. `n_by_outcome` counts finished trials by outcome and the others
     as `running` and `waiting`.
     """
 
@@ -140,6 +150,7 @@ class Progress:
     best: Best | None
     default_value: float | None
     external: ExternalTrials = field(default_factory=ExternalTrials)
+    confirmation: "Progress | None" = None
 
     @property
     def n_failed(self) -> int:

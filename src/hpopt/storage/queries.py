@@ -8,12 +8,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpopt.analysis.answer import Answer, AnswerKind, ConfirmedCandidate
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Categorical, Range
-from hpopt.storage import budget
+from hpopt.storage import budget, confirmation
 from hpopt.storage.database import Database
 from hpopt.storage.observations import find_external
 from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
@@ -34,7 +35,14 @@ def find_best(database: Database, study: Study) -> Best | None:
     query = sa.text("select * from hpopt.best_params where study_name = :name")
     with database.begin() as connection:
         row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
-    return None if row is None else Best(**{**row, "params": _in_order(study, row["params"])})
+    if row is None:
+        return None
+    candidates = tuple(
+        ConfirmedCandidate(**{**one, "params": _in_order(study, one["params"]), "values": tuple(one["values"])})
+        for one in row["candidates"] or ()
+    )
+    fields = {"params": _in_order(study, row["params"]), "answer": AnswerKind(row["answer"]), "candidates": candidates}
+    return Best(**{**row, **fields})
 
 
 def progress(database: Database, study: Study) -> Progress:
@@ -51,13 +59,14 @@ def progress(database: Database, study: Study) -> Progress:
         default_value = connection.scalar(_DEFAULT_VALUE, parameters)
         state_since = connection.execute(_STATE_SINCE, parameters).scalar_one()
     usage = budget.read_usage(database, study)
+    follower = confirmation.find_confirmation(database, study) if study.is_root else None
     return Progress(
         name=study.name,
         metric=study.file.metric,
         state_since=state_since,
         planned_trials=budget.planned_trials(study, usage),
         n_steps=study.n_steps,
-        finished_reason=budget.finished_reason(study, usage),
+        finished_reason=confirmation.family_finished_reason(database, study),
         usage=usage,
         n_by_outcome={outcome: n for outcome, n, _ in outcomes},
         tokens=sum(int(tokens) for _, _, tokens in outcomes),
@@ -65,6 +74,7 @@ def progress(database: Database, study: Study) -> Progress:
         best=find_best(database, study),
         default_value=default_value,
         external=find_external(database, study),
+        confirmation=None if follower is None else progress(database, follower),
     )
 
 
@@ -100,6 +110,21 @@ def read_table(database: Database, study: Study) -> StudyTable:
         rungs=rungs_of(study.file),
         external=find_external(database, study),
         origin=_origin(study),
+        answer=_answer(find_best(database, study)),
+    )
+
+
+def _answer(best: Best | None) -> Answer | None:
+    """Return the answer of the confirmation of a study, or None if there is none."""
+    if best is None or best.optimism is None or best.noise_std is None:
+        return None
+    return Answer(
+        kind=best.answer,
+        trial=best.trial,
+        optimism=best.optimism,
+        noise_std=best.noise_std,
+        candidates=best.candidates,
+        test_metrics=best.test_metrics,
     )
 
 

@@ -43,15 +43,16 @@ _VERSIONED = ("optuna", "torch", "transformers")
 class Study:
     """A study of a database.
 
-    `defaults` are the objective's, `n_steps` the optimizer steps of a complete trial (None if they differ): both are
-    stored when the study is created, so that displaying it does not import the objective.
+    The root of a family was created from a study file, its other studies have the file of their root and are enqueued
+    whole. `defaults` are the objective's, `n_steps` the optimizer steps of a complete trial (None if they differ): both
+    are stored when the study is created, so that displaying it does not import the objective.
     """
 
     study_id: int
     name: str
     file: StudyFile
     text: str
-    parent: str | None
+    root_id: int
     role: str
     created_at: datetime
     data_fingerprint: str | None
@@ -59,14 +60,23 @@ class Study:
     file_sha256: str
     defaults: Mapping[str, Any]
     n_steps: int | None
+    n_candidates: int = 0
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the study is the first of its family."""
+        return self.root_id == self.study_id
+
+    @property
+    def is_enqueued_whole(self) -> bool:
+        """Whether all its trials are enqueued, so that workers sample none."""
+        return not self.is_root or self.file.sampler.name == "grid"
 
 
 def create_study(
     database: Database,
     source: StudySource,
     *,
-    parent: str | None = None,
-    role: str = "search",
     log: Callable[[str], None] = lambda _line: None,
 ) -> Study:
     """Create the study of a study file with its configurations enqueued, or update an existing one.
@@ -76,7 +86,7 @@ def create_study(
     """
     existing = find_study(database, source.file.name)
     if existing is None:
-        _create(database, source, parent, role)
+        _create(database, source)
     else:
         changes = _update(database, existing, source)
         for key, (new, old) in changes.items():
@@ -94,23 +104,23 @@ def load_study(database: Database, name: str) -> Study:
 
 def find_study(database: Database, name: str) -> Study | None:
     """Return the study of a name, or None. Raises StudyFileError if its stored file cannot be read."""
-    query = sa.text(
-        """
-        select h.study_id, s.study_name as name, h.file, h.role, h.created_at, h.data_fingerprint,
-               h.versions, h.file_sha256, h.defaults, h.n_steps, p.study_name as parent
-        from hpopt.study h
-        join public.studies s on s.study_id = h.study_id
-        left join public.studies p on p.study_id = h.parent_id
-        where s.study_name = :name
-        """
-    )
     with database.begin() as connection:
-        row = connection.execute(query, {"name": storable(name)}).mappings().one_or_none()
-    if row is None:
-        return None
+        row = connection.execute(_STUDY, {"name": storable(name)}).mappings().one_or_none()
+    return None if row is None else _read_study(row)
+
+
+def family_of(database: Database, study: Study) -> list[Study]:
+    """Return the studies of a family in the order of their creation, its root first."""
+    with database.begin() as connection:
+        rows = connection.execute(_FAMILY, {"root_id": study.root_id}).mappings().all()
+    return [_read_study(row) for row in rows]
+
+
+def _read_study(row: sa.RowMapping) -> Study:
     fields: dict[str, Any] = {**row}
     text = fields.pop("file")
-    return Study(**fields, text=text, file=parse_stored(text, f"study '{name}'"))
+    file = parse_stored(text, f"study '{row['name']}'")
+    return Study(**fields, text=text, file=file if row["role"] == "search" else plan.confirmation_file(file))
 
 
 def run_folder(home: Path, name: str, created_at: datetime) -> Path:
@@ -154,6 +164,13 @@ def require_version(study: Study) -> None:
         )
 
 
+def require_root(study: Study) -> None:
+    """Raise InputError for a study that the workers of another one run."""
+    if not study.is_root:
+        root = study.name.partition("@")[0]
+        raise InputError(f"study '{study.name}' is run by the workers of '{root}'; name that one")
+
+
 def require_data(database: Database, study: Study, fingerprint: str | None) -> None:
     """Record the data of the first worker. Raises InputError for a worker with other data."""
     if fingerprint is None:
@@ -171,15 +188,13 @@ def require_data(database: Database, study: Study, fingerprint: str | None) -> N
         )
 
 
-def _create(database: Database, source: StudySource, parent: str | None, role: str) -> None:
-    parent_id = None if parent is None else load_study(database, parent).study_id
+def _create(database: Database, source: StudySource) -> None:
     with database.errors():
         study = _create_optuna_study(database, source.file)
     study_id = study._study_id  # noqa: SLF001 - Optuna has no public way to the id.
     row = {
         "study_id": study_id,
-        "parent_id": parent_id,
-        "role": role,
+        "root_id": study_id,
         "created_by": _user_and_host(),
         "git_commit": _git_commit(),
         **_from_source(source),
@@ -201,7 +216,7 @@ def _update(database: Database, study: Study, source: StudySource) -> dict[str, 
         _enqueue(connection, study.study_id, source.file)
         # Findings with another pruner or of another version can be outdated.
         row = {**_from_source(source), "n_analyzed": None}
-        connection.execute(sa.update(tables.study).where(tables.study.c.study_id == study.study_id).values(row))
+        connection.execute(sa.update(tables.study).where(tables.study.c.root_id == study.study_id).values(row))
         changes = file_changes(source.file, study.file)
         if study.versions["hpopt"] != __version__:
             changes["hpopt"] = (__version__, study.versions["hpopt"])
@@ -290,3 +305,13 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+_STUDIES = """
+    select h.study_id, s.study_name as name, h.file, h.root_id, h.role, h.created_at, h.data_fingerprint, h.versions,
+           h.file_sha256, h.defaults, h.n_steps,
+           coalesce(jsonb_array_length(h.candidates), 0) as n_candidates
+    from hpopt.study h join public.studies s using (study_id)
+    """
+_STUDY = sa.text(f"{_STUDIES} where s.study_name = :name")
+_FAMILY = sa.text(f"{_STUDIES} where h.root_id = :root_id order by h.created_at, h.study_id")

@@ -32,6 +32,9 @@ SCHEMA = "hpopt"
 # Workers run the trials of an open study, wait while it is paused, and exit when it is stopped.
 STATES = ("open", "paused", "stopped")
 
+# A study that is not the first of its family follows its parent.
+ROLES = ("search", "confirm")
+
 metadata = MetaData(
     schema=SCHEMA,
     naming_convention={
@@ -52,7 +55,11 @@ study = Table(
     metadata,
     Column("study_id", ForeignKey("public.studies.study_id", ondelete="CASCADE"), primary_key=True),
     Column("parent_id", ForeignKey("hpopt.study.study_id", ondelete="SET NULL")),
+    # The study whose family this is: the parent's, or the study itself.
+    Column("root_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), nullable=False),
     Column("role", Text, nullable=False, server_default="search"),
+    # The configurations that a confirmation repeats, and their trials in the parent.
+    Column("candidates", JSONB),
     Column("file", Text, nullable=False),
     Column("file_sha256", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -74,10 +81,11 @@ study = Table(
     Column("state", Text, nullable=False, server_default="open"),
     Column("state_reason", Text),
     Column("state_since", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    CheckConstraint("role in ('search', 'confirm', 'ladder', 'phase')", name="role"),
+    CheckConstraint(f"role in {ROLES}", name="role"),
     CheckConstraint(f"state in {STATES}", name="state"),
     CheckConstraint("summary in ('last', 'best')", name="summary"),
     Index(None, "parent_id"),
+    Index(None, "root_id"),
 )
 
 # What `hpopt create` has changed in a study.
@@ -155,6 +163,8 @@ attempt = Table(
     Column("data_fingerprint", Text),
     # Of a complete trial that is among the best `keep`: the folder of its files, on the host of its worker.
     Column("folder", Text),
+    # Of a confirmation run: no view shows those of other runs than the winner's.
+    Column("test_metrics", JSONB),
     CheckConstraint(f"outcome in {tuple(map(str, Outcome))}", name="outcome"),
     CheckConstraint("(outcome is null) = (ended_at is null)", name="ended"),
     UniqueConstraint("trial_id", "attempt_number"),
@@ -206,4 +216,31 @@ finding = Table(
     Column("remedy", Text, nullable=False),
     Column("found_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("severity in ('error', 'warning', 'note')", name="severity"),
+)
+
+# The answer of a confirmation, by the root of its family.
+answer = Table(
+    "answer",
+    metadata,
+    Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), primary_key=True),
+    Column("confirmation_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), nullable=False),
+    # Finished runs of the confirmation, from which it follows.
+    Column("n_runs", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("params", JSONB, nullable=False),
+    # The trial of the parent with these params.
+    Column("trial", Integer, nullable=False),
+    Column("value", Double, nullable=False),
+    # The 95% interval of the true mean.
+    Column("value_low", Double, nullable=False),
+    Column("value_high", Double, nullable=False),
+    Column("n_seeds", Integer, nullable=False),
+    # How much better the best single value of the search is than its confirmed mean.
+    Column("optimism", Double, nullable=False),
+    Column("noise_std", Double, nullable=False),
+    Column("candidates", JSONB, nullable=False),
+    Column("test_metrics", JSONB),
+    Column("answered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("kind in ('confirmed', 'tie')", name="kind"),
+    Index(None, "confirmation_id"),
 )

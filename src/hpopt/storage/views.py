@@ -96,27 +96,38 @@ join public.study_directions d on d.study_id = t.study_id and d.objective = 0
 where t.state = 'COMPLETE' and t.feasible and t.value is not null
 """
 
-# The best configuration by its mean over seeds, with the lowest and the highest value of them: of those with the most
-# seeds, so that a lucky single run does not replace one that was repeated. `trial` is its best run. As in
-# hpopt.leaderboard and hpopt.learning_curves, a query about one study reads only that study because trials are grouped
-# by study_name too.
+# The answer of each family, under the name of its root: that of its confirmation, else the best configuration of the
+# search by its mean over seeds. Of those with the most seeds, so that a single run that was lucky does not replace one
+# that was repeated. `trial` is its best run in the search, value_low and value_high bound the 95% interval of the mean.
+# As in hpopt.leaderboard and hpopt.learning_curves, a query about one study reads only that study because trials are
+# grouped by study_name too.
 _BEST_PARAMS = """
 create or replace view hpopt.best_params as
-select distinct on (study_id, study_name)
-       study_name,
-       case when n_seeds > 1 then mean else best.value end as value,
-       case when n_seeds > 1 then low end as value_low,
-       case when n_seeds > 1 then high end as value_high,
-       n_seeds,
-       'search'::text as source,
-       params,
-       best.trial,
-       best.finished_at,
-       best.host,
-       best.folder
+select distinct on (configurations.study_id, configurations.study_name)
+       configurations.study_name,
+       coalesce(answer.value, case when configurations.n_seeds > 1 then mean else best.value end) as value,
+       coalesce(answer.value_low, mean - half_width) as value_low,
+       coalesce(answer.value_high, mean + half_width) as value_high,
+       coalesce(answer.n_seeds, configurations.n_seeds) as n_seeds,
+       case when answer.kind is null then 'search' else 'confirm' end as source,
+       coalesce(answer.params, configurations.params) as params,
+       coalesce(answer.trial, best.trial) as trial,
+       coalesce(answer.answered_at, best.finished_at) as finished_at,
+       case when answer.kind is null then best.host else kept.host end as host,
+       case when answer.kind is null then best.folder else kept.folder end as folder,
+       coalesce(answer.kind, 'unconfirmed') as answer,
+       answer.optimism,
+       answer.noise_std,
+       answer.candidates,
+       answer.test_metrics
 from (
     select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
-           avg(t.value) as mean, min(t.value) as low, max(t.value) as high,
+           avg(t.value) as mean,
+           case when count(distinct t.seed) > 1 then
+               hpopt.t_quantile(count(distinct t.seed)::int - 1) / sqrt(count(distinct t.seed))
+               -- The square of a larger value is not finite.
+               * stddev_samp(case when abs(t.value) < 1e150 then t.value end)
+           end as half_width,
            (array_agg(t.optuna_trial_id order by d.sign * t.value, t.trial))[1] as optuna_trial_id
     from hpopt.trials t
     join (
@@ -124,13 +135,22 @@ from (
         from public.study_directions where objective = 0
     ) d on d.study_id = t.study_id
     where t.state = 'COMPLETE' and t.feasible and t.value is not null
+      and not exists (select from hpopt.study h where h.study_id = t.study_id and h.root_id <> h.study_id)
     group by t.study_id, t.study_name, t.params, d.sign
 ) configurations
 cross join lateral (
     select t.value, t.trial, t.finished_at, t.host, t.folder
     from hpopt.trials t where t.optuna_trial_id = configurations.optuna_trial_id
 ) best
-order by study_id, study_name, n_seeds desc, sign * case when n_seeds > 1 then mean else best.value end, best.trial
+left join hpopt.answer answer on answer.study_id = configurations.study_id
+left join lateral (
+    select t.host, t.folder
+    from hpopt.trials t
+    where t.study_id = answer.confirmation_id and t.params = answer.params and t.folder is not null
+    order by t.seed limit 1
+) kept on true
+order by configurations.study_id, configurations.study_name, configurations.n_seeds desc,
+         sign * case when configurations.n_seeds > 1 then mean else best.value end, best.trial
 """
 
 # A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.
@@ -375,6 +395,18 @@ create or replace function hpopt.end_attempt(
 $$
 """
 
+# The 97.5% quantile of Student's t distribution, by degrees of freedom.
+_T_QUANTILE = """
+create or replace function hpopt.t_quantile(degrees_of_freedom integer) returns double precision
+language sql immutable strict as $$
+    select coalesce((array[
+        12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+        2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+        2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423
+    ])[degrees_of_freedom], 1.959964 + 2.372 / degrees_of_freedom + 2.823 / degrees_of_freedom ^ 2)
+$$
+"""
+
 # The value of a trial after an evaluation: that of the evaluation, or the best so far.
 _SUMMARY_VALUE = """
 create or replace function hpopt.summary_value(of_optuna_trial_id integer, last_value double precision)
@@ -400,6 +432,7 @@ FUNCTIONS = {
     "utc": _UTC,
     "parsed_param_value": _PARSED_PARAM_VALUE,
     "param_value": _PARAM_VALUE,
+    "t_quantile": _T_QUANTILE,
     "summary_value": _SUMMARY_VALUE,
     "record_contact": _RECORD_CONTACT,
     "attempts_without_progress": _ATTEMPTS_WITHOUT_PROGRESS,

@@ -14,6 +14,7 @@ from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
+_NOT_GIVEN = "not given"
 
 
 class Budget(BaseModel):
@@ -63,6 +64,17 @@ class Pruner(BaseModel):
     """The first rung, as a fraction of a trial's schedule."""
 
 
+class Confirm(BaseModel):
+    """Run the best configurations of the search again, all with the same fresh seeds."""
+
+    model_config = STRICT
+
+    top: Annotated[int, Field(ge=2)] = 3
+    """How many configurations."""
+    seeds: Annotated[int, Field(ge=2)] = 4
+    """How many runs of each."""
+
+
 class StudyFile(BaseModel):
     """One study as its file describes it: what is searched, what is fixed, and when to stop."""
 
@@ -84,6 +96,7 @@ class StudyFile(BaseModel):
     budget: Budget
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
+    confirm: Confirm | None = None
     search_space: Annotated[dict[str, Range], Field(min_length=1)]
     """The parameters to search, each a range or a list of choices."""
     fixed: dict[str, Any] = {}
@@ -113,16 +126,18 @@ class StudyFile(BaseModel):
 def file_changes(new: StudyFile, old: StudyFile) -> dict[str, tuple[str, str]]:
     """Return the keys in which two files of one study differ, each with the new and the old value."""
     one, other = (dict(_flatten("", file.model_dump(mode="json"))) for file in (new, old))
-    return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
+    keys = dict.fromkeys((*one, *other))
+    pairs = {key: (one.get(key, _NOT_GIVEN), other.get(key, _NOT_GIVEN)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _flatten(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of the sections whose keys can change, with their values as text."""
     for key, value in section.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner"}:
+        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner", "confirm"}:
             yield from _flatten(f"{key}.", value)
-        elif prefix or key == "enqueue":
-            yield f"{prefix}{key}", "not given" if value in (None, []) else _text(value)
+        elif prefix or key in {"enqueue", "keep"}:
+            yield f"{prefix}{key}", _NOT_GIVEN if value in (None, []) else _text(value)
 
 
 def _text(value: object) -> str:

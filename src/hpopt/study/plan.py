@@ -5,12 +5,18 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from hpopt.search.pruner import Rungs, build_rungs
-from hpopt.study.file import StudyFile
+from hpopt.study.file import Pruner, StudyFile
 from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, flops_per_token
 
 # As num_train_epochs, max_steps and n_iterations; warmup_steps and eval_steps are no lengths.
 _LENGTH = re.compile("((max|n|num|total)_)?(train(ing)?_)?(epochs?|steps|iters|iterations|updates|tokens)")
+
+
+def confirmation_file(file: StudyFile) -> StudyFile:
+    """Return the study file of the confirmation of a study: all its trials are enqueued, and run to their end."""
+    budget = file.budget.model_copy(update={"trials": None, "target": None})
+    return file.model_copy(update={"budget": budget, "pruner": Pruner(name="none"), "enqueue": ()})
 
 
 def defaults(file: StudyFile) -> dict[str, Any]:

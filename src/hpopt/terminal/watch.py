@@ -11,7 +11,8 @@ from rich.text import Text
 
 from hpopt.errors import DatabaseError
 from hpopt.formats import format_count, format_duration, format_metric
-from hpopt.storage import budget, control, queries
+from hpopt.storage import budget, control, queries, studies
+from hpopt.storage.confirmation import family_finished_reason
 from hpopt.storage.database import Database
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.storage.studies import Study
@@ -50,10 +51,11 @@ def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
 def has_work(database: Database, study: Study) -> bool:
     """Return whether workers have anything to do or to wait for: not if the study is paused or has finished."""
     try:
-        usage = budget.read_usage(database, study)
+        family = studies.family_of(database, study)
+        is_paused = any(budget.read_usage(database, member).state == "paused" for member in family)
+        return not is_paused and family_finished_reason(database, study) is None
     except DatabaseError:
         return True
-    return usage.state != "paused" and budget.finished_reason(study, usage) is None
 
 
 def _live(
@@ -76,19 +78,21 @@ def _live(
 def _plain(
     database: Database, study: Study, console: Console, stop: threading.Event, is_running: Callable[[], bool]
 ) -> None:
-    before = queries.finished_trials(database, study)
-    if before:
-        console.print(f"{study.name} continues: {format_count(len(before), 'finished trial')}")
-    log = _Log(study, shown={trial.trial for trial in before}, last=before[-1].finished_at if before else None)
+    logs: dict[int, _Log] = {}
     running = True
-    while running:
-        running = is_running() and not stop.wait(_EVERY_S)
+    while True:
         try:
-            for line in log.new_lines(database, with_state=running):
-                console.print(line, soft_wrap=True)
+            for member in studies.family_of(database, study):
+                if member.study_id not in logs:
+                    logs[member.study_id] = _Log.begin(database, member, console)
+                for line in logs[member.study_id].new_lines(database, with_state=running):
+                    console.print(line, soft_wrap=True)
         except DatabaseError:
             # The workers log it, and wait for the database too.
-            continue
+            pass
+        if not running:
+            return
+        running = is_running() and not stop.wait(_EVERY_S)
 
 
 @dataclass
@@ -99,6 +103,17 @@ class _Log:
     shown: set[int]
     last: datetime | None
     state: str = "open"
+
+    @staticmethod
+    def begin(database: Database, study: Study, console: Console) -> "_Log":
+        """Return the log of a study; what it has done before has one line."""
+        before = queries.finished_trials(database, study)
+        if before:
+            console.print(f"{study.name} continues: {format_count(len(before), 'finished trial')}")
+        elif study.role == "confirm":
+            candidates = format_count(study.n_candidates, "configuration")
+            console.print(f"{study.name}: the best {candidates} run again with fresh seeds")
+        return _Log(study, {trial.trial for trial in before}, before[-1].finished_at if before else None)
 
     def new_lines(self, database: Database, *, with_state: bool) -> list[str]:
         """Return a line for each trial that has finished since the last call, and for a change of the state."""

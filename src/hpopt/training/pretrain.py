@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _BOOLEANS = {"true": True, "false": False}
 def pretrain(config: PretrainConfig, run: Run) -> Iterator[Evaluation]:
     """Train a Mixture-of-Experts language model; yield an Evaluation every eval_steps steps and after the last step.
 
+    The test split is read only with run.evaluates_test, for the last evaluation.
+
     The checkpoint is written before each yield. A run that resumes from the checkpoint of an evaluation yields
     that evaluation again, because it may not have been recorded.
     Raises Interrupted (checkpoint written) once run.should_stop(), called at every micro-step, returns true; Diverged
@@ -41,23 +43,18 @@ def pretrain(config: PretrainConfig, run: Run) -> Iterator[Evaluation]:
             if progress.metrics is None:
                 trainer.evaluate()
                 trainer.save()
-            yield trainer.last_evaluation
+            is_tested = run.evaluates_test and progress.step == config.n_steps
+            yield _with_test(trainer) if is_tested else trainer.last_evaluation
         if progress.step == config.n_steps:
             return
         trainer.step()
 
 
-def held_out_test(config: PretrainConfig, run: Run) -> dict[str, float]:
-    """Evaluate the model in run.checkpoint on the test split, which `pretrain` never reads.
-
-    Returns test_loss, test_accuracy, test_perplexity and test_bits_per_byte; meant for the confirmed winner only.
-    Raises HpoptError if there is no checkpoint of this run.
-    """
-    trainer = Trainer(config, run)
-    if not trainer.restore():
-        raise HpoptError(f"{run.checkpoint}: no checkpoint of this run to test")
-    metrics = trainer.evaluate_split("test")
-    return {f"test_{name}": metrics[name] for name in ("loss", "accuracy", "perplexity", "bits_per_byte")}
+def _with_test(trainer: Trainer) -> Evaluation:
+    """Return the last evaluation with test_loss, test_accuracy, test_perplexity and test_bits_per_byte."""
+    last, test = trainer.last_evaluation, trainer.evaluate_split("test")
+    names = ("loss", "accuracy", "perplexity", "bits_per_byte")
+    return replace(last, metrics={**last.metrics, **{f"test_{name}": test[name] for name in names}})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,6 +54,8 @@ class Run:
         trial: Number of the trial, that of the attempt's Optuna trial; -1 outside of a study.
         should_stop: Return True once the run has to stop: on SIGTERM or Ctrl-C, and under a worker also if the study
             was paused or the trial was reassigned to another worker. Cheap; it may be called at every micro-step.
+        evaluates_test: Whether this is a run of a confirmation, whose last evaluation has metrics of the held-out test
+            split: their names begin with `test_`. Only those of the confirmed answer are shown.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Run:
     study: str = ""
     trial: int = -1
     should_stop: Callable[[], bool] = never
+    evaluates_test: bool = False
 
     @property
     def checkpoint(self) -> Path:

@@ -18,11 +18,12 @@ from hpopt.hyperparameters import Scalar
 from hpopt.storage import attempts
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
+from hpopt.storage.evaluations import Decision
 from hpopt.storage.folders import forget_folders, keep_folder
 from hpopt.storage.observations import ObservedTrials
 from hpopt.storage.studies import Study, run_folder
 from hpopt.study.checks import check_enqueued_trial
-from hpopt.training.run import Run
+from hpopt.training.run import Evaluation, Run
 from hpopt.worker import objective, outbox
 from hpopt.worker.database_thread import DatabaseThread
 from hpopt.worker.objective import Fault, TrialResult
@@ -203,15 +204,33 @@ def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: Tria
         study=reporter.study.name,
         trial=attempt.number,
         should_stop=lambda: options.stop.is_set() or lease.is_fenced or lease.is_paused or thread.has_given_up,
+        evaluates_test=not reporter.study.is_root,
     )
     file = reporter.study.file
     load = partial(objective.load_function, file.objective)
-    result = objective.run_trial(
-        load, file.metric, config, run, reporter.report, log=options.log, summarize=file.summarize
-    )
+    report = _TestSplit(reporter.report, file.metric) if run.evaluates_test else reporter.report
+    result = objective.run_trial(load, file.metric, config, run, report, log=options.log, summarize=file.summarize)
+    if isinstance(report, _TestSplit) and result.outcome is Outcome.COMPLETE:
+        return replace(result, test_metrics=report.test_metrics)
     if result.outcome is Outcome.PREEMPTED and lease.is_paused:
         return replace(result, reason="the study is paused")
     return result
+
+
+@dataclass
+class _TestSplit:
+    """Reports evaluations without their metrics of the test split, and keeps the last ones."""
+
+    report: objective.Report
+    metric: str
+    test_metrics: Mapping[str, float] | None = None
+
+    def __call__(self, evaluation: Evaluation) -> Decision:
+        metrics = evaluation.metrics
+        tested = {name: metrics[name] for name in metrics if name.startswith("test_") and name != self.metric}
+        self.test_metrics = tested or self.test_metrics
+        shown = {name: value for name, value in metrics.items() if name not in tested}
+        return self.report(replace(evaluation, metrics=shown))
 
 
 def _result_line(study: Study, attempt: Attempt, result: TrialResult) -> str:

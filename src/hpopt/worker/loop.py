@@ -2,12 +2,12 @@
 
 import os
 from concurrent.futures import wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
-from hpopt.storage import attempts, budget, reaper, studies
+from hpopt.storage import attempts, budget, confirmation, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import RESPONSE_TIMEOUT_S, Database
 from hpopt.storage.observations import ObservedTrials
@@ -32,6 +32,7 @@ def work(database: Database, study: Study, options: WorkerOptions) -> str:
     Raises Interrupted when asked to stop, DatabaseLostError when the database stays unreachable, DeviceError when the
     device fails, and InputError for a study of another version, objective or data.
     """
+    studies.require_root(study)
     studies.require_version(study)
     check_objective(study.file, f"study '{study.name}'")
     require_home(options.home)
@@ -85,8 +86,9 @@ def find_device(device: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What a worker does next: an attempt; else the study has finished, or the worker waits for a reason."""
+    """What a worker does next: an attempt at a trial of `study`; else `root` has finished, or it waits for a reason."""
 
+    root: Study
     study: Study
     attempt: Attempt | None
     finished_reason: str | None = None
@@ -121,9 +123,9 @@ def _pull(context: WorkerContext, study: Study) -> str:
     options, wait_s, logged, n_disk_faults = context.options, context.options.poll_every_s, None, 0
     while not options.stop.is_set():
         work = context.thread.call(partial(_find_work, context, study))
-        study = work.study
+        study = work.root
         if work.attempt is not None:
-            n_disk_faults = 0 if run_attempt(context, study, work.attempt) else n_disk_faults + 1
+            n_disk_faults = 0 if run_attempt(context, work.study, work.attempt) else n_disk_faults + 1
             if n_disk_faults > _MAX_DISK_FAULTS:
                 raise DeviceError("the disk of this machine has failed; see above")
             wait_s = _DISK_WAIT * options.disk_retry_s * 2 ** (n_disk_faults - 1) if n_disk_faults else 0.0
@@ -137,16 +139,32 @@ def _pull(context: WorkerContext, study: Study) -> str:
     raise Interrupted("asked to stop")
 
 
-def _find_work(context: WorkerContext, study: Study) -> _Work:
+def _find_work(context: WorkerContext, root: Study) -> _Work:
+    """Find an attempt in the family of a study: at a trial of its root, or of what follows it."""
+    database = context.database
+    root = studies.reload(database, root)
+    studies.require_version(root)
+    work = _find_attempt(context, root, root)
+    if work.finished_reason is None:
+        return work
+    end = confirmation.continue_family(database, root, work.finished_reason)
+    if end.next_study is None:
+        return replace(work, finished_reason=end.reason)
+    # Its last trial may have finished meanwhile, which the next call finds.
+    return replace(_find_attempt(context, root, end.next_study), finished_reason=None)
+
+
+def _find_attempt(context: WorkerContext, root: Study, study: Study) -> _Work:
     database, worker_id = context.database, context.lease.worker_id
-    study = studies.reload(database, study)
-    studies.require_version(study)
     reaper.reap(database, study, worker_id)
     attempt = attempts.reserve(database, study, worker_id)
     if attempt is not None:
-        return _Work(study=study, attempt=attempt)
+        # After a lost reply the attempt can be one of another study of the family.
+        family = [study] if attempt.study_id == study.study_id else studies.family_of(database, root)
+        return _Work(root=root, study=next(one for one in family if one.study_id == attempt.study_id), attempt=attempt)
     usage = budget.read_usage(database, study)
     return _Work(
+        root=root,
         study=study,
         attempt=None,
         finished_reason=budget.finished_reason(study, usage),

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -46,12 +46,14 @@ class Fault(StrEnum):
 class TrialResult:
     """How the training of a trial ended: the outcome, the value of a complete or pruned trial, and the reason.
 
-    With `fault` DEVICE the outcome is lost, with DISK it is preempted.
+    `test_metrics` are those of a complete run of a confirmation. With `fault` DEVICE the outcome is lost, with DISK it
+    is preempted.
     """
 
     outcome: Outcome
     value: float | None = None
     reason: str | None = None
+    test_metrics: Mapping[str, float] | None = None
     fault: Fault | None = None
 
 

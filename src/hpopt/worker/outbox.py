@@ -145,7 +145,15 @@ def replay(database: Database, path: Path) -> str:
     try:
         for evaluation in unsent.evaluations:
             evaluations.record(database, study, attempt, evaluation, is_live=False)
-        attempts.finish(database, attempt, result.outcome, value=result.value, reason=result.reason, is_live=False)
+        attempts.finish(
+            database,
+            attempt,
+            result.outcome,
+            value=result.value,
+            reason=result.reason,
+            test_metrics=result.test_metrics,
+            is_live=False,
+        )
     except Fenced:
         if _count_evaluations(database, attempt) == n_before:
             return f"trial {attempt.number} had ended or was reassigned: nothing was recorded"
@@ -155,11 +163,13 @@ def replay(database: Database, path: Path) -> str:
 
 
 def _result_line(result: TrialResult) -> dict[str, Any]:
-    return {"result": {"outcome": result.outcome, "value": result.value, "reason": result.reason}}
+    fields = {"value": result.value, "reason": result.reason, "test_metrics": result.test_metrics}
+    return {"result": {"outcome": result.outcome, **fields}}
 
 
 def _parse_result(line: Mapping[str, Any]) -> TrialResult:
-    return TrialResult(outcome=Outcome(line["outcome"]), value=line["value"], reason=line["reason"])
+    fields = {name: line[name] for name in ("value", "reason", "test_metrics")}
+    return TrialResult(outcome=Outcome(line["outcome"]), **fields)
 
 
 def _find_attempt(database: Database, unsent: Unsent) -> dict[str, Any] | None:

@@ -103,6 +103,7 @@ class TrialReporter:
             result.outcome,
             value=result.value,
             reason=result.reason,
+            test_metrics=result.test_metrics,
             retry_after_s=retry_after_s,
         )
         self._thread.wait_for(self._send(finish, [result]))
