@@ -67,10 +67,10 @@ _CONDITIONS = """\
   conditional itself. A parameter that no trial could have is refused.
 - A trial has no value for an inactive parameter, as in an Optuna study whose objective does not suggest it: the default
   of the objective holds. `best`, the views and the exports leave it out.
-- A grid has each combination of active parameters once. `[[enqueue]]` and `hpopt enqueue` refuse a value for an inactive
-  parameter, and sample the active ones that are left out.
-- tpe samples a conditional parameter after those on which it depends, from the trials in which it was active. Importance
-  and sensitivity are those among these trials.
+- A grid has each combination of active parameters once. `[[enqueue]]` and `hpopt enqueue` refuse a value for an
+  inactive parameter, and sample the active ones that are left out.
+- tpe samples a conditional parameter after those on which it depends, from the trials in which it was active.
+  Importance and sensitivity are those among these trials.
 """
 
 
