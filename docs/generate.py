@@ -41,9 +41,9 @@ wall_hours = 2.0
 
 [search_space]
 learning_rate = { low = 1e-3, high = 0.3, log = true }
-momentum      = { low = 0.80, high = 0.99 }
-ns_steps      = { low = 1, high = 9, type = "int" }
 optimizer     = { choices = ["muon", "adamw"] }
+momentum      = { low = 0.80, high = 0.99, when = { optimizer = "muon" } }      # active where optimizer is muon
+ns_steps      = { low = 1, high = 9, type = "int", when = { optimizer = "muon" } }
 
 [fixed]                             # constant values; the defaults of the objective hold for the rest
 d_model = 64
@@ -55,6 +55,22 @@ learning_rate = 0.05
 ```bash
 hpopt check example.toml
 ```
+"""
+
+_CONDITIONS = """\
+## Conditional parameters
+
+`when = { optimizer = "muon" }` makes a parameter active only in trials with that value of another parameter;
+`when = { optimizer = ["muon", "sgd"], nesterov = true }` where optimizer has one of two values and nesterov is true.
+
+- The other parameter is searched, by `choices`, `type = "int"` or with a `step`, or it is in `[fixed]`; it can be
+  conditional itself. A parameter that no trial could have is refused.
+- A trial has no value for an inactive parameter, as in an Optuna study whose objective does not suggest it: the default
+  of the objective holds. `best`, the views and the exports leave it out.
+- A grid has each combination of active parameters once. `[[enqueue]]` and `hpopt enqueue` refuse a value for an
+  inactive parameter, and sample the active ones that are left out.
+- tpe samples a conditional parameter after those on which it depends, from the trials in which it was active.
+  Importance and sensitivity are those among these trials.
 """
 
 
@@ -129,6 +145,7 @@ def study_file() -> str:
     parts += ["", "## Ranges of [search_space]", ""]
     for model in (Float, Int, Categorical):
         parts += [f"`{model.__name__}`: {inspect.getdoc(model)}", "", *_table(model.model_fields), ""]
+    parts += [_CONDITIONS]
     parts += [
         "## Parameters of pretrain",
         "",

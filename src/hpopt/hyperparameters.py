@@ -4,7 +4,7 @@ The defaults of the model and the usual ranges are those of a small Mixture-of-E
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,19 @@ class Hyperparameter:
     raising: str = ""
     lowering: str = ""
     changing: str = ""
+
+    @property
+    def switch(self) -> str | None:
+        """The hyperparameter that decides whether this one has an effect, or None."""
+        rule = self.unused_if or self.unused_unless
+        return rule[0] if rule else None
+
+    def is_unused(self, params: Mapping[str, Scalar]) -> bool:
+        """Return whether this one has no effect given other hyperparameters."""
+        off, on = self.unused_if, self.unused_unless
+        return (off is not None and params.get(off[0]) == off[1]) or (
+            on is not None and on[0] in params and params[on[0]] != on[1]
+        )
 
     @property
     def type(self) -> type[Scalar]:

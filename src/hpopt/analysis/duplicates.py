@@ -71,10 +71,4 @@ def _compare(rows: list[TrialRow], effective: set[str]) -> DuplicateTrials:
 
 def _is_unused(name: str, row: TrialRow) -> bool:
     """Return whether a parameter is known to have no effect given another param of the trial."""
-    entry = HYPERPARAMETERS.get(name)
-    if entry is None:
-        return False
-    off, on = entry.unused_if, entry.unused_unless
-    return (off is not None and row.params.get(off[0]) == off[1]) or (
-        on is not None and on[0] in row.params and row.params[on[0]] != on[1]
-    )
+    return name in HYPERPARAMETERS and HYPERPARAMETERS[name].is_unused(row.params)

@@ -78,6 +78,7 @@ def enqueue(
     home: HomeOption = HOME,
 ) -> None:
     """Enqueue a configuration to try next. A configuration and a seed are tried once."""
+    from hpopt.search.conditions import active_params, find_missing
     from hpopt.storage import control
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
@@ -92,10 +93,11 @@ def enqueue(
     with open_database(storage, home) as database:
         row = load_study(database, study)
         space = row.file.search_space
-        values = {} if trial is None else control.params_of(database, row, trial)
-        values |= parse_assignments(assignments, space)
+        given = parse_assignments(assignments, space)
+        values = ({} if trial is None else control.params_of(database, row, trial)) | given
+        values = active_params(space, values) | given
         _check_space(space, values)
-        sampled = [name for name in space if name not in values]
+        sampled = find_missing(space, values)
         if seeds is not None and sampled:
             raise InputError(f"--seeds: {sampled[0]} is sampled, so that no two trials would be one configuration")
         added = control.enqueue(database, row, values, seed=seed, n_fresh_seeds=seeds)

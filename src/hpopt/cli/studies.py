@@ -130,12 +130,13 @@ def _try(source: "StudySource", device: str) -> None:
     from functools import partial
 
     from hpopt.formats import format_metric
+    from hpopt.search.conditions import extreme_params
     from hpopt.testing import rehearse
     from hpopt.worker.loop import find_device
     from hpopt.worker.objective import load_function
 
     file = source.file
-    params = file.default_params() or {name: searched.extremes()[0] for name, searched in file.search_space.items()}
+    params = file.default_params() or extreme_params(file.search_space, 0)
     began = time.monotonic()
 
     def show(evaluation: "Evaluation") -> None:

@@ -34,6 +34,8 @@ from hpopt.reporting.sentences import (
     tabulate_parameters,
 )
 from hpopt.reporting.summary import Summary
+from hpopt.search.conditions import describe_condition
+from hpopt.search.space import Range
 
 _SYMBOLS = {"circle": "●", "cross": "✕", "star": "★", "line": "▬", "area": "■"}
 
@@ -151,10 +153,7 @@ def _cost(table: StudyTable, summary: Summary, figures: "_Figures") -> str:
 def _method(table: StudyTable) -> str:
     space = _table(
         ["parameter", "search space"],
-        [
-            [name, range_.describe() + (", log scale" if getattr(range_, "log", False) else "")]
-            for name, range_ in table.search_space.items()
-        ],
+        [[name, _describe_range(range_)] for name, range_ in table.search_space.items()],
     )
     origin = [[name, value] for name, value in table.origin.items()]
     environment = f"<h3>Environment</h3>{_table(['name', 'value'], origin)}" if origin else ""
@@ -162,6 +161,12 @@ def _method(table: StudyTable) -> str:
     failures = f"<h3>Failed trials</h3>{_table(['trial', 'reason'], failed)}" if failed else ""
     file = f"<h3>Study file</h3><pre>{escape(table.file_text)}</pre>"
     return _section("Method", f"{space}{environment}{failures}{file}")
+
+
+def _describe_range(range_: Range) -> str:
+    scale = ", log scale" if getattr(range_, "log", False) else ""
+    where = f", where {describe_condition(range_.when)}" if range_.when else ""
+    return f"{range_.describe()}{scale}{where}"
 
 
 def _section(title: str, body: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import RandomSampler
 
 from hpopt.hyperparameters import Scalar
+from hpopt.search.conditions import Condition, find_conditions, is_active
 from hpopt.search.space import Categorical, Int, Range
 from hpopt.search.tpe import ColumnTPESampler, Observations
 
@@ -34,13 +34,20 @@ class Draw:
 
 
 def propose(
-    draw: Draw, space: Mapping[str, BaseDistribution], observations: Observations, params: Mapping[str, Scalar]
+    draw: Draw,
+    space: Mapping[str, BaseDistribution],
+    observations: Observations,
+    params: Mapping[str, Scalar],
+    conditions: Mapping[str, Condition] | None = None,
 ) -> dict[str, Scalar]:
-    """Return `params` with all others of the space sampled, as Optuna's ask does."""
+    """Return `params` with all others that are active sampled, as Optuna's ask does.
+
+    Parameters with the same condition are sampled together, from the trials in which they were active, after those on
+    which they depend: the groups of Optuna's TPESampler(group=True), known from the space instead of from its trials.
+    """
     seed = int(np.random.SeedSequence([draw.seed, draw.number]).generate_state(1)[0])
-    is_modelled = draw.algorithm == "tpe" and observations.n_finished >= draw.n_startup_trials
-    sampled = ColumnTPESampler(seed=seed).propose(space, observations) if is_modelled else {}
-    at_random = RandomSampler(seed=seed)
+    tpe, at_random = ColumnTPESampler(seed=seed), RandomSampler(seed=seed)
+    chosen = dict(params)
 
     def choose(name: str, distribution: BaseDistribution) -> Scalar:
         if distribution.single():
@@ -48,8 +55,31 @@ def propose(
         value: Scalar = at_random.sample_independent(_UNUSED, _UNUSED, name, distribution)
         return value
 
-    sampled = {**sampled, **params}
-    return {name: sampled[name] if name in sampled else choose(name, space[name]) for name in space}
+    for condition, names in _groups(space, conditions or {}):
+        if is_active(condition, chosen):
+            group = {name: space[name] for name in names}
+            seen = observations.of(names) if condition else observations
+            is_modelled = draw.algorithm == "tpe" and seen.n_finished >= draw.n_startup_trials
+            sampled = tpe.propose(group, seen) if is_modelled else {}
+            for name in names:
+                if name not in chosen:
+                    chosen[name] = sampled[name] if name in sampled else choose(name, space[name])
+    return {name: chosen[name] for name in space if name in chosen}
+
+
+def _groups(
+    space: Mapping[str, BaseDistribution], conditions: Mapping[str, Condition]
+) -> list[tuple[Condition, list[str]]]:
+    """Return the parameters with each condition, in the order of the space, parents before their children."""
+    groups: list[tuple[Condition, list[str]]] = []
+    for name in sorted(space, key=lambda name: len(conditions.get(name, {}))):
+        condition = conditions.get(name, {})
+        names = next((names for other, names in groups if other == condition), None)
+        if names is None:
+            groups.append((condition, [name]))
+        else:
+            names.append(name)
+    return groups
 
 
 def _only_value(distribution: BaseDistribution) -> Scalar:
@@ -74,8 +104,17 @@ def to_distribution(parameter: Range) -> BaseDistribution:
 
 
 def grid_points(space: Space) -> list[dict[str, Scalar]]:
-    """Return every combination of the values of a space of choices, integers and floats with a step."""
-    axes = [
-        parameter.choices if isinstance(parameter, Categorical) else parameter.values() for parameter in space.values()
-    ]
-    return [dict(zip(space, point, strict=True)) for point in product(*axes)]
+    """Return every combination of the values of a space of choices, integers and floats with a step.
+
+    A point has the parameters that are active there.
+    """
+    points: list[dict[str, Scalar]] = [{}]
+    for name, condition in find_conditions(space).items():
+        parameter = space[name]
+        values = parameter.choices if isinstance(parameter, Categorical) else tuple(parameter.values())
+        points = [
+            extended
+            for point in points
+            for extended in ([{**point, name: value} for value in values] if is_active(condition, point) else [point])
+        ]
+    return [{name: point[name] for name in space if name in point} for point in points]

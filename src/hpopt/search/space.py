@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from hpopt.hyperparameters import Scalar
+from hpopt.hyperparameters import TYPE_NAMES, Scalar, not_one_of
 
 # How close to a multiple of the step a value must be, in steps; that of Optuna's FloatDistribution.
 GRID_TOLERANCE = 1e-8
@@ -17,6 +17,41 @@ GRID_TOLERANCE = 1e-8
 LARGEST_EXACT_INT = 2**53
 
 STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def is_one_of(value: object, values: Iterable[Scalar]) -> bool:
+    """Return whether a value is one of others; true is not 1."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
+
+
+def _check_scalar(value: object) -> None:
+    if type(value) not in (bool, int, float, str) or (type(value) is float and not math.isfinite(value)):
+        raise ValueError(f"{value!r} is not a string, a finite number, true or false{_as_string(value)}")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{value!r} has a NUL, which PostgreSQL does not store")
+
+
+def _to_values(value: object) -> tuple[object, ...]:
+    """Return the values that a condition gives for a parameter: one, or a list."""
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not values:
+        raise ValueError("no value; list those with which the parameter is active")
+    for one in values:
+        _check_scalar(one)
+    return values
+
+
+Values = Annotated[
+    tuple[Scalar, ...],
+    Field(strict=False),
+    BeforeValidator(_to_values, json_schema_input_type=Scalar | Annotated[list[Scalar], Field(min_length=1)]),
+]
+When = Annotated[
+    dict[str, Values],
+    Field(
+        description="With which values of other parameters this one is active, each a value or a list; all must hold."
+    ),
+]
 
 
 class Float(BaseModel):
@@ -31,6 +66,7 @@ class Float(BaseModel):
     """Sample evenly in the logarithm: as many values from 0.001 to 0.01 as from 0.01 to 0.1."""
     step: Annotated[float, Field(gt=0)] | None = None
     """Take only low, low + step, low + 2 step and so on."""
+    when: When = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,6 +120,7 @@ class Int(BaseModel):
     """Sample evenly in the logarithm: as many values from 1 to 10 as from 10 to 100."""
     step: Annotated[int, Field(ge=1)] = 1
     """Take only low, low + step, low + 2 step and so on."""
+    when: When = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -119,16 +156,14 @@ class Categorical(BaseModel):
 
     type: Literal["categorical"] = "categorical"
     choices: Annotated[tuple[Scalar, ...], Field(strict=False, min_length=1)]
+    when: When = {}
 
     @field_validator("choices", mode="before")
     @classmethod
     def _check(cls, choices: object) -> object:
         seen: list[Scalar] = []
         for choice in choices if isinstance(choices, list | tuple) else ():
-            if type(choice) not in (bool, int, float, str) or (type(choice) is float and not math.isfinite(choice)):
-                raise ValueError(f"{choice!r} is not a string, a finite number, true or false{_as_string(choice)}")
-            if isinstance(choice, str) and "\0" in choice:
-                raise ValueError(f"{choice!r} has a NUL, which PostgreSQL does not store")
+            _check_scalar(choice)
             # Optuna looks choices up by equality, so that 1, 1.0 and true are the same choice.
             if choice in seen:
                 raise ValueError(f"{choice!r} is listed twice")
@@ -140,7 +175,7 @@ class Categorical(BaseModel):
 
     def contains(self, value: object) -> bool:
         """Return whether the value is one of the choices; true is not 1."""
-        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
+        return is_one_of(value, self.choices)
 
     def extremes(self) -> tuple[Scalar, ...]:
         """Return all choices, which have no order."""
@@ -182,6 +217,16 @@ def as_sampled(searched: Range, value: Scalar) -> Scalar:
     if isinstance(searched, Categorical):
         return next(choice for choice in searched.choices if choice == value)
     return value
+
+
+def describe_mismatch(range_: Range, value: object) -> str:
+    """Return why a value is not in a range."""
+    if isinstance(range_, Categorical):
+        return not_one_of(value, range_.choices)
+    expected = int if isinstance(range_, Int) else float
+    if type(value) not in (int, expected):
+        return f"{value!r} is not {TYPE_NAMES[expected]}"
+    return f"{value!r} is outside {range_.describe()}"
 
 
 def _check_bounds(low: float, high: float, step: float | None, *, above: float | None) -> None:

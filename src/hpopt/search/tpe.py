@@ -6,7 +6,7 @@ operations here, and the densities of all candidates under all trials are one ma
 Dimensions: K kernels, one a trial and one of the prior; S candidates; P params; F factors of a density.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +40,10 @@ _KERNELS_AT_ONCE = 512
 class Observations:
     """What a sampler learns from: one row for each trial, in the order of their numbers.
 
-    `values` has each parameter as Optuna stores it; `kind` is COMPLETE, PRUNED, INFEASIBLE, FAILED or RUNNING; `step`
-    is the last step of a pruned trial, -1 if it reported none; `score` is the value (the last one of a pruned trial),
-    or the constraint violation of an infeasible trial. A lower score is better, whatever the direction of the study.
+    `values` has each parameter as Optuna stores it, nan where it is inactive; `kind` is COMPLETE, PRUNED, INFEASIBLE,
+    FAILED or RUNNING; `step` is the last step of a pruned trial, -1 if it reported none; `score` is the value (the last
+    one of a pruned trial), or the constraint violation of an infeasible trial. A lower score is better, whatever the
+    direction of the study.
     """
 
     values: Mapping[str, Numbers]
@@ -54,6 +55,12 @@ class Observations:
     def n_finished(self) -> int:
         """The number of finished trials, failed ones included."""
         return int((self.kind != RUNNING).sum())
+
+    def of(self, names: Collection[str]) -> "Observations":
+        """Return the trials in which all of these parameters are active, with their values alone."""
+        is_in = np.logical_and.reduce([~np.isnan(self.values[name]) for name in names])
+        values = {name: self.values[name][is_in] for name in names}
+        return Observations(values=values, kind=self.kind[is_in], step=self.step[is_in], score=self.score[is_in])
 
 
 class ColumnTPESampler(TPESampler):

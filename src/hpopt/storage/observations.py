@@ -16,6 +16,7 @@ from hpopt.analysis.trials import ExternalTrials
 from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search import sampler, tpe
+from hpopt.search.conditions import Condition, find_conditions, is_active
 from hpopt.search.sampler import Draw
 from hpopt.search.tpe import Observations
 from hpopt.storage.attempts import Attempt
@@ -28,12 +29,13 @@ _IGNORED = -1
 
 
 class ObservedTrials:
-    """The running, complete, pruned and failed trials of a study that have its params and no others."""
+    """The running, complete, pruned and failed trials of a study that have its active params and no others."""
 
     def __init__(self, database: Database, study: Study) -> None:
         self._database = database
         self._study = study
         self._space = sampler.to_distributions(study.file.search_space)
+        self._conditions = find_conditions(study.file.search_space)
         self._sign = study.file.direction.sign
         self._newest = 0
         self._open: set[int] = set()
@@ -69,7 +71,7 @@ class ObservedTrials:
             seed=section.seed,
             number=attempt.number,
         )
-        return sampler.propose(draw, self._space, self.observations(), attempt.params)
+        return sampler.propose(draw, self._space, self.observations(), attempt.params, self._conditions)
 
     def _update(self, row: Mapping[str, Any]) -> None:
         trial_id = row["trial_id"]
@@ -85,12 +87,12 @@ class ObservedTrials:
         if kind == _IGNORED:
             return
         values = dict(zip(row["names"], row["internal"], strict=True))
-        self._rows["values"][position] = [values[name] for name in self._space]
+        self._rows["values"][position] = [values.get(name, np.nan) for name in self._space]
         self._rows["step"][position] = -1 if row["last_step"] is None else row["last_step"]
         self._rows["score"][position] = self._score(row, kind)
 
     def _kind(self, row: Mapping[str, Any]) -> int:
-        if not _is_in_space(self._space, row):
+        if not _is_in_space(self._space, self._conditions, row):
             return _IGNORED
         # A violation that is nan is above 0 for PostgreSQL.
         if row["state"] in {"COMPLETE", "PRUNED"} and not row["violation"] <= 0:
@@ -112,11 +114,12 @@ class ObservedTrials:
 def find_external(database: Database, study: Study) -> ExternalTrials:
     """Return the trials of a study that finished without an attempt of a worker, and which of them the sampler uses."""
     space = sampler.to_distributions(study.file.search_space)
+    conditions = find_conditions(study.file.search_space)
     parameters = {"study_id": study.study_id, "space": _space_as_json(space)}
     with database.begin() as connection:
         rows = connection.execute(_EXTERNAL, parameters).mappings().all()
     is_learning = study.file.sampler.name == "tpe"
-    used = {row["number"] for row in rows if is_learning and _is_in_space(space, {**row})}
+    used = {row["number"] for row in rows if is_learning and _is_in_space(space, conditions, {**row})}
     return ExternalTrials(
         used=tuple(row["number"] for row in rows if row["number"] in used),
         left_out=tuple(row["number"] for row in rows if row["number"] not in used),
@@ -128,15 +131,20 @@ def _space_as_json(space: Mapping[str, BaseDistribution]) -> str:
     return to_json({name: distribution_to_json(distribution) for name, distribution in space.items()})
 
 
-def _is_in_space(space: Mapping[str, BaseDistribution], row: Mapping[str, Any]) -> bool:
-    """Return whether a trial has the params of a space and no others, within its ranges."""
-    if not row["has_ranges"] or set(row["names"]) != space.keys():
+def _is_in_space(
+    space: Mapping[str, BaseDistribution], conditions: Mapping[str, Condition], row: Mapping[str, Any]
+) -> bool:
+    """Return whether a trial has the params that are active in a space and no others, within its ranges."""
+    if not row["has_ranges"] or not set(row["names"]) <= space.keys():
         return False
-    values = zip(row["names"], row["internal"], strict=True)
-    return all(
+    values = dict(zip(row["names"], row["internal"], strict=True))
+    if not all(
         value is not None and math.isfinite(value) and space[name]._contains(value)  # noqa: SLF001 - Optuna has no other.
-        for name, value in values
-    )
+        for name, value in values.items()
+    ):
+        return False
+    params = {name: space[name].to_external_repr(value) for name, value in values.items()}
+    return params.keys() == {name for name, condition in conditions.items() if is_active(condition, params)}
 
 
 def _columns(n_params: int) -> np.dtype[Any]:

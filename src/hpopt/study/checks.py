@@ -5,8 +5,10 @@ from itertools import chain, combinations, islice, product
 from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
-from hpopt.hyperparameters import HYPERPARAMETERS, TYPE_NAMES, Scalar, not_one_of
-from hpopt.search.space import Categorical, Float, Int, Range
+from hpopt.hyperparameters import Scalar, not_one_of
+from hpopt.search.conditions import active_params, find_conditions
+from hpopt.search.space import Categorical, Float, Int, Range, describe_mismatch
+from hpopt.study.conditions import check_active, check_conditions, check_used
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
 from hpopt.training import sources
@@ -32,6 +34,7 @@ def check_study(study: StudyFile) -> None:
             if name not in taken:
                 raise ConfigError(f"{section}.{name}", f"{study.objective} does not take it{did_you_mean(name, taken)}")
     _check_values(study)
+    check_conditions(study)
     _check_enqueued(study)
     _check_sampler_and_pruner(study)
     _check_combinations(study)
@@ -44,15 +47,16 @@ def check_sources(study: StudyFile) -> None:
     """
     if config_class(study.objective) is not PretrainConfig:
         return
-    lows = {name: searched.extremes()[0] for name, searched in study.search_space.items()}
+    space = study.search_space
+    lows = {name: searched.extremes()[0] for name, searched in space.items()}
     choices = {
         name: searched.choices
-        for name, searched in study.search_space.items()
+        for name, searched in space.items()
         if name in PREPARED_BY and isinstance(searched, Categorical)
     }
     _check_stream(study)
     for chosen in product(*choices.values()):
-        params = {**lows, **dict(zip(choices, chosen, strict=True))}
+        params = active_params(space, {**lows, **dict(zip(choices, chosen, strict=True))})
         try:
             sources.check_sources(study.config(params))
         except ConfigError as error:
@@ -104,12 +108,13 @@ def _check_one(objective: str, key: str, value: object, *, label: str = "") -> N
 
 
 def check_params(space: Mapping[str, Range], params: Mapping[str, Any]) -> None:
-    """Raise ConfigError, with the name as key, for a parameter that is not searched or a value outside of its range."""
+    """Raise ConfigError, with the name as key, for a parameter that is not searched, out of range or inactive."""
     for name, value in params.items():
         if name not in space:
             raise ConfigError(name, f"not searched{did_you_mean(name, space)}")
         if not space[name].contains(value):
-            raise ConfigError(name, _describe_mismatch(space[name], value))
+            raise ConfigError(name, describe_mismatch(space[name], value))
+    check_active(space, params)
 
 
 def check_enqueued_trial(study: StudyFile, params: Mapping[str, Any]) -> None:
@@ -118,23 +123,12 @@ def check_enqueued_trial(study: StudyFile, params: Mapping[str, Any]) -> None:
     A parameter that is fixed in the study file may have its value there.
     """
     for name, value in params.items():
-        is_fixed = name in study.fixed
-        if is_fixed and value != study.fixed[name]:
+        if name in study.fixed and value != study.fixed[name]:
             raise ConfigError(name, f"enqueued, but {value!r} is not its value in [fixed], {study.fixed[name]!r}")
-        try:
-            check_params(study.search_space, {} if is_fixed else {name: value})
-        except ConfigError as error:
-            raise ConfigError(name, f"enqueued, but {error.problem}") from error
-
-
-def _describe_mismatch(searched: Range, value: object) -> str:
-    """Return why a value is not in a range."""
-    if isinstance(searched, Categorical):
-        return not_one_of(value, searched.choices)
-    expected = int if isinstance(searched, Int) else float
-    if type(value) not in (int, expected):
-        return f"{value!r} is not {TYPE_NAMES[expected]}"
-    return f"{value!r} is outside {searched.describe()}"
+    try:
+        check_params(study.search_space, {name: value for name, value in params.items() if name not in study.fixed})
+    except ConfigError as error:
+        raise ConfigError(str(error.key), f"enqueued, but {error.problem}") from error
 
 
 def _check_enqueued(study: StudyFile) -> None:
@@ -153,7 +147,7 @@ def _check_sampler_and_pruner(study: StudyFile) -> None:
         problem = f"{study.pruner.name} compares trials at the same fractions of schedules of one length"
         raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')
     for name, searched in study.search_space.items():
-        _check_used(study, name)
+        check_used(study, name)
         if study.sampler.name == "grid" and isinstance(searched, Float) and searched.step is None:
             remedy = "add a step, or write { choices = [...] }"
             raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
@@ -164,19 +158,6 @@ def _length_parameters(study: StudyFile) -> set[str]:
     if study.objective in OBJECTIVES and (study.fixed.get("max_tokens") or "max_tokens" in study.search_space):
         return {"max_tokens"}
     return {"max_steps"}
-
-
-def _check_used(study: StudyFile, name: str) -> None:
-    """Refuse to search a parameter without effect, which importance would rank by chance."""
-    entry = HYPERPARAMETERS.get(name)
-    switch, value = (entry and (entry.unused_if or entry.unused_unless)) or ("", None)
-    if study.objective not in OBJECTIVES or entry is None or switch not in study.fixed:
-        return
-    if (study.fixed[switch] == value) == (entry.unused_if is not None):
-        raise ConfigError(
-            f"search_space.{name}",
-            f"has no effect with {switch} = {study.fixed[switch]!r}; remove it, or search {switch} too",
-        )
 
 
 def _check_combinations(study: StudyFile) -> None:
@@ -190,10 +171,12 @@ def _check_combinations(study: StudyFile) -> None:
 def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
     """Yield params with the integers and choices alone, in pairs, and all at their extremes; the rest at its lowest.
 
-    Extremes alone would pass widths from 96 to 384 that 8 heads do not divide.
+    Inactive params are left out. Extremes alone would pass widths from 96 to 384 that 8 heads do not divide.
     """
     lows = {name: searched.extremes()[0] for name, searched in space.items()}
+    conditions = find_conditions(space)
     counted = {name: searched for name, searched in space.items() if not isinstance(searched, Float)}
+    conditional = ({name: lows[name]} for name, condition in conditions.items() if condition)
     alone = ({name: probe} for name, searched in counted.items() for probe in _probes(searched))
     pairs = (
         {a: probe_a, b: probe_b}
@@ -202,8 +185,9 @@ def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
     )
     extremes = product(*(searched.extremes() for searched in counted.values()))
     corners = (dict(zip(counted, corner, strict=True)) for corner in extremes)
-    for chosen in islice(chain(alone, pairs, corners), MAX_COMBINATIONS):
-        yield {**lows, **chosen}
+    for chosen in islice(chain(conditional, alone, pairs, corners), MAX_COMBINATIONS):
+        needed = {parent: values[0] for name in chosen for parent, values in conditions[name].items()}
+        yield active_params(space, {**lows, **needed, **chosen})
 
 
 def _probes(searched: Int | Categorical) -> Iterable[Scalar]:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
+from hpopt.search.conditions import active_params, describe_condition, find_conditions
 from hpopt.search.direction import Direction
 from hpopt.search.space import STRICT, Range
 from hpopt.study.objectives import build_config, config_class
@@ -104,6 +105,12 @@ class StudyFile(BaseModel):
     enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
     """Configurations to try first; parameters that an entry leaves out are sampled."""
 
+    @field_validator("search_space")
+    @classmethod
+    def _check_conditions(cls, space: dict[str, Range]) -> dict[str, Range]:
+        find_conditions(space)
+        return space
+
     def config(self, params: Mapping[str, Any], seed: int | None = None) -> Any:  # noqa: ANN401 - the objective's.
         """Return the config of a trial from the fixed values, its params and its seed. Raises ConfigError."""
         values = {**self.fixed, **params} if seed is None else {**self.fixed, **params, "seed": seed}
@@ -118,7 +125,7 @@ class StudyFile(BaseModel):
     def default_params(self) -> dict[str, Scalar] | None:
         """Return the objective's defaults of what is searched, or None if one is missing or outside of its range."""
         defaults: dict[str, Any] = {f.name: f.default for f in fields(config_class(self.objective))}
-        params = {name: defaults[name] for name in self.search_space}
+        params = active_params(self.search_space, {name: defaults[name] for name in self.search_space})
         inside = all(self.search_space[name].contains(value) for name, value in params.items())
         return params if inside else None
 
@@ -168,8 +175,10 @@ def _range_difference(new: Range | None, old: Range | None) -> str | None:
     if new.type != old.type:
         return f"{new.type} {new.describe()}, was {old.type} {old.describe()}"
     for key in type(new).model_fields:
-        if getattr(new, key) != getattr(old, key):
-            return f"{key} {getattr(new, key)}, was {getattr(old, key)}"
+        one, other = getattr(new, key), getattr(old, key)
+        if one != other:
+            words = [describe_condition(value) or "always" if key == "when" else value for value in (one, other)]
+            return f"{key} {words[0]}, was {words[1]}"
     return None
 
 

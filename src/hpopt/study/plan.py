@@ -4,6 +4,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any
 
+from hpopt.search.conditions import extreme_params
 from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.study.file import Pruner, StudyFile
 from hpopt.study.objectives import config_class
@@ -74,6 +75,5 @@ def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
 
 def _config(file: StudyFile, which: int) -> PretrainConfig:
     """Return the config of the first (0) or last (-1) value of each range."""
-    params = {name: parameter.extremes()[which] for name, parameter in file.search_space.items()}
-    config: PretrainConfig = file.config(params)
+    config: PretrainConfig = file.config(extreme_params(file.search_space, which))
     return config

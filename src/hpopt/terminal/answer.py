@@ -11,8 +11,10 @@ from rich.text import Text
 from hpopt.findings.finding import Finding
 from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
 from hpopt.hyperparameters import Hyperparameter
+from hpopt.search.conditions import describe_condition
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
+from hpopt.study.conditions import describe_unused
 from hpopt.study.file import StudyFile
 from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
 
@@ -27,11 +29,12 @@ _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def format_range(parameter: Range) -> str:
-    """Format a range: 0.001 to 0.3 (log), 1 to 9, or a list of choices."""
+    """Format a range: 0.001 to 0.3 (log), 1 to 9, or a list of choices, and where the parameter is active."""
+    where = f", where {describe_condition(parameter.when)}" if parameter.when else ""
     if isinstance(parameter, Categorical):
-        return ", ".join(str(choice) for choice in parameter.choices)
+        return ", ".join(str(choice) for choice in parameter.choices) + where
     scale = " (log)" if parameter.log else ""
-    return f"{format_number(parameter.low)} to {format_number(parameter.high)}{scale}"
+    return f"{format_number(parameter.low)} to {format_number(parameter.high)}{scale}{where}"
 
 
 def format_cost(progress: Progress) -> str:
@@ -109,6 +112,7 @@ def render_plan(file: StudyFile) -> RenderableType:
         f"sampler {file.sampler.name}, pruner {file.pruner.name}"
         + (f" at steps {', '.join(map(str, rungs))} of {count_steps(file)}" if rungs else ""),
         *_length_lines(file),
+        *describe_unused(file),
         f"budget: {budget}",
         *_cost_lines(file),
     ]

@@ -15,6 +15,7 @@ from hpopt.analysis.trials import Outcome
 from hpopt.errors import DISK_ERRNOS, ConfigError, DeviceError, Fenced, InputError
 from hpopt.formats import format_metric
 from hpopt.hyperparameters import Scalar
+from hpopt.search.conditions import find_missing
 from hpopt.storage import attempts
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import Database
@@ -166,7 +167,7 @@ def _end_without_folder(context: WorkerContext, attempt: Attempt, folder: Path, 
 
 def _sample(context: WorkerContext, study: Study, attempt: Attempt) -> Mapping[str, Scalar]:
     """Return the params of a trial; those that it lacks are sampled."""
-    if attempt.params.keys() >= study.file.search_space.keys():
+    if not find_missing(study.file.search_space, attempt.params):
         return attempt.params
     context.thread.call(context.observed.refresh)
     return context.observed.propose(study, attempt)

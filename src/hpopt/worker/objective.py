@@ -17,6 +17,7 @@ from typing import Any
 from hpopt.analysis.trials import Outcome
 from hpopt.errors import DISK_ERRNOS, Diverged, Interrupted
 from hpopt.formats import storable
+from hpopt.search.conditions import extreme_params
 from hpopt.storage.evaluations import Decision
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import import_function
@@ -76,8 +77,7 @@ def fingerprint_data(file: StudyFile, cache: Path, should_stop: Callable[[], boo
         return None
     from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - it imports torch.
 
-    any_params = {name: searched.extremes()[0] for name, searched in file.search_space.items()}
-    return data_fingerprint(file.config(any_params), cache, should_stop)
+    return data_fingerprint(file.config(extreme_params(file.search_space, 0)), cache, should_stop)
 
 
 def run_trial(
