@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpopt.analysis.arms import ArmsComparison, compare_arms
 from hpopt.analysis.budget import BudgetDependence, estimate_budget_dependence
 from hpopt.analysis.cliff import Divergence, find_divergence
 from hpopt.analysis.correlation import Correlation, correlate
@@ -33,6 +34,7 @@ class Insights:
     budget: BudgetDependence
     pruning: PruningCheck
     duplicates: tuple[DuplicateTrials, ...]
+    comparison: ArmsComparison | None = None
 
 
 @limit_blas_threads
@@ -52,4 +54,5 @@ def compute_insights(table: StudyTable) -> Insights:
         budget=estimate_budget_dependence(table, surrogate),
         pruning=check_pruning(table),
         duplicates=find_duplicates(table),
+        comparison=compare_arms(table),
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpopt.cli.compare import answer_comparison
 from hpopt.cli.options import (
     HOME,
     DeviceOption,
@@ -106,7 +107,13 @@ def check(
     if is_child:
         _try(source, device)
         return
-    out.print(render_plan(source.file))
+    if source.file.arms:
+        # It imports scipy, which takes a second.
+        from hpopt.terminal.comparison import render_arms
+
+        out.print(render_arms(source.file))
+    else:
+        out.print(render_plan(source.file))
     if is_tried:
         _try_in_subprocess(file, device)
 
@@ -137,6 +144,7 @@ def _try(source: "StudySource", device: str) -> None:
 
     file = source.file
     params = file.default_params() or extreme_params(file.search_space, 0)
+    arm = next(iter(file.arms), None)
     began = time.monotonic()
 
     def show(evaluation: "Evaluation") -> None:
@@ -147,7 +155,7 @@ def _try(source: "StudySource", device: str) -> None:
     problems, losses = rehearse(
         partial(load_function, file.objective),
         file.metric,
-        file.config(params),
+        file.config(params, arm=arm),
         device=find_device(device),
         log=err.write,
         on_evaluation=show,
@@ -202,9 +210,12 @@ def best(
         raise InputError(f"--format: {not_one_of(output_format, formats)}")
     with open_database(storage, home) as database:
         row = load_study(database, study)
+        if row.file.arms:
+            answer_comparison(database, row, is_shown=output_format == "table")
         answer = queries.best(database, row)
         if output_format == "table":
-            out.print(render_answer(queries.progress(database, row), row))
+            if not row.file.arms:
+                out.print(render_answer(queries.progress(database, row), row))
             show_findings(analyze(database, row))
             return
         findings = analyze(database, row)

@@ -60,8 +60,12 @@ def enqueue(
     """Enqueue a configuration unless it was tried or enqueued before; params that are left out are sampled.
 
     With `n_fresh_seeds` it is enqueued so many times, with the lowest seeds that no trial of it has. Raises InputError
-    for a configuration that is no point of a grid.
+    for a configuration that is no point of a grid, and for a comparison, which has the runs of its arms alone.
     """
+    if study.file.arms:
+        raise InputError(
+            f"study '{study.name}' runs its arms; raise seeds in its file and `hpopt create` it again for more pairs"
+        )
     with database.brief() as connection:
         if lock_study(connection, study.study_id) is None:
             raise InputError(f"study '{study.name}' was deleted")

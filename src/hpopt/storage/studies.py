@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -70,7 +70,7 @@ class Study:
     @property
     def is_enqueued_whole(self) -> bool:
         """Whether all its trials are enqueued, so that workers sample none."""
-        return not self.is_root or self.file.sampler.name == "grid"
+        return not self.is_root or bool(self.file.arms) or self.file.sampler.name == "grid"
 
 
 def create_study(
@@ -120,7 +120,7 @@ def _read_study(row: sa.RowMapping) -> Study:
     fields: dict[str, Any] = {**row}
     text = fields.pop("file")
     file = parse_stored(text, f"study '{row['name']}'")
-    return Study(**fields, text=text, file=file if row["role"] == "search" else plan.confirmation_file(file))
+    return Study(**fields, text=text, file=plan.confirmation_file(file) if row["role"] == "confirm" else file)
 
 
 def run_folder(home: Path, name: str, created_at: datetime) -> Path:
@@ -195,6 +195,7 @@ def _create(database: Database, source: StudySource) -> None:
     row = {
         "study_id": study_id,
         "root_id": study_id,
+        "role": "compare" if source.file.arms else "search",
         "created_by": _user_and_host(),
         "git_commit": _git_commit(),
         **_from_source(source),
@@ -214,8 +215,9 @@ def _update(database: Database, study: Study, source: StudySource) -> dict[str, 
         )
     with database.brief() as connection:
         _enqueue(connection, study.study_id, source.file)
-        # Findings with another pruner or of another version can be outdated.
+        # Findings and comparisons with another pruner, indifference or version can be outdated.
         row = {**_from_source(source), "n_analyzed": None}
+        connection.execute(sa.delete(tables.comparison).where(tables.comparison.c.study_id == study.study_id))
         connection.execute(sa.update(tables.study).where(tables.study.c.root_id == study.study_id).values(row))
         changes = file_changes(source.file, study.file)
         if study.versions["hpopt"] != __version__:
@@ -258,15 +260,26 @@ def _create_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
 
 
 def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
-    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, the grid."""
+    """Enqueue what is new: all runs of arms, else what is tried first: the defaults, the file's, the grid."""
+    lock_study(connection, study_id)
+    configurations = Configurations(connection, study_id, default_seed(file, plan.defaults(file)))
+    configurations.enqueue(_arm_runs(file) if file.arms else _initial(file))
+
+
+def _arm_runs(file: StudyFile) -> Iterator[Configuration]:
+    """Yield the runs of a comparison seed by seed, so that one which is stopped has pairs."""
+    for seed in range(file.seeds):
+        yield from (Configuration(params={}, seed=seed, arm=arm) for arm in file.arms)
+
+
+def _initial(file: StudyFile) -> list[Configuration]:
     is_grid = file.sampler.name == "grid"
     defaults = None if is_grid else file.default_params()
     points = sampler.grid_points(file.search_space) if is_grid else []
     initial = [Configuration(params=params) for params in (*file.enqueue, *points)]
     if defaults is not None:
         initial.insert(0, Configuration(params=defaults, user_attrs={DEFAULT_CONFIGURATION: True}))
-    lock_study(connection, study_id)
-    Configurations(connection, study_id, default_seed(file, plan.defaults(file))).enqueue(initial)
+    return initial
 
 
 def default_seed(file: StudyFile, defaults: Mapping[str, Any]) -> int | None:

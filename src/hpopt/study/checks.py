@@ -8,6 +8,7 @@ from hpopt.errors import ConfigError, did_you_mean
 from hpopt.hyperparameters import Scalar, not_one_of
 from hpopt.search.conditions import active_params, find_conditions
 from hpopt.search.space import Categorical, Float, Int, Range, describe_mismatch
+from hpopt.study.arms import check_arms
 from hpopt.study.conditions import check_active, check_conditions, check_used
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
@@ -34,10 +35,19 @@ def check_study(study: StudyFile) -> None:
             if name not in taken:
                 raise ConfigError(f"{section}.{name}", f"{study.objective} does not take it{did_you_mean(name, taken)}")
     _check_values(study)
+    check_arms(study)
+    if not study.arms:
+        _check_required(study)
     check_conditions(study)
     _check_enqueued(study)
     _check_sampler_and_pruner(study)
     _check_combinations(study)
+
+
+def _check_required(study: StudyFile) -> None:
+    for section in ("budget", "search_space"):
+        if section not in study.model_fields_set:
+            raise ConfigError(section, "missing")
 
 
 def check_sources(study: StudyFile) -> None:
@@ -55,7 +65,13 @@ def check_sources(study: StudyFile) -> None:
         if name in PREPARED_BY and isinstance(searched, Categorical)
     }
     _check_stream(study)
-    for chosen in product(*choices.values()):
+    for arm in study.arms:
+        try:
+            sources.check_sources(study.config({}, arm=arm))
+        except ConfigError as error:
+            section = f"arms.{arm}" if error.key in study.arms[arm] else "fixed"
+            raise ConfigError(f"{section}.{error.key}", error.problem) from error
+    for chosen in product(*choices.values()) if not study.arms else ():
         params = active_params(space, {**lows, **dict(zip(choices, chosen, strict=True))})
         try:
             sources.check_sources(study.config(params))
@@ -161,7 +177,7 @@ def _length_parameters(study: StudyFile) -> set[str]:
 
 
 def _check_combinations(study: StudyFile) -> None:
-    for params in _combinations(study.search_space):
+    for params in _combinations(study.search_space) if not study.arms else ():
         try:
             study.config(params)
         except (ConfigError, TypeError, ValueError) as error:

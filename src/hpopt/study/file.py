@@ -1,5 +1,6 @@
 """Define the sections and keys of a study file, and compare two files."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,9 @@ from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
+MAX_SEEDS = 1000
+# It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _NOT_GIVEN = "not given"
 
 
@@ -76,13 +80,21 @@ class Confirm(BaseModel):
     """How many runs of each."""
 
 
-class StudyFile(BaseModel):
-    """One study as its file describes it: what is searched, what is fixed, and when to stop."""
+class Compare(BaseModel):
+    """How the arms of a comparison are judged; each is compared with the first."""
 
     model_config = STRICT
 
-    # It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    indifference: Annotated[float, Field(gt=0)] | None = None
+    """The smallest difference that matters, in units of the metric: arms that surely differ by less are equivalent."""
+
+
+class StudyFile(BaseModel):
+    """One study as its file describes it: what is searched or compared, what is fixed, and when to stop."""
+
+    model_config = STRICT
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN.pattern, max_length=100)]
     """Letters, digits, `.`, `_` and `-`; unique in a database."""
     objective: str = "pretrain"
     """`pretrain`, or a training function of your own as `package.module:function`."""
@@ -94,12 +106,17 @@ class StudyFile(BaseModel):
     """How many of the best complete trials keep the files of their run folders, such as checkpoints."""
     summary: Literal["last", "best"] = "last"
     """Which evaluation of a run is its value; with best, a rung compares the best so far."""
-    budget: Budget
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 1
+    """Runs of each arm, with the same seeds for all: 0, 1 and so on."""
+    budget: Budget = Budget.model_construct()
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     confirm: Confirm | None = None
-    search_space: Annotated[dict[str, Range], Field(min_length=1)]
-    """The parameters to search, each a range or a list of choices."""
+    compare: Compare = Compare()
+    search_space: Annotated[dict[str, Range], Field(min_length=1)] = {}
+    """The parameters to search, each a range or a list of choices; required without `arms`."""
+    arms: dict[str, dict[str, Any]] = {}
+    """The arms of a comparison: values over those of `fixed`, for each arm by its name; the first is the baseline."""
     fixed: dict[str, Any] = {}
     """Parameters with constant values; the objective's defaults hold for the rest."""
     enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
@@ -111,10 +128,27 @@ class StudyFile(BaseModel):
         find_conditions(space)
         return space
 
-    def config(self, params: Mapping[str, Any], seed: int | None = None) -> Any:  # noqa: ANN401 - the objective's.
-        """Return the config of a trial from the fixed values, its params and its seed. Raises ConfigError."""
-        values = {**self.fixed, **params} if seed is None else {**self.fixed, **params, "seed": seed}
-        return build_config(self.objective, values)
+    @model_validator(mode="before")
+    @classmethod
+    def _prune_no_arms(cls, sections: Any) -> Any:  # noqa: ANN401 - what the TOML has.
+        """Take no pruner as the default of a comparison: all its runs are compared."""
+        if isinstance(sections, Mapping) and "arms" in sections:
+            return {"pruner": {"name": "none"}, **sections}
+        return sections
+
+    def config(self, params: Mapping[str, Any], seed: int | None = None, arm: str | None = None) -> Any:  # noqa: ANN401 - the objective's.
+        """Return the config of a trial from the fixed values, its arm, params and seed. Raises ConfigError."""
+        values = {**self.fixed, **self.arms.get(arm or "", {}), **params}
+        return build_config(self.objective, values if seed is None else {**values, "seed": seed})
+
+    def arm_values(self, defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return, for each arm, its values of the parameters that any arm sets, given the objective's defaults."""
+        names = dict.fromkeys(name for values in self.arms.values() for name in values)
+        known = {**defaults, **self.fixed}
+        return {
+            arm: {name: values.get(name, known.get(name)) for name in names if name in values or name in known}
+            for arm, values in self.arms.items()
+        }
 
     def summarize(self, value: float | None, latest: float) -> float:
         """Return the value of a run from its value so far, if any, and its latest metric."""
@@ -141,9 +175,9 @@ def file_changes(new: StudyFile, old: StudyFile) -> dict[str, tuple[str, str]]:
 def _flatten(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of the sections whose keys can change, with their values as text."""
     for key, value in section.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner", "confirm"}:
+        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner", "confirm", "compare"}:
             yield from _flatten(f"{key}.", value)
-        elif prefix or key in {"enqueue", "keep"}:
+        elif prefix or key in {"enqueue", "keep", "seeds"}:
             yield f"{prefix}{key}", _NOT_GIVEN if value in (None, []) else _text(value)
 
 
@@ -163,9 +197,14 @@ def space_difference(new: StudyFile, old: StudyFile) -> str | None:
         difference = _range_difference(new.search_space.get(name), old.search_space.get(name))
         if difference:
             return f"search_space.{name}: {difference}"
-    for name in sorted({*new.fixed, *old.fixed}):
-        if new.fixed.get(name) != old.fixed.get(name):
-            return f"fixed.{name}: {new.fixed.get(name, 'not given')}, was {old.fixed.get(name, 'not given')}"
+    if list(new.arms) != list(old.arms):
+        return f"arms: {', '.join(new.arms) or _NOT_GIVEN}, was {', '.join(old.arms) or _NOT_GIVEN}"
+    sections = {"fixed": (new.fixed, old.fixed)}
+    sections |= {f"arms.{arm}": (values, old.arms[arm]) for arm, values in new.arms.items()}
+    for section, (values, others) in sections.items():
+        for name in sorted({*values, *others}):
+            if values.get(name) != others.get(name):
+                return f"{section}.{name}: {values.get(name, _NOT_GIVEN)}, was {others.get(name, _NOT_GIVEN)}"
     return None
 
 

@@ -27,15 +27,22 @@ def defaults(file: StudyFile) -> dict[str, Any]:
 
 
 def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective's.
-    """Return the constant value of a parameter, or None if it is searched, unknown or without a default."""
-    return None if name in file.search_space else {**defaults(file), **file.fixed}.get(name)
+    """Return the constant value of a parameter, or None if it is searched, unknown or without a default.
+
+    Arms that give it different values leave it without one.
+    """
+    if name in file.search_space:
+        return None
+    known = {**defaults(file), **file.fixed}
+    first, *others = [{**known, **values}.get(name) for values in file.arms.values()] or [known.get(name)]
+    return first if all(other == first for other in others) else None
 
 
 def count_steps(file: StudyFile) -> int | None:
     """Return the optimizer steps of a complete trial, or None if they differ between trials."""
-    if file.objective == "pretrain" and value_of(file, "max_tokens") != 0:
-        low, high = (_config(file, which).n_steps for which in (0, -1))
-        return low if low == high else None
+    if file.objective == "pretrain" and (file.arms or value_of(file, "max_tokens") != 0):
+        lengths = {config.n_steps for config in _extreme_configs(file)}
+        return lengths.pop() if len(lengths) == 1 else None
     n_steps = value_of(file, "max_steps")
     return n_steps if isinstance(n_steps, int) else None
 
@@ -66,14 +73,24 @@ def rungs_of(file: StudyFile) -> Rungs:
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
-    """Return the tokens and floating-point operations of a complete trial, or None for an objective of the user's."""
+    """Return the tokens and floating-point operations of a complete trial, or None for an objective of the user's.
+
+    Those of a search are for the highest values of its ranges, those of a comparison the mean of its arms.
+    """
     if file.objective != "pretrain":
         return None
-    config = _config(file, -1)
-    return config.tokens, flops_per_token(config) * config.tokens
+    configs = _extreme_configs(file) if file.arms else _extreme_configs(file)[-1:]
+    n_tokens = sum(config.tokens for config in configs)
+    return n_tokens // len(configs), sum(flops_per_token(config) * config.tokens for config in configs) / len(configs)
 
 
-def _config(file: StudyFile, which: int) -> PretrainConfig:
-    """Return the config of the first (0) or last (-1) value of each range."""
-    config: PretrainConfig = file.config(extreme_params(file.search_space, which))
-    return config
+def count_runs(file: StudyFile) -> int | None:
+    """Return the number of trials of a study, or None if only hours or a target limit them."""
+    return len(file.arms) * file.seeds if file.arms else file.budget.trials
+
+
+def _extreme_configs(file: StudyFile) -> list[PretrainConfig]:
+    """Return the configs of the arms, or those of the first and the last value of each range."""
+    if file.arms:
+        return [file.config({}, arm=arm) for arm in file.arms]
+    return [file.config(extreme_params(file.search_space, which)) for which in (0, -1)]

@@ -16,7 +16,7 @@ from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.conditions import describe_unused
 from hpopt.study.file import StudyFile
-from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
+from hpopt.study.plan import count_runs, count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
@@ -114,7 +114,7 @@ def render_plan(file: StudyFile) -> RenderableType:
         *_length_lines(file),
         *describe_unused(file),
         f"budget: {budget}",
-        *_cost_lines(file),
+        *describe_cost(file),
     ]
     return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]), *_leak_lines(file))
 
@@ -166,17 +166,17 @@ def render_entry(entry: Hyperparameter) -> RenderableType:
     return Group(Text(entry.name, style="bold"), table)
 
 
-def _cost_lines(file: StudyFile) -> list[str]:
+def describe_cost(file: StudyFile) -> list[str]:
+    """Describe what a complete trial and the whole study cost, in lines."""
     cost = estimate_trial(file)
     if cost is None:
         return []
     tokens, flops = cost
     lines = [f"a complete trial trains on {tokens / 1e6:.2f}M tokens, about {flops / 1e12:,.1f} TFLOP"]
-    if file.budget.trials is not None:
-        n = file.budget.trials
-        lines.append(
-            f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; less with pruning"
-        )
+    n = count_runs(file)
+    if n is not None:
+        less = "" if file.arms else "; less with pruning"
+        lines.append(f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP{less}")
     return lines
 
 
