@@ -24,7 +24,6 @@ from sqlalchemy.dialects.postgresql import insert
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
 from hpopt.formats import storable, to_json
-from hpopt.search import sampler
 from hpopt.storage import tables
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
@@ -70,7 +69,7 @@ class Study:
     @property
     def is_enqueued_whole(self) -> bool:
         """Whether all its trials are enqueued, so that workers sample none."""
-        return not self.is_root or self.file.sampler.name == "grid"
+        return not self.is_root or self.file.is_fixed_design
 
 
 def create_study(
@@ -258,15 +257,24 @@ def _create_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
 
 
 def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
-    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, the grid."""
-    is_grid = file.sampler.name == "grid"
-    defaults = None if is_grid else file.default_params()
-    points = sampler.grid_points(file.search_space) if is_grid else []
-    initial = [Configuration(params=params) for params in (*file.enqueue, *points)]
-    if defaults is not None:
-        initial.insert(0, Configuration(params=defaults, user_attrs={DEFAULT_CONFIGURATION: True}))
+    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, a fixed design.
+
+    A design has the first seed of all its configurations before the second of any, so that whole replicates are left if
+    it is interrupted.
+    """
+    first_seed = default_seed(file, plan.defaults(file))
+    initial = [Configuration(params=params) for params in file.enqueue]
+    if file.is_fixed_design:
+        points = plan.design_points(file)
+        initial += [
+            Configuration(params=params, seed=seed)
+            for seed in plan.replicate_seeds(file, first_seed)
+            for params in points
+        ]
+    elif (params := file.default_params()) is not None:
+        initial.insert(0, Configuration(params=params, user_attrs={DEFAULT_CONFIGURATION: True}))
     lock_study(connection, study_id)
-    Configurations(connection, study_id, default_seed(file, plan.defaults(file))).enqueue(initial)
+    Configurations(connection, study_id, first_seed).enqueue(initial)
 
 
 def default_seed(file: StudyFile, defaults: Mapping[str, Any]) -> int | None:

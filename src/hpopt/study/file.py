@@ -15,6 +15,9 @@ from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
+MAX_SEEDS = 10_000
+# The samplers that run a fixed list of configurations, and search nothing.
+FIXED_DESIGNS = ("grid",)
 _NOT_GIVEN = "not given"
 
 
@@ -76,6 +79,11 @@ class Confirm(BaseModel):
     """How many runs of each."""
 
 
+def default_pruner(sampler: Sampler) -> Pruner:
+    """Return the pruner of a study file without one: a fixed design runs all its trials to their end."""
+    return Pruner(name="none") if sampler.name in FIXED_DESIGNS else Pruner()
+
+
 class StudyFile(BaseModel):
     """One study as its file describes it: what is searched, what is fixed, and when to stop."""
 
@@ -94,9 +102,12 @@ class StudyFile(BaseModel):
     """How many of the best complete trials keep the files of their run folders, such as checkpoints."""
     summary: Literal["last", "best"] = "last"
     """Which evaluation of a run is its value; with best, a rung compares the best so far."""
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 1
+    """Runs of each configuration of a fixed design, the same seeds for all: the objective's own and those after it."""
     budget: Budget
     sampler: Sampler = Sampler()
-    pruner: Pruner = Pruner()
+    pruner: Pruner = Field(default_factory=lambda valid: default_pruner(valid["sampler"]))
+    """By default asha for a search, none for a fixed design."""
     confirm: Confirm | None = None
     search_space: Annotated[dict[str, Range], Field(min_length=1)]
     """The parameters to search, each a range or a list of choices."""
@@ -110,6 +121,11 @@ class StudyFile(BaseModel):
     def _check_conditions(cls, space: dict[str, Range]) -> dict[str, Range]:
         find_conditions(space)
         return space
+
+    @property
+    def is_fixed_design(self) -> bool:
+        """Whether the configurations are known before the first trial, as those of a grid are."""
+        return self.sampler.name in FIXED_DESIGNS
 
     def config(self, params: Mapping[str, Any], seed: int | None = None) -> Any:  # noqa: ANN401 - the objective's.
         """Return the config of a trial from the fixed values, its params and its seed. Raises ConfigError."""
@@ -143,7 +159,7 @@ def _flatten(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, str
     for key, value in section.items():
         if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner", "confirm"}:
             yield from _flatten(f"{key}.", value)
-        elif prefix or key in {"enqueue", "keep"}:
+        elif prefix or key in {"enqueue", "keep", "seeds"}:
             yield f"{prefix}{key}", _NOT_GIVEN if value in (None, []) else _text(value)
 
 
