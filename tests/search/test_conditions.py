@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hpopt.errors import ConfigError
 from hpopt.search import tpe
 from hpopt.search.conditions import find_conditions
-from hpopt.search.sampler import Draw, grid_points, propose, to_distributions
+from hpopt.search.design import grid_points
+from hpopt.search.sampler import Draw, propose, to_distributions
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.search.tpe import Observations
 from hpopt.study.checks import check_params

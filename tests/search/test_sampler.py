@@ -11,7 +11,8 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState, create_trial
 
 from hpopt.search import tpe
-from hpopt.search.sampler import Draw, grid_points, propose
+from hpopt.search.design import grid_points
+from hpopt.search.sampler import Draw, propose
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.search.tpe import ColumnTPESampler, Observations, log_density
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from hpopt import __version__
 from hpopt.errors import DatabaseError, InputError, StudyFileError
-from hpopt.search.sampler import grid_points
+from hpopt.search.design import grid_points
 from hpopt.storage import budget, queries, studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study, find_study, load_study, reload, require_data
@@ -193,6 +193,28 @@ momentum = { choices = [0.9, 0.95] }
     points = {tuple(sorted(trial.system_attrs["fixed_params"].items())) for trial in trials}
     assert len(trials) == len(points) == 6
     assert budget.planned_trials(study, budget.read_usage(database, study)) == 6
+
+
+def test_a_grid_with_seeds_has_whole_replicates_in_order_and_more_seeds_are_added_to_it(database):
+    """An interrupted design then has the same seeds of all configurations, which are compared in pairs."""
+    text = """
+name = "replicates"
+seeds = 2
+[budget]
+trials = 100
+[sampler]
+name = "grid"
+[search_space]
+ns_steps = { low = 3, high = 5, type = "int" }
+[fixed]
+seed = 7
+"""
+    study = create_study(database, parse_study_file(text, "grid.toml"))
+    create_study(database, parse_study_file(text.replace("seeds = 2", "seeds = 3"), "grid.toml"))
+    trials = studies.open_optuna(database, study).trials
+    runs = [(trial.user_attrs["seed"], trial.system_attrs["fixed_params"]["ns_steps"]) for trial in trials]
+    assert runs == [(seed, steps) for seed in (7, 8, 9) for steps in (3, 4, 5)]
+    assert study.file.pruner.name == "none"
 
 
 def test_an_enqueued_configuration_that_is_a_point_of_the_grid_is_counted_once(database):

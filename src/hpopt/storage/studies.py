@@ -8,8 +8,8 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,6 @@ from sqlalchemy.dialects.postgresql import insert
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
 from hpopt.formats import storable, to_json
-from hpopt.search import sampler
 from hpopt.storage import tables
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
@@ -70,7 +69,7 @@ class Study:
     @property
     def is_enqueued_whole(self) -> bool:
         """Whether all its trials are enqueued, so that workers sample none."""
-        return not self.is_root or bool(self.file.arms) or self.file.sampler.name == "grid"
+        return not self.is_root or self.file.is_fixed_design
 
 
 def create_study(
@@ -260,26 +259,21 @@ def _create_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
 
 
 def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
-    """Enqueue what is new: all runs of arms, else what is tried first: the defaults, the file's, the grid."""
+    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, a fixed design.
+
+    A design has the first seed of all its configurations or arms before the second of any, so that whole replicates are
+    left if it is interrupted.
+    """
+    first_seed = default_seed(file, plan.defaults(file))
+    initial = [Configuration(params=params) for params in file.enqueue]
+    if file.is_fixed_design:
+        points = [Configuration(params=params) for params in plan.design_points(file)]
+        points = [Configuration(params={}, arm=arm) for arm in file.arms] or points
+        initial += [replace(point, seed=seed) for seed in plan.replicate_seeds(file, first_seed) for point in points]
+    elif (params := file.default_params()) is not None:
+        initial.insert(0, Configuration(params=params, user_attrs={DEFAULT_CONFIGURATION: True}))
     lock_study(connection, study_id)
-    configurations = Configurations(connection, study_id, default_seed(file, plan.defaults(file)))
-    configurations.enqueue(_arm_runs(file) if file.arms else _initial(file))
-
-
-def _arm_runs(file: StudyFile) -> Iterator[Configuration]:
-    """Yield the runs of a comparison seed by seed, so that one which is stopped has pairs."""
-    for seed in range(file.seeds):
-        yield from (Configuration(params={}, seed=seed, arm=arm) for arm in file.arms)
-
-
-def _initial(file: StudyFile) -> list[Configuration]:
-    is_grid = file.sampler.name == "grid"
-    defaults = None if is_grid else file.default_params()
-    points = sampler.grid_points(file.search_space) if is_grid else []
-    initial = [Configuration(params=params) for params in (*file.enqueue, *points)]
-    if defaults is not None:
-        initial.insert(0, Configuration(params=defaults, user_attrs={DEFAULT_CONFIGURATION: True}))
-    return initial
+    Configurations(connection, study_id, first_seed).enqueue(initial)
 
 
 def default_seed(file: StudyFile, defaults: Mapping[str, Any]) -> int | None:

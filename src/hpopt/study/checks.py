@@ -159,6 +159,8 @@ def _check_enqueued(study: StudyFile) -> None:
 
 
 def _check_sampler_and_pruner(study: StudyFile) -> None:
+    if study.seeds > 1 and not study.is_fixed_design:
+        raise ConfigError("seeds", "a search runs each configuration once; use [confirm] to repeat the best")
     for name in _length_parameters(study) & study.search_space.keys() if study.pruner.name != "none" else ():
         problem = f"{study.pruner.name} compares trials at the same fractions of schedules of one length"
         raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')

@@ -16,7 +16,9 @@ from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
-MAX_SEEDS = 1000
+MAX_SEEDS = 10_000
+# The samplers that run a fixed list of configurations, and search nothing.
+FIXED_DESIGNS = ("grid",)
 # It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _NOT_GIVEN = "not given"
@@ -80,6 +82,11 @@ class Confirm(BaseModel):
     """How many runs of each."""
 
 
+def default_pruner(sampler: Sampler, arms: Mapping[str, Any]) -> Pruner:
+    """Return the pruner of a study file without one: a fixed design runs all its trials to their end."""
+    return Pruner(name="none") if arms or sampler.name in FIXED_DESIGNS else Pruner()
+
+
 class Compare(BaseModel):
     """How the arms of a comparison are judged; each is compared with the first."""
 
@@ -107,16 +114,17 @@ class StudyFile(BaseModel):
     summary: Literal["last", "best"] = "last"
     """Which evaluation of a run is its value; with best, a rung compares the best so far."""
     seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 1
-    """Runs of each arm, with the same seeds for all: 0, 1 and so on."""
+    """Runs of each configuration of a fixed design, the same seeds for all: the objective's own and those after it."""
+    arms: dict[str, dict[str, Any]] = {}
+    """The arms of a comparison: values over those of `fixed`, for each arm by its name; the first is the baseline."""
     budget: Budget = Budget.model_construct()
     sampler: Sampler = Sampler()
-    pruner: Pruner = Pruner()
+    pruner: Pruner = Field(default_factory=lambda valid: default_pruner(valid["sampler"], valid["arms"]))
+    """By default asha for a search, none for a fixed design."""
     confirm: Confirm | None = None
     compare: Compare = Compare()
     search_space: Annotated[dict[str, Range], Field(min_length=1)] = {}
     """The parameters to search, each a range or a list of choices; required without `arms`."""
-    arms: dict[str, dict[str, Any]] = {}
-    """The arms of a comparison: values over those of `fixed`, for each arm by its name; the first is the baseline."""
     fixed: dict[str, Any] = {}
     """Parameters with constant values; the objective's defaults hold for the rest."""
     enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
@@ -128,13 +136,10 @@ class StudyFile(BaseModel):
         find_conditions(space)
         return space
 
-    @model_validator(mode="before")
-    @classmethod
-    def _prune_no_arms(cls, sections: Any) -> Any:  # noqa: ANN401 - what the TOML has.
-        """Take no pruner as the default of a comparison: all its runs are compared."""
-        if isinstance(sections, Mapping) and "arms" in sections:
-            return {"pruner": {"name": "none"}, **sections}
-        return sections
+    @property
+    def is_fixed_design(self) -> bool:
+        """Whether the configurations are known before the first trial, as those of a grid and arms are."""
+        return bool(self.arms) or self.sampler.name in FIXED_DESIGNS
 
     def config(self, params: Mapping[str, Any], seed: int | None = None, arm: str | None = None) -> Any:  # noqa: ANN401 - the objective's.
         """Return the config of a trial from the fixed values, its arm, params and seed. Raises ConfigError."""

@@ -1,10 +1,13 @@
 """Derive the steps, rungs, tokens and operations of a trial from a study file, without torch and optuna."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
+from hpopt.hyperparameters import Scalar
 from hpopt.search.conditions import extreme_params
+from hpopt.search.design import grid_points
 from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.study.file import Pruner, StudyFile
 from hpopt.study.objectives import config_class
@@ -18,6 +21,22 @@ def confirmation_file(file: StudyFile) -> StudyFile:
     """Return the study file of the confirmation of a study: all its trials are enqueued, and run to their end."""
     budget = file.budget.model_copy(update={"trials": None, "target": None})
     return file.model_copy(update={"budget": budget, "pruner": Pruner(name="none"), "enqueue": ()})
+
+
+def design_points(file: StudyFile) -> list[dict[str, Scalar]]:
+    """Return the params of the configurations of a fixed design."""
+    return grid_points(file.search_space)
+
+
+def replicate_seeds(file: StudyFile, first_seed: int | None) -> Sequence[int | None]:
+    """Return the seeds of each configuration of a fixed design, None being the objective's own.
+
+    A design with more seeds than before keeps its trials, and adds those of the further seeds.
+    """
+    if file.seeds == 1:
+        return (None,)
+    first_seed = first_seed or 0
+    return range(first_seed, first_seed + file.seeds)
 
 
 def defaults(file: StudyFile) -> dict[str, Any]:
