@@ -303,7 +303,7 @@ def test_defaults_and_steps_are_updated_when_the_study_is_created_again(database
     ("text", "problem"),
     [
         ('name = "tiny"\n[budget', "not TOML: "),
-        ('name = "tiny"\n[budget]\ntrials = 4\n', "search_space: missing"),
+        ('name = "tiny"\n[budget]\ntrials = "4"\n', "budget.trials: '4' is not a whole number"),
         ('name = "tiny"\nnew_key = 1\n', "new_key: unknown key"),
     ],
 )

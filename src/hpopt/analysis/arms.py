@@ -7,7 +7,7 @@ from typing import Any
 
 from hpopt.analysis.comparison import Comparison, compare_pairs, confidence_half_width
 from hpopt.analysis.trials import Outcome, StudyTable, TrialRow, is_finite
-from hpopt.formats import format_count, format_number, join_words, list_values
+from hpopt.formats import format_count, format_number, join_words, list_values, to_json
 from hpopt.search.direction import Direction
 
 MIN_PAIRS = 2
@@ -180,7 +180,7 @@ def find_changes(baseline: Side, treatment: Side) -> dict[str, tuple[Any, Any]]:
     one, other = _config(baseline), _config(treatment)
     if one is None or other is None:
         return {}
-    keys = dict.fromkeys((*one, *other))
+    keys = sorted({*one, *other})
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key) and key != "seed"}
 
 
@@ -281,4 +281,4 @@ def _summarize(side: Side) -> SideSummary:
 
 
 def _show(value: object) -> str:
-    return format_number(value) if isinstance(value, bool | int | float | str) or value is None else repr(value)
+    return format_number(value) if value is None or isinstance(value, bool | int | float | str) else to_json(value)

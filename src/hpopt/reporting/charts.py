@@ -12,7 +12,7 @@ from hpopt.reporting.parameter_charts import (
     draw_sensitivity,
 )
 from hpopt.reporting.selection import find_metric_unit
-from hpopt.reporting.trial_charts import draw_curves, draw_history, draw_parallel
+from hpopt.reporting.trial_charts import draw_arm_curves, draw_curves, draw_history, draw_parallel
 
 CHART_NAMES = (
     "comparison",
@@ -33,7 +33,7 @@ def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
     A comparison has its own and the learning curves: nothing is searched in it.
     """
     if insights.comparison is not None:
-        drawn = (draw_pairs(insights.comparison, find_metric_unit(table)), draw_curves(table))
+        drawn = (draw_pairs(insights.comparison, find_metric_unit(table)), draw_arm_curves(table))
         return {chart.name: chart for chart in drawn if chart is not None}
     charts = (
         draw_history(table),

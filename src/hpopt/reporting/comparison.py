@@ -177,7 +177,7 @@ def _differences_panel(compared: ArmsComparison, results: Mapping[str, Compariso
     title = f"{next(iter(results))} minus {compared.sides[0].name}" if len(results) == 1 else ""
     return Panel(
         x=Axis(title=title or f"minus {compared.sides[0].name}", limits=ends, format="none"),
-        y=Axis(title=f"difference of {compared.metric}", unit=unit),
+        y=Axis(title="difference", unit=unit),
         marks=tuple(marks),
         title="Differences",
     )
