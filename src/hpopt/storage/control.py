@@ -60,12 +60,8 @@ def enqueue(
     """Enqueue a configuration unless it was tried or enqueued before; params that are left out are sampled.
 
     With `n_fresh_seeds` it is enqueued so many times, with the lowest seeds that no trial of it has. Raises InputError
-    for a configuration that is no point of a grid, and for a comparison, which has the runs of its arms alone.
+    for a configuration that is no point of a grid.
     """
-    if study.file.arms:
-        raise InputError(
-            f"study '{study.name}' runs its arms; raise seeds in its file and `hpopt create` it again for more pairs"
-        )
     with database.brief() as connection:
         if lock_study(connection, study.study_id) is None:
             raise InputError(f"study '{study.name}' was deleted")
@@ -86,6 +82,14 @@ def enqueue(
     blocked_by = _blocked_by(study, budget.read_usage(database, study), ahead.n_enqueued + len(added) - 1)
     seeds = tuple(one.seed for one in wanted if one.seed is not None)
     return Enqueued(trials=tuple(added), seeds=seeds, is_new=True, n_ahead=sum(ahead), blocked_by=blocked_by)
+
+
+def refuse_arms(study: Study) -> None:
+    """Raise InputError for a comparison, which has the runs of its arms alone."""
+    if study.file.arms:
+        raise InputError(
+            f"study '{study.name}' runs its arms; raise seeds in its file and `hpopt create` it again for more pairs"
+        )
 
 
 def params_of(database: Database, study: Study, trial: int) -> dict[str, Scalar]:
