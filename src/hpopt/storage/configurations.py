@@ -60,12 +60,12 @@ class Configurations:
 
     def enqueue(self, configurations: Iterable[Configuration]) -> list[int]:
         """Enqueue those that no trial has, in one statement, and return their numbers."""
-        new = {self._key(one): one for one in configurations if self.find(one) is None}
-        attributes = [
-            one.user_attrs if one.seed is None else {**one.user_attrs, SEED: one.seed} for one in new.values()
-        ]
-        queue = [(one.params, attrs) for one, attrs in zip(new.values(), attributes, strict=True)]
-        numbers = optuna_write.enqueue(self._connection, self._study_id, queue)
+        new: dict[tuple[Params, int | None], tuple[Mapping[str, Scalar], dict[str, Any]]] = {}
+        for one in configurations:
+            if self.find(one) is None:
+                _, attributes = new.setdefault(self._key(one), (one.params, {}))
+                attributes.update(one.user_attrs if one.seed is None else {**one.user_attrs, SEED: one.seed})
+        numbers = optuna_write.enqueue(self._connection, self._study_id, list(new.values()))
         self._trials.update(zip(new, numbers, strict=True))
         return numbers
 

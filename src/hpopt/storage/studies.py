@@ -33,6 +33,8 @@ from hpopt.study.reading import StudySource, parse_stored
 
 # The user attribute of the trial that runs the defaults. All others are compared with it, so it is never pruned.
 DEFAULT_CONFIGURATION = "default configuration"
+# The user attribute of a trial with the note of its entry in the study file.
+NOTE = "note"
 
 _GIT_TIMEOUT_S = 2
 _VERSIONED = ("optuna", "torch", "transformers")
@@ -263,9 +265,12 @@ def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
     it is interrupted.
     """
     first_seed = default_seed(file, plan.defaults(file))
-    initial = [Configuration(params=params) for params in file.enqueue]
+    initial = [
+        Configuration(params=params, seed=entry.seed, user_attrs={NOTE: entry.note} if entry.note else {})
+        for params, entry in zip(plan.enqueued_params(file), file.enqueue, strict=True)
+    ]
     if file.is_fixed_design:
-        points = plan.design_points(file)
+        points = list(plan.design_points(file))
         initial += [
             Configuration(params=params, seed=seed)
             for seed in plan.replicate_seeds(file, first_seed)
