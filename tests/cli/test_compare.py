@@ -156,8 +156,8 @@ def test_two_configurations_of_any_studies_are_compared(compared, tmp_path):
         (
             ("x, seed = config.x, config.seed", "x, seed = config.x, 0"),
             (
-                "the seeds never arrived: the runs of baseline with the seeds 0, 1 and 2 have one learning curve to the "
-                "last digit. The training ignores seed, so that its runs do not show the noise"
+                "the seeds never arrived: the runs of baseline with the seeds 0, 1 and 2 have one learning curve to "
+                "the last digit. The training ignores seed, so that its runs do not show the noise"
             ),
         ),
     ],

@@ -170,7 +170,7 @@ def test_a_grid_has_every_combination_of_the_values():
         "x": Float(low=0.0, high=0.3, step=0.1),
         "optimizer": Categorical(choices=("muon", "adamw")),
     }
-    points = grid_points(space)
+    points = list(grid_points(space))
     assert len(points) == len({tuple(point.items()) for point in points}) == 2 * 4 * 2
     assert points[0] == {"n": 1, "x": 0.0, "optimizer": "muon"}
     assert points[-1] == {"n": 3, "x": 0.3, "optimizer": "adamw"}

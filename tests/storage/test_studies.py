@@ -217,6 +217,42 @@ seed = 7
     assert study.file.pruner.name == "none"
 
 
+def test_an_enqueued_configuration_has_its_seed_and_note(database, study_file):
+    entries = """
+[[enqueue]]
+params = { learning_rate = 0.1 }
+seed = 7
+note = "the paper's"
+[[enqueue]]
+learning_rate = 0.1
+"""
+    study = create_study(database, parse_study_file(study_file + entries, "s.toml"))
+    trials = studies.open_optuna(database, study).trials[-2:]
+    assert [trial.system_attrs["fixed_params"] for trial in trials] == [{"learning_rate": 0.1}] * 2
+    assert [trial.user_attrs for trial in trials] == [{"note": "the paper's", "seed": 7}, {}]
+
+
+def test_the_base_has_what_an_enqueued_configuration_of_one_at_a_time_leaves_out(database):
+    text = """
+name = "ofat"
+seeds = 2
+[sampler]
+name = "one_at_a_time"
+base = { ns_steps = 4 }
+[search_space]
+ns_steps = { low = 3, high = 5, type = "int" }
+momentum = { low = 0.9, high = 0.98, num = 3 }
+[[enqueue]]
+params = { momentum = 0.97 }
+note = "beyond"
+"""
+    study = create_study(database, parse_study_file(text, "s.toml"))
+    trials = studies.open_optuna(database, study).trials
+    runs = [(trial.user_attrs.get("seed"), *trial.system_attrs["fixed_params"].values()) for trial in trials]
+    points = [(4, 0.95), (3, 0.95), (5, 0.95), (4, 0.9), (4, 0.94), (4, 0.98)]
+    assert runs == [(None, 4, 0.97), *((seed, *point) for seed in (0, 1) for point in points)]
+
+
 def test_an_enqueued_configuration_that_is_a_point_of_the_grid_is_counted_once(database):
     """0.0 + 3 * 0.1 is not 0.3 in binary arithmetic, and the budget would have a trial too many."""
     text = """
@@ -256,7 +292,7 @@ momentum = { low = 0.5, high = 0.99, step = 0.01 }
             )
         ).all()
     assert [number for number, _ in rows] == list(range(1000))
-    assert [json.loads(params) for _, params in rows] == grid_points(study.file.search_space)
+    assert [json.loads(params) for _, params in rows] == list(grid_points(study.file.search_space))
 
 
 def test_defaults_and_steps_are_those_of_the_objective_when_the_study_was_created(own_study):

@@ -69,7 +69,10 @@ def test_an_arm_goes_over_the_fixed_values_and_shows_what_any_arm_sets():
         (HEAD + ARMS + "[[enqueue]]\nmomentum = 0.9\n", "enqueue: not with [arms], which say what runs"),
         (HEAD + ARMS + "[sampler]\n", "sampler: not with [arms], which leave nothing to sample"),
         (HEAD + ARMS + "[pruner]\n", "pruner.name: 'asha' would end runs that are compared; write \"none\""),
-        (HEAD + ARMS + "[budget]\ntrials = 5\n", "budget.trials: 5 is below 2 arms x 3 seeds = 6 runs; remove it"),
+        (
+            HEAD + ARMS + "[budget]\ntrials = 5\n",
+            "budget.trials: 5 is below the 6 trials of the design (2 arms with 3 seeds)",
+        ),
         (
             HEAD + ARMS + "[budget]\ntrials = 6\ntarget = 1.0\n",
             "budget.target: it ends a search; a comparison runs all",
@@ -88,7 +91,10 @@ def test_an_arm_goes_over_the_fixed_values_and_shows_what_any_arm_sets():
             HEAD + "[search_space]\nmomentum = { choices = [0.9] }\n[sampler]\nname = 'grid'\n[compare]\n",
             "compare: nothing to compare; write at least two sections [arms.NAME]",
         ),
-        ('name = "s"\n[search_space]\nmomentum = { low = 0.8, high = 0.9 }\n', "budget: missing"),
+        (
+            'name = "s"\n[search_space]\nmomentum = { low = 0.8, high = 0.9 }\n',
+            "budget: no limit; give at least one of trials, ",
+        ),
         ('name = "s"\n[budget]\ntrials = 3\n', "search_space: missing"),
     ],
 )

@@ -63,9 +63,12 @@ class Configurations:
 
     def enqueue(self, configurations: Iterable[Configuration]) -> list[int]:
         """Enqueue those that no trial has, in one statement, and return their numbers."""
-        new = {self._key(one): one for one in configurations if self.find(one) is None}
-        queue = [(one.params, _user_attrs(one)) for one in new.values()]
-        numbers = optuna_write.enqueue(self._connection, self._study_id, queue)
+        new: dict[Key, tuple[Mapping[str, Scalar], dict[str, Any]]] = {}
+        for one in configurations:
+            if self.find(one) is None:
+                _, attributes = new.setdefault(self._key(one), (one.params, {}))
+                attributes.update(_user_attrs(one))
+        numbers = optuna_write.enqueue(self._connection, self._study_id, list(new.values()))
         self._trials.update(zip(new, numbers, strict=True))
         return numbers
 

@@ -33,6 +33,8 @@ from hpopt.study.reading import StudySource, parse_stored
 
 # The user attribute of the trial that runs the defaults. All others are compared with it, so it is never pruned.
 DEFAULT_CONFIGURATION = "default configuration"
+# The user attribute of a trial with the note of its entry in the study file.
+NOTE = "note"
 
 _GIT_TIMEOUT_S = 2
 _VERSIONED = ("optuna", "torch", "transformers")
@@ -265,7 +267,10 @@ def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
     left if it is interrupted.
     """
     first_seed = default_seed(file, plan.defaults(file))
-    initial = [Configuration(params=params) for params in file.enqueue]
+    initial = [
+        Configuration(params=params, seed=entry.seed, user_attrs={NOTE: entry.note} if entry.note else {})
+        for params, entry in zip(plan.enqueued_params(file), file.enqueue, strict=True)
+    ]
     if file.is_fixed_design:
         points = [Configuration(params=params) for params in plan.design_points(file)]
         points = [Configuration(params={}, arm=arm) for arm in file.arms] or points

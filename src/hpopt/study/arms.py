@@ -65,10 +65,6 @@ def _check_sections(study: StudyFile) -> None:
         raise ConfigError("pruner.name", f'{study.pruner.name!r} would end runs that are compared; write "none"')
     if study.budget.target is not None:
         raise ConfigError("budget.target", "it ends a search; a comparison runs all its seeds")
-    n_runs, n_trials = len(study.arms) * study.seeds, study.budget.trials
-    if n_trials is not None and n_trials < n_runs:
-        problem = f"{n_trials} is below {len(study.arms)} arms x {study.seeds} seeds = {n_runs} runs; remove it"
-        raise ConfigError("budget.trials", problem)
 
 
 def _check_name(arm: str) -> None:

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_serializer, model_validator
 
 from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
@@ -18,7 +18,7 @@ POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
 MAX_SEEDS = 10_000
 # The samplers that run a fixed list of configurations, and search nothing.
-FIXED_DESIGNS = ("grid",)
+FIXED_DESIGNS = ("grid", "one_at_a_time")
 # It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
 NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _NOT_GIVEN = "not given"
@@ -38,20 +38,17 @@ class Budget(BaseModel):
     target: float | None = None
     """Stop when the best value reaches this."""
 
-    @model_validator(mode="after")
-    def _check_limits(self) -> Self:
-        if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
-            raise ValueError("no limit; give at least one of trials, gpu_hours, wall_hours")
-        return self
-
 
 class Sampler(BaseModel):
     """How the next trial is chosen."""
 
     model_config = STRICT
 
-    name: Literal["tpe", "random", "grid"] = "tpe"
-    """tpe samples near the best trials so far, random samples uniformly, grid tries every combination."""
+    name: Literal["tpe", "random", "grid", "one_at_a_time"] = "tpe"
+    """tpe samples near the best trials so far, random samples uniformly; the fixed designs: grid tries every
+    combination, one_at_a_time each value of each parameter with the others as in `base`."""
+    base: dict[str, Any] = {}
+    """The configuration that one_at_a_time varies; the objective's defaults hold for the rest."""
     seed: Annotated[int, Field(ge=0, le=NUMPY_MAX_SEED)] = 0
     """Each trial's sampler is seeded from this and the trial's number."""
     n_startup_trials: Annotated[int, Field(ge=0)] = 10
@@ -87,6 +84,29 @@ def default_pruner(sampler: Sampler, arms: Mapping[str, Any]) -> Pruner:
     return Pruner(name="none") if arms or sampler.name in FIXED_DESIGNS else Pruner()
 
 
+class Enqueued(BaseModel):
+    """A configuration to try first; without the key `params`, the keys are the parameters."""
+
+    model_config = STRICT
+
+    params: dict[str, Any] = {}
+    """Parameters that it leaves out are sampled; those of one_at_a_time are as in its base."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The objective's own if not given."""
+    note: str | None = None
+    """Why it is tried, a user attribute of its trial."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_bare_params(cls, entry: object) -> object:
+        return entry if not isinstance(entry, Mapping) or "params" in entry else {"params": entry}
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        others = {key: value for key, value in (("seed", self.seed), ("note", self.note)) if value is not None}
+        return {"params": self.params, **others} if others else self.params
+
+
 class Compare(BaseModel):
     """How the arms of a comparison are judged; each is compared with the first."""
 
@@ -117,7 +137,7 @@ class StudyFile(BaseModel):
     """Runs of each configuration of a fixed design, the same seeds for all: the objective's own and those after it."""
     arms: dict[str, dict[str, Any]] = {}
     """The arms of a comparison: values over those of `fixed`, for each arm by its name; the first is the baseline."""
-    budget: Budget = Budget.model_construct()
+    budget: Budget = Budget()
     sampler: Sampler = Sampler()
     pruner: Pruner = Field(default_factory=lambda valid: default_pruner(valid["sampler"], valid["arms"]))
     """By default asha for a search, none for a fixed design."""
@@ -127,8 +147,8 @@ class StudyFile(BaseModel):
     """The parameters to search, each a range or a list of choices; required without `arms`."""
     fixed: dict[str, Any] = {}
     """Parameters with constant values; the objective's defaults hold for the rest."""
-    enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
-    """Configurations to try first; parameters that an entry leaves out are sampled."""
+    enqueue: Annotated[tuple[Enqueued, ...], Field(strict=False)] = ()
+    """Configurations to try first."""
 
     @field_validator("search_space")
     @classmethod
@@ -193,7 +213,7 @@ def _text(value: object) -> str:
 def space_difference(new: StudyFile, old: StudyFile) -> str | None:
     """Return the first difference that makes the trials of two studies incomparable, or None.
 
-    Budget, sampler, pruner and enqueued configurations may differ: they only choose which trials there are.
+    Budget, sampler, pruner, enqueued configurations and num may differ: they only choose which trials there are.
     """
     for key in ("objective", "metric", "direction", "summary"):
         if getattr(new, key) != getattr(old, key):
@@ -218,7 +238,7 @@ def _range_difference(new: Range | None, old: Range | None) -> str | None:
         return None if new is old else f"{_range_words(new)}, was {_range_words(old)}"
     if new.type != old.type:
         return f"{new.type} {new.describe()}, was {old.type} {old.describe()}"
-    for key in type(new).model_fields:
+    for key in type(new).model_fields.keys() - {"num"}:
         one, other = getattr(new, key), getattr(old, key)
         if one != other:
             words = [describe_condition(value) or "always" if key == "when" else value for value in (one, other)]

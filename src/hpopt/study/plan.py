@@ -1,14 +1,15 @@
 """Derive the steps, rungs, tokens and operations of a trial from a study file, without torch and optuna."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
 from hpopt.hyperparameters import Scalar
-from hpopt.search.conditions import extreme_params
-from hpopt.search.design import grid_points
+from hpopt.search.conditions import active_params, extreme_params
+from hpopt.search.design import grid_points, one_at_a_time_points
 from hpopt.search.pruner import Rungs, build_rungs
+from hpopt.search.space import as_sampled
 from hpopt.study.file import Pruner, StudyFile
 from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, flops_per_token
@@ -23,9 +24,33 @@ def confirmation_file(file: StudyFile) -> StudyFile:
     return file.model_copy(update={"budget": budget, "pruner": Pruner(name="none"), "enqueue": ()})
 
 
-def design_points(file: StudyFile) -> list[dict[str, Scalar]]:
-    """Return the params of the configurations of a fixed design."""
+def design_points(file: StudyFile) -> Iterator[dict[str, Scalar]]:
+    """Yield the params of the configurations of a fixed design."""
+    if file.sampler.name == "one_at_a_time":
+        return one_at_a_time_points(file.search_space, base_params(file, defaults(file)))
     return grid_points(file.search_space)
+
+
+def base_params(file: StudyFile, defaults: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return the value of each parameter in the configuration that one_at_a_time varies.
+
+    One that has neither a value in the file nor a default in its range is left out.
+    """
+    base = {**defaults, **file.sampler.base}
+    space = file.search_space
+    return {
+        name: as_sampled(searched, base[name])
+        for name, searched in space.items()
+        if name in base and searched.contains(base[name])
+    }
+
+
+def enqueued_params(file: StudyFile) -> list[dict[str, Scalar]]:
+    """Return the params of [[enqueue]]; the base has those that an entry of one_at_a_time leaves out."""
+    if file.sampler.name != "one_at_a_time":
+        return [entry.params for entry in file.enqueue]
+    base = base_params(file, defaults(file))
+    return [active_params(file.search_space, {**base, **entry.params}) for entry in file.enqueue]
 
 
 def replicate_seeds(file: StudyFile, first_seed: int | None) -> Sequence[int | None]:
