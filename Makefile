@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]" --group dev
 	@touch $@
 
-# A study of 32 real trainings on this machine, and its answer: from the program and from the database.
+# A study of 33 real trainings on this machine, and its answer: from the program and from the database.
 demo: install
 	$(BIN)/hpopt run studies/quickstart.toml --workers 2
 	$(BIN)/hpopt best quickstart --format json

@@ -163,12 +163,6 @@ def test_an_unknown_study_is_refused_with_the_nearest_name(database, study):
         load_study(database, "tinny")
 
 
-def test_a_child_study_has_its_parent_and_role(database, study, study_file):
-    source = parse_study_file(study_file.replace('"tiny"', '"tiny-confirm"'), "confirm.toml")
-    child = create_study(database, source, parent="tiny", role="confirm")
-    assert (child.parent, child.role) == ("tiny", "confirm")
-
-
 def test_a_worker_with_other_data_is_refused(database, study):
     require_data(database, study, "aaaa")
     require_data(database, study, "aaaa")

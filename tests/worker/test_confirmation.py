@@ -113,9 +113,9 @@ def test_workers_that_find_a_search_finished_at_once_create_one_confirmation(wor
 
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(follow, range(6)))) == 1
-    assert workers.rows("select count(*) from public.trials join hpopt.study using (study_id) where role = 'confirm'") == [
-        (12,)
-    ]
+    assert workers.rows(
+        "select count(*) from public.trials join hpopt.study using (study_id) where role = 'confirm'"
+    ) == [(12,)]
 
 
 def test_only_the_test_metrics_of_the_answer_are_shown(workers):
@@ -123,7 +123,9 @@ def test_only_the_test_metrics_of_the_answer_are_shown(workers):
     workers.run(study)
     assert queries.best(workers.database, study).test_metrics == {"test_loss": pytest.approx(2.3)}
     assert workers.rows("select distinct jsonb_object_keys(metrics) from hpopt.learning_curves") == [("loss",)]
-    rows = workers.rows("select to_jsonb(t) from hpopt.trials t") + workers.rows("select to_jsonb(a) from hpopt.attempts a")
+    rows = workers.rows("select to_jsonb(t) from hpopt.trials t") + workers.rows(
+        "select to_jsonb(a) from hpopt.attempts a"
+    )
     assert not any("test_loss" in str(row) for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Commands that change a running study: pause, resume, stop, retry and enqueue."""
+"""Commands that change a running study: pause, resume, stop, retry, enqueue and confirm."""
 
 import re
 import tomllib
@@ -103,6 +103,25 @@ def enqueue(
         added = control.enqueue(database, row, values, seed=seed, n_fresh_seeds=seeds)
         state = control.read_state(database, row).state
     out.print(describe_enqueued(study, state, sampled, added), soft_wrap=True)
+
+
+def confirm(
+    study: StudyArgument,
+    top: Annotated[int, typer.Option(min=2, help="How many of the best configurations.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seeds, the same for all.")] = 4,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Run the best configurations again with fresh seeds, or add seeds to those that did."""
+    from hpopt.storage import confirmation
+    from hpopt.storage.connect import open_database
+    from hpopt.storage.studies import load_study
+    from hpopt.study.file import Confirm
+    from hpopt.terminal.status import describe_confirmation
+
+    with open_database(storage, home) as database:
+        child = confirmation.create_confirmation(database, load_study(database, study), Confirm(top=top, seeds=seeds))
+    out.print(describe_confirmation(study, child, seeds), soft_wrap=True)
 
 
 def _parse_seed(assignments: Sequence[str]) -> int | None:

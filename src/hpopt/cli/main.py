@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 for command in (
     *(run.run, studies.create, studies.delete, studies.check, run.worker, studies.status),
-    *(control.pause, control.resume, control.stop, control.retry, control.enqueue),
+    *(control.pause, control.resume, control.stop, control.retry, control.enqueue, control.confirm),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(command)

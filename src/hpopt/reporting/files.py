@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hpopt.analysis.answer import AnswerKind
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.formats import to_json
 from hpopt.reporting.summary import Configuration, Summary
@@ -61,7 +62,8 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
         "objective": table.objective,
         "n_trials": dict(table.count_states()) | {"total": len(table.trials)},
         "best": _describe_best(summary),
-        "confirmed": summary.is_confirmed(),
+        "answer": AnswerKind.UNCONFIRMED if table.answer is None else table.answer.kind,
+        "confirmation": table.answer,
         "findings": summary.findings,
         "importance": importance,
         **insights,

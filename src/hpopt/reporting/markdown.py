@@ -7,6 +7,7 @@ from shlex import quote
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
 from hpopt.reporting.chart import Chart
+from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
     describe_answer,
@@ -36,6 +37,8 @@ def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     lines += ["## Answer", "", describe_answer(table, summary), "", *_best_params(table, summary)]
     lines += ["## Warnings", "", *(_warnings(summary) or ["None."]), ""]
     lines += ["## Confidence", "", *_paragraph(describe_confidence(table, summary))]
+    if table.answer is not None:
+        lines += [*_table(CANDIDATE_COLUMNS, tabulate_candidates(table.answer)), ""]
     header, configurations = tabulate_configurations(table, summary)
     lines += [*_table(header, configurations), ""] if configurations else []
     lines += _pictures(charts, "history")

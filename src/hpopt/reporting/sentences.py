@@ -10,8 +10,9 @@ from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_count, format_duration, format_metric, format_number, format_percent, join_words
 from hpopt.hyperparameters import Scalar
+from hpopt.reporting.confirmation import describe_confirmation, describe_kind
 from hpopt.reporting.selection import find_metric_unit
-from hpopt.reporting.summary import MIN_REPLICATES, Configuration, Summary
+from hpopt.reporting.summary import Configuration, Summary
 from hpopt.search.direction import Direction
 
 PARAMETER_COLUMNS = ("parameter", "model's optimum", "good range", "max / min", "PED-ANOVA", "fANOVA", "p-value")
@@ -35,14 +36,16 @@ def describe_answer(table: StudyTable, summary: Summary) -> str:
 
 def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
     """Describe how far the best configuration can be trusted."""
+    if table.answer is not None:
+        return describe_confirmation(table.answer, table.metric)
     if not summary.configurations:
         return ["No trial is complete yet."]
     best, *others = summary.configurations
     sentences = [_describe_replicates(table, best)]
     if not others:
         return [*sentences, "No other configuration is complete, so there is nothing to compare it with."]
-    gap = _least_loss(table, others[0]) - _least_loss(table, best)
-    distance = f"is {format_number(gap, digits=2)} worse in its best run" if gap else "has the same best value"
+    gap = _level(table, others[0]) - _level(table, best)
+    distance = f"is {format_number(abs(gap), digits=2)} {'worse' if gap > 0 else 'better'}" if gap else "is as good"
     sentences.append(f"The next best configuration (trial {others[0].trials[0]}) {distance}.")
     noise = summary.insights.noise
     if noise is None:
@@ -206,10 +209,14 @@ def _describe_best(table: StudyTable, summary: Summary) -> str:
     if summary.best is None or summary.best.value is None:
         return f"No result yet: no trial is complete ({counts or 'no trials'})."
     extreme = "lowest" if table.direction is Direction.MINIMIZE else "highest"
-    sentence = (
-        f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
-        f"among {format_count(len(table.trials), 'trial')} ({counts})."
-    )
+    if table.answer is not None:
+        kind = _capitalize(describe_kind(table.answer, table.metric))
+        sentence = f"{kind}: the configuration of trial {table.answer.trial} of {len(table.trials)} ({counts})."
+    else:
+        sentence = (
+            f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
+            f"among {format_count(len(table.trials), 'trial')} ({counts})."
+        )
     if summary.default is None or summary.default.value is None:
         return sentence
     if summary.default.trial == summary.best.trial:
@@ -221,16 +228,19 @@ def _describe_best(table: StudyTable, summary: Summary) -> str:
 
 def _describe_replicates(table: StudyTable, best: Configuration) -> str:
     n_runs = len(best.trials)
+    confirm = f"`hpopt confirm {table.name}` runs the best configurations again with fresh seeds."
     if n_runs == 1:
-        return "Not confirmed: the best configuration ran once. The best of many single runs is partly luck."
+        return (
+            "Not confirmed: the best configuration ran once, and the best of many single runs is partly luck. "
+            f"{confirm}"
+        )
     values = (
         f"{table.metric} from {format_metric(best.min)} to {format_metric(best.max)}, mean {format_metric(best.mean)}"
     )
     if best.n_seeds < n_runs:
         seeds = format_count(best.n_seeds, "different seed")
-        return f"Not confirmed: the best configuration ran {n_runs} times with only {seeds}: {values}."
-    more = "" if best.n_seeds >= MIN_REPLICATES else f" {MIN_REPLICATES} seeds would confirm it."
-    return f"The best configuration ran with {n_runs} seeds: {values}.{more}"
+        return f"Not confirmed: the best configuration ran {n_runs} times with only {seeds}: {values}. {confirm}"
+    return f"Not confirmed: the best configuration ran with {n_runs} seeds: {values}. {confirm}"
 
 
 def _describe_fit(table: StudyTable, sensitivity: Sensitivity) -> Iterator[str]:
@@ -279,6 +289,8 @@ def _capitalize(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
-def _least_loss(table: StudyTable, configuration: Configuration) -> float:
-    """Return the loss of the best run of a configuration."""
+def _level(table: StudyTable, configuration: Configuration) -> float:
+    """Return the loss by which a configuration is ranked: of its mean over seeds, or of its best run with one seed."""
+    if configuration.n_seeds > 1:
+        return table.loss(configuration.mean)
     return min(table.loss(configuration.min), table.loss(configuration.max))

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt.analysis.answer import Answer, AnswerKind, ConfirmedCandidate
+from hpopt.analysis.answer import AnswerKind, ConfirmedCandidate
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.formats import storable, to_json
@@ -99,6 +99,7 @@ def read_table(database: Database, study: Study) -> StudyTable:
     with database.begin() as connection:
         trials = connection.execute(_TRIALS, parameters).mappings().all()
         curves = {row.trial: row for row in connection.execute(_CURVES, parameters)}
+    best = find_best(database, study)
     return StudyTable(
         name=study.name,
         metric=study.file.metric,
@@ -110,21 +111,7 @@ def read_table(database: Database, study: Study) -> StudyTable:
         rungs=rungs_of(study.file),
         external=find_external(database, study),
         origin=_origin(study),
-        answer=_answer(find_best(database, study)),
-    )
-
-
-def _answer(best: Best | None) -> Answer | None:
-    """Return the answer of the confirmation of a study, or None if there is none."""
-    if best is None or best.optimism is None or best.noise_std is None:
-        return None
-    return Answer(
-        kind=best.answer,
-        trial=best.trial,
-        optimism=best.optimism,
-        noise_std=best.noise_std,
-        candidates=best.candidates,
-        test_metrics=best.test_metrics,
+        answer=None if best is None else best.confirmed,
     )
 
 

@@ -8,9 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpopt.analysis.answer import Answer
 from hpopt.findings.finding import Finding
 from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
 from hpopt.hyperparameters import Hyperparameter
+from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, describe_confirmation, describe_kind, tabulate_candidates
 from hpopt.search.conditions import describe_condition
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
@@ -38,11 +40,15 @@ def format_range(parameter: Range) -> str:
 
 
 def format_cost(progress: Progress) -> str:
-    """Format what a study has cost: trials by outcome, tokens and device time."""
+    """Format what a study and its confirmation have cost: trials by outcome, tokens and device time."""
     counts = [f"{progress.n_by_outcome[kind]} {kind}" for kind in _OUTCOMES if progress.n_by_outcome.get(kind)]
     trials = format_count(progress.usage.n_finished, "trial") + (f" ({', '.join(counts)})" if counts else "")
-    device_time = format_duration(progress.usage.device_hours * 3600)
-    return f"{trials}, {progress.tokens / 1e6:.1f}M tokens, {device_time} of device time"
+    device_time = format_duration(progress.usage.family_hours * 3600)
+    tokens = progress.tokens
+    if progress.confirmation is not None:
+        trials += f" and {format_count(progress.confirmation.usage.n_finished, 'run')} of the confirmation"
+        tokens += progress.confirmation.tokens
+    return f"{trials}, {tokens / 1e6:.1f}M tokens, {device_time} of device time"
 
 
 def format_finished(trial: FinishedTrial, metric: str) -> str:
@@ -67,13 +73,16 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
         cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
         table.add_row(name, Text(format_number(value), style="bold"), *cells)
     head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
-    if best.trial in (*progress.external.used, *progress.external.left_out):
+    if best.confirmed is not None:
+        kind = describe_kind(best.confirmed, progress.metric)
+        head = Text.assemble(f"{progress.name}: ", (kind, "bold"), f", the configuration of trial {best.trial}")
+    elif best.trial in (*progress.external.used, *progress.external.left_out):
         head.append(f" in trial {best.trial}, which was added outside of hpopt")
     elif best.value_low is None or best.value_high is None:
         head.append(f" in trial {best.trial} (one run, not confirmed by replicates)")
     else:
         values = f"{format_metric(best.value_low)} to {format_metric(best.value_high)}"
-        head.append(f", the mean of {best.n_seeds} seeds ({values}, best in trial {best.trial})")
+        head.append(f", the mean of {best.n_seeds} seeds ({values}, best in trial {best.trial}), not confirmed")
     lines = [Text(f"cost: {format_cost(progress)}")]
     if best.folder is not None:
         lines.append(Text(f"files of trial {best.trial}: {best.host}:{best.folder}", overflow="fold"))
@@ -82,7 +91,18 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
         lines.append(Text(external, style="yellow"))
     if progress.default_value is not None:
         lines.insert(0, Text(f"the defaults reach {progress.metric} {format_metric(progress.default_value)}"))
-    return Group(head, table, *lines)
+    return Group(head, table, *(() if best.confirmed is None else _confirmation(best.confirmed, progress)), *lines)
+
+
+def _confirmation(answer: Answer, progress: Progress) -> tuple[RenderableType, ...]:
+    """Return the table of the configurations that were confirmed, and what it shows."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in CANDIDATE_COLUMNS:
+        table.add_column(title, justify="left" if title == "answer" else "right")
+    for row in tabulate_candidates(answer):
+        table.add_row(*row)
+    _, _, *sentences = describe_confirmation(answer, progress.metric)
+    return table, *map(Text, sentences)
 
 
 def render_findings(findings: Sequence[Finding]) -> RenderableType:

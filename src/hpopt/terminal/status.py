@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words
+from hpopt.reporting.confirmation import describe_kind
 from hpopt.storage.progress import Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
+from hpopt.storage.studies import Study
 from hpopt.terminal.answer import format_finished
 
 _BAR_WIDTH = 40
@@ -46,6 +48,8 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         line = describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
     parts.append(_best_line(progress))
+    if progress.confirmation is not None:
+        parts.append(_confirmation_line(progress.confirmation))
     external = progress.external.describe()
     if external:
         parts.append(Text(external, style="yellow"))
@@ -116,6 +120,13 @@ def describe_enqueued(name: str, state: str, sampled: Sequence[str], added: Enqu
     return f"{what}; {'it is' if is_one else 'they are'} tried {ahead}{rest}{paused}"
 
 
+def describe_confirmation(name: str, confirmation: Study, n_seeds: int) -> str:
+    """Return a line on the runs that a confirmation was given, and what runs them."""
+    n = confirmation.n_candidates
+    runs = f"{format_count(n, 'configuration')} with {format_count(n_seeds, 'fresh seed')} each"
+    return f"{confirmation.name}: {runs}, {n * n_seeds} runs, are enqueued; workers of {name} run them next"
+
+
 def _state(progress: Progress) -> str:
     if progress.finished_reason:
         return progress.finished_reason
@@ -149,11 +160,19 @@ def _best_line(progress: Progress) -> Text:
     if progress.best is None:
         return Text("no trial has completed yet", style="dim")
     params = "  ".join(f"{name}={format_number(value)}" for name, value in progress.best.params.items())
+    if progress.best.confirmed is not None:
+        kind = describe_kind(progress.best.confirmed, progress.metric)
+        return Text.assemble((kind, "bold green"), f", trial {progress.best.trial}: {params}")
     return Text.assemble(
         f"best {progress.metric} ",
         (f"{format_metric(progress.best.value)}", "bold green"),
         f" in trial {progress.best.trial}: {params}",
     )
+
+
+def _confirmation_line(confirmation: Progress) -> Text:
+    state = (confirmation.finished_reason and "finished") or _state(confirmation)
+    return Text.assemble((confirmation.name, "bold"), f"  {_trials(confirmation)} runs  {state}")
 
 
 def _fleet(progress: Progress) -> RenderableType:
