@@ -114,7 +114,8 @@ class StudyTable:
     """A study and all its trials at one point in time.
 
     `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
-    and with which file, data and versions the study was created, so that it can be reproduced.
+    and with which file, data and versions the study was created, so that it can be reproduced. `n_parts` is the number
+    of tables that a study with conditional parameters was split into, for which p-values are corrected.
     """
 
     name: str
@@ -127,6 +128,7 @@ class StudyTable:
     rungs: Rungs = NO_RUNGS
     external: ExternalTrials = field(default_factory=ExternalTrials)
     origin: Mapping[str, str] = field(default_factory=dict)
+    n_parts: int = 1
 
     def complete(self) -> tuple[TrialRow, ...]:
         """Return the COMPLETE trials that have a finite value."""

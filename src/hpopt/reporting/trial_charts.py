@@ -13,6 +13,7 @@ from hpopt.formats import format_metric, format_number
 from hpopt.reporting import selection
 from hpopt.reporting.chart import Annotations, Axis, Chart, Line, Mark, Panel, Points, Style
 from hpopt.reporting.selection import BEST, COMPLETE, MUTED, ValueRange
+from hpopt.search.conditions import find_missing
 from hpopt.search.space import Range
 
 PRUNED_POINTS = Style(color=MUTED, label="pruned", symbol="cross", size=7)
@@ -74,12 +75,13 @@ def draw_curves(table: StudyTable) -> Chart | None:
 
 def draw_parallel(table: StudyTable) -> Chart | None:
     """Draw the best complete trials as lines through their parameters, each parameter on its own scale."""
-    searched = {name: range_ for name, range_ in table.search_space.items() if not is_fixed(range_)}
-    ranked = [row for row in table.ranked() if searched.keys() <= row.params.keys()][:_N_PARALLEL]
+    ranked = [row for row in table.ranked() if not find_missing(table.search_space, row.params)][:_N_PARALLEL]
+    tried = {name: [row.params[name] for row in ranked if name in row.params] for name in table.search_space}
+    searched = {name: range_ for name, range_ in table.search_space.items() if tried[name] and not is_fixed(range_)}
     if len(ranked) < 2 or not searched:  # noqa: PLR2004 - one line is no comparison.
         return None
     n_highlighted = min(_N_HIGHLIGHTED, max(1, len(ranked) // 3))
-    axes = [build_axis(name, range_, [row.params[name] for row in ranked]) for name, range_ in searched.items()]
+    axes = [build_axis(name, range_, tried[name]) for name, range_ in searched.items()]
     names = (*searched, table.metric)
     lines = [
         _parallel_line(table, row, axes, ranked, _parallel_style(rank, n_highlighted))
@@ -142,12 +144,16 @@ def _parallel_style(rank: int, n_highlighted: int) -> Style:
 def _parallel_line(
     table: StudyTable, row: TrialRow, axes: Sequence[ParameterAxis], ranked: Sequence[TrialRow], style: Style
 ) -> Line:
-    """Scale the params and the value of a trial to [0, 1]; the best value is at 1 whatever the direction."""
+    """Scale the params and the value of a trial to [0, 1]; the best value is at 1 whatever the direction.
+
+    The line passes over the axes of inactive parameters.
+    """
     best, worst = (table.loss(ranked[rank].value) for rank in (0, -1))
     height = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
-    heights = [axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
+    active = [axis for axis in axes if axis.name in row.params]
+    heights = [axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in active]
     return Line(
-        x=(*(axis.name for axis in axes), table.metric),
+        x=(*(axis.name for axis in active), table.metric),
         y=(*(min(1.0, max(0.0, scaled)) for scaled in heights), height),
         style=style,
         hover=f"trial {row.trial}: {format_metric(row.value or 0.0)}",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hpopt.formats import format_number, join_words
+from hpopt.formats import format_number, join_words, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Range, is_one_of
 
@@ -65,6 +65,12 @@ def extreme_params(space: Mapping[str, Range], which: int) -> dict[str, Scalar]:
 def describe_condition(condition: Condition) -> str:
     """Return a condition in words, such as `optimizer = muon or sgd and nesterov = True`."""
     return join_words([f"{name} = {_join_or(values)}" for name, values in condition.items()])
+
+
+def condition_to_toml(condition: Condition) -> str:
+    """Return a condition as `when` of a study file."""
+    values = {name: to_json(values if len(values) > 1 else values[0]) for name, values in condition.items()}
+    return f"when = {{ {', '.join(f'{name} = {value}' for name, value in values.items())} }}"
 
 
 def _join_or(values: Iterable[Scalar]) -> str:
