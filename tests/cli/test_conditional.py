@@ -17,6 +17,8 @@ import yaml
 from hpopt.storage import studies
 from hpopt.storage.database import Database
 
+pytestmark = pytest.mark.long
+
 OBJECTIVE = """
 import math
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ def _take_part(table: StudyTable, conditions: Mapping[str, Condition], condition
     space = {
         name: _restrict(range_, condition.get(name))
         for name, range_ in table.search_space.items()
-        if _implies(condition, conditions[name])
+        if _implies(condition, conditions[name]) and len(condition.get(name, ())) != 1
     }
     own = tuple(name for name in table.search_space if conditions[name] == condition and not is_fixed(space[name]))
     trials = tuple(row for row in table.trials if is_active(condition, row.params))

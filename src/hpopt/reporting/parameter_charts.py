@@ -74,9 +74,11 @@ def draw_importance(insights: Insights) -> Chart | None:
 
     Conditional parameters have a panel for each condition, with all parameters that are active there.
     """
-    conditional = {f"where {part.where}": part.importance for part in insights.conditional}
-    panels = {title: _importance_panel(title, each) for title, each in {"": insights.importance, **conditional}.items()}
-    drawn = tuple(panel for panel in panels.values() if panel is not None)
+    conditional = {f" where {part.where}": part.importance for part in insights.conditional}
+    panels = [
+        _importance_panel(f"share{where}", each) for where, each in {"": insights.importance, **conditional}.items()
+    ]
+    drawn = tuple(panel for panel in panels if panel is not None)
     if not drawn:
         return None
     return Chart(
@@ -102,8 +104,8 @@ def _importance_panel(title: str, measures: Sequence[Importance]) -> Panel | Non
         )
         for i, (measure, color) in enumerate(zip(drawn, (COMPLETE, BEST), strict=False))
     ]
-    x = Axis(title="share", format="percent", limits=(0, 1.08))
-    return Panel(x=x, y=Axis(categories=names), marks=tuple(bars), title=title)
+    x = Axis(title=title, format="percent", limits=(0, 1.08))
+    return Panel(x=x, y=Axis(categories=names), marks=tuple(bars))
 
 
 def draw_interactions(interactions: Interactions) -> Chart | None:
