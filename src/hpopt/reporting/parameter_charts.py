@@ -79,13 +79,9 @@ def draw_importance(insights: Insights) -> Chart | None:
         _importance_panel(f"share{where}", each) for where, each in {"": insights.importance, **conditional}.items()
     ]
     drawn = tuple(panel for panel in panels if panel is not None)
-    if not drawn:
-        return None
-    return Chart(
-        name="importance",
-        title="Importance by two measures",
-        panels=drawn,
-        caption="Share of each parameter, pruned trials included. Whiskers: 90% intervals.",
+    caption = "Share of each parameter, pruned trials included. Whiskers: 90% intervals."
+    return (
+        Chart(name="importance", title="Importance by two measures", panels=drawn, caption=caption) if drawn else None
     )
 
 

@@ -1,6 +1,6 @@
 """Decide which parameters of a search space are active: those whose `when` the params of a trial meet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hpopt.formats import format_number, join_words, to_json
@@ -60,6 +60,15 @@ def find_missing(space: Mapping[str, Range], params: Mapping[str, Any]) -> list[
 def extreme_params(space: Mapping[str, Range], which: int) -> dict[str, Scalar]:
     """Return the first (0) or last (-1) value of each range, without the parameters that are inactive then."""
     return active_params(space, {name: range_.extremes()[which] for name, range_ in space.items()})
+
+
+def corners(space: Mapping[str, Range]) -> Iterator[dict[str, Scalar]]:
+    """Yield params at the first and the last value of each range, with each condition met in some of them."""
+    conditions = find_conditions(space)
+    for which in (0, -1):
+        extremes = {name: range_.extremes()[which] for name, range_ in space.items()}
+        for condition in conditions.values():
+            yield active_params(space, extremes | {name: values[which] for name, values in condition.items()})
 
 
 def describe_condition(condition: Condition) -> str:
