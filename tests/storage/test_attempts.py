@@ -287,6 +287,27 @@ def test_failures_of_one_choice_do_not_pause_the_study(database, make_fleet, stu
     assert budget.read_usage(fleet.database, fleet.study).state == state
 
 
+def test_failures_without_a_conditional_parameter_are_not_explained_by_it(database, make_fleet, study_file):
+    """The momentum of the one that has it is above that of all that work."""
+    conditional = study_file.replace("high = 0.99 }", 'high = 0.99, when = { optimizer = "muon" } }')
+    text = conditional.replace("trials = 4", "trials = 40")
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "tiny.toml")))
+    params = {"learning_rate": 0.02, "ns_steps": 5}
+    has_muon = [True, False, False, False, False, True, False]
+    momenta = iter([0.99, 0.8])
+    for is_muon in has_muon:
+        own = {"optimizer": "muon", "momentum": next(momenta)} if is_muon else {"optimizer": "adamw"}
+        control.enqueue(fleet.database, fleet.study, {**params, **own}, n_fresh_seeds=1)
+    by_momentum = {}
+    for attempt in [fleet.start() for _ in range(8)][1:]:
+        by_momentum.setdefault(attempt.params.get("momentum"), []).append(attempt)
+    fleet.finish(by_momentum[0.8][0], value=1.0)
+    fleet.finish(by_momentum[None].pop(), value=1.0)
+    for attempt in (*by_momentum[None], *by_momentum[0.99]):
+        fleet.finish(attempt, "failed", reason="no such kernel")
+    assert budget.read_usage(fleet.database, fleet.study).state == "paused"
+
+
 def test_a_failed_trial_that_is_requeued_keeps_its_params_and_seed_and_counts_once(fleet):
     failed = fleet.start()
     fleet.finish(failed, "failed", reason="NameError: name 'x' is not defined")

@@ -42,6 +42,14 @@ def test_batch_size_may_be_searched_where_max_tokens_is_given():
     assert {file.config({"batch_size": size}).tokens // 100_000 for size in (8, 20, 32)} == {9}
 
 
+def test_the_steps_of_trials_differ_where_a_batch_size_is_conditional():
+    """With adamw the batch size is its default, 24, which is the highest that is searched with muon."""
+    batch_size = 'batch_size = { low = 8, high = 24, type = "int", when = { optimizer = "muon" } }'
+    text = replaced(RATE, batch_size + '\noptimizer = { choices = ["adamw", "muon"] }')
+    assert count_steps(parse(text + "[fixed]\nmax_tokens = 1_000_000")) is None
+    assert count_steps(parse(text)) == 250
+
+
 def test_steps_follow_from_max_tokens():
     """1,000,000 tokens in steps of 24 x 512 are 81 steps; the rungs are within them."""
     file = parse(STUDY + "[fixed]\nmax_tokens = 1_000_000")

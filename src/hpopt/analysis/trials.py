@@ -117,7 +117,8 @@ class StudyTable:
 
     `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
     and with which file, data and versions the study was created, so that it can be reproduced. `answer` is that of its
-    confirmation.
+    confirmation. `n_parts` is the number of tables that a study with conditional parameters was split into, for which
+    p-values are corrected.
     """
 
     name: str
@@ -131,6 +132,7 @@ class StudyTable:
     external: ExternalTrials = field(default_factory=ExternalTrials)
     origin: Mapping[str, str] = field(default_factory=dict)
     answer: Answer | None = None
+    n_parts: int = 1
 
     def complete(self) -> tuple[TrialRow, ...]:
         """Return the COMPLETE trials that have a finite value."""

@@ -100,13 +100,14 @@ def _edge_finding(table: StudyTable, parameter: ParameterSensitivity) -> Finding
     numbers = sorted(ends, key=float) if isinstance(range_, Categorical) else ends
     end, beyond = (numbers[0], "lower") if parameter.edge == "low" else (numbers[-1], "higher")
     low, high = (format_number(value, digits=DIGITS) for value in (parameter.best_low, parameter.best_high))
+    where = f" where {parameter.where}," if parameter.where else ""
     return Finding(
         code="edge",
         subject=name,
         severity="warning",
-        message=f"The best {name} is at the {parameter.edge} end of its range, {format_number(end, digits=DIGITS)} "
-        f"(90% interval of the optimum within the range: {low} to {high}): a {beyond} value, outside of the range, may "
-        "be better.",
+        message=f"The best {name}{where} is at the {parameter.edge} end of its range, "
+        f"{format_number(end, digits=DIGITS)} (90% interval of the optimum within the range: {low} to {high}): "
+        f"a {beyond} value, outside of the range, may be better.",
         evidence={"end": end, "side": parameter.edge, "best": parameter.best, "p_value": parameter.p_value},
         remedy=f"Widen the range in a new study: {name} = {to_toml(parameter.widened_range)}",
     )

@@ -28,7 +28,7 @@ def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
     """Return the charts that have something to show, by name, in the order of CHART_NAMES."""
     charts = (
         draw_history(table),
-        draw_importance(insights.importance),
+        draw_importance(insights),
         draw_sensitivity(table, insights),
         draw_interactions(insights.interactions),
         draw_budget(table, insights.budget),

@@ -54,7 +54,10 @@ def write_summary_table(summary: Summary, path: Path) -> None:
 def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
     """Write all numbers of the report as JSON; numbers that are not finite are null."""
     insights = asdict(summary.insights)
-    importance = {measure.pop("method"): measure for measure in insights.pop("importance")}
+    importance = _by_method(insights.pop("importance"))
+    insights["conditional"] = [
+        part | {"importance": _by_method(part["importance"])} for part in insights["conditional"]
+    ]
     document = {
         "study": table.name,
         "metric": table.metric,
@@ -69,6 +72,10 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
         **insights,
     }
     path.write_text(to_json(document, indent=2) + "\n")
+
+
+def _by_method(measures: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {measure["method"]: {key: measure[key] for key in measure if key != "method"} for measure in measures}
 
 
 def _describe_best(summary: Summary) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hpopt.analysis.cost import SECONDS_PER_HOUR, Cost
 from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL
-from hpopt.analysis.insights import Insights
+from hpopt.analysis.insights import ConditionalInsights, Insights
 from hpopt.analysis.pruning import PruningCheck
 from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
 from hpopt.analysis.trials import StudyTable
@@ -58,8 +58,9 @@ def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
 def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
     """Describe which parameters have an effect, and how well the model of the metric fits."""
     sensitivity = insights.sensitivity
+    conditional = [_describe_part(part) for part in insights.conditional]
     if not sensitivity.parameters:
-        return [f"Parameter importance is not available: {sensitivity.reason}."]
+        return [f"Parameter importance is not available: {sensitivity.reason}.", *conditional]
     pairs = [pair.pair for pair in insights.interactions.pairs if pair.is_significant]
     paired = {name for pair in pairs for name in pair}
     significant = [parameter.name for parameter in sensitivity.parameters if parameter.is_significant]
@@ -74,12 +75,19 @@ def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
     sentences += [f"{join_words(pair)} interact." for pair in pairs]
     if not_shown:
         sentences.append(f"Effect not shown by these trials: {join_words(not_shown)}.")
-    return [*sentences, *_describe_fit(table, sensitivity)]
+    return [*sentences, *conditional, *_describe_fit(table, sensitivity)]
+
+
+def _describe_part(part: ConditionalInsights) -> str:
+    names = join_words(part.parameters)
+    if part.reason is not None:
+        return f"No effect of {names} can be estimated, where {part.where}: {part.reason}."
+    return f"The effect of {names} is that where {part.where}."
 
 
 def describe_parameter(parameter: ParameterSensitivity) -> str:
     """Describe in one line how the metric depends on a parameter."""
-    parts = [f"model's optimum {_format_optimum(parameter)}"]
+    parts = [f"where {parameter.where}"] * bool(parameter.where) + [f"model's optimum {_format_optimum(parameter)}"]
     if parameter.ratio is not None:
         parts.append(f"max / min {_format_ratio(parameter)}")
     if not parameter.is_significant:
@@ -174,14 +182,16 @@ def tabulate_best(summary: Summary) -> tuple[list[str], list[list[str]]]:
 def tabulate_parameters(insights: Insights) -> list[list[str]]:
     """Return the rows of the table of parameters (PARAMETER_COLUMNS), the largest ratio of the metric first."""
     rows = []
+    measured_in = {name: part.importance for part in insights.conditional for name in part.parameters}
     for parameter in insights.sensitivity.parameters:
+        measures = measured_in.get(parameter.name, insights.importance)
         shares = [
-            format_percent(measure.shares.get(parameter.name, 0.0)) if measure.shares else "-"
-            for measure in insights.importance
+            format_percent(measure.shares.get(parameter.name, 0.0)) if measure.shares else "-" for measure in measures
         ]
         optimum = f"{_format_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
         numbers = [_format_ratio(parameter), *shares, format_number(parameter.p_value, digits=2)]
-        rows.append([parameter.name, optimum, _format_good_range(parameter), *numbers])
+        name = f"{parameter.name}, where {parameter.where}" if parameter.where else parameter.name
+        rows.append([name, optimum, _format_good_range(parameter), *numbers])
     return rows
 
 

@@ -309,7 +309,8 @@ _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attemp
 
 # Pause the study if its last failures have one reason and nothing says that their params cause them. Trials that went
 # on beyond the step of the failures show that the code works. A parameter explains the failures if it separates all
-# trials with that reason from all of these: by choices that these do not have, or by values beyond all of theirs.
+# trials with that reason from all of these: by choices that these do not have, or by values beyond all of theirs. A
+# conditional one that a failed trial lacks does not.
 # Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common, and
 # what is wrong with an enqueued configuration says nothing about the next one.
 _PAUSE = sa.text(
@@ -347,7 +348,8 @@ _PAUSE = sa.text(
         select p.param_name
         from compared c join public.trial_params p on p.trial_id = c.optuna_trial_id
         group by p.param_name
-        having not array_agg(p.param_value) filter (where has_failed)
+        having count(*) filter (where has_failed) = (select count(*) from reached where has_failed)
+           and not array_agg(p.param_value) filter (where has_failed)
                    && array_agg(p.param_value) filter (where not has_failed)
            and (
                bool_or(p.distribution_json like '%CategoricalDistribution%')

@@ -4,7 +4,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import Any
 
-from hpopt.search.conditions import extreme_params
+from hpopt.search.conditions import corners
 from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.study.file import Pruner, StudyFile
 from hpopt.study.objectives import config_class
@@ -34,10 +34,10 @@ def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective
 def count_steps(file: StudyFile) -> int | None:
     """Return the optimizer steps of a complete trial, or None if they differ between trials."""
     if file.objective == "pretrain" and value_of(file, "max_tokens") != 0:
-        low, high = (_config(file, which).n_steps for which in (0, -1))
-        return low if low == high else None
-    n_steps = value_of(file, "max_steps")
-    return n_steps if isinstance(n_steps, int) else None
+        n_steps = {config.n_steps for config in _corner_configs(file)}
+        return n_steps.pop() if len(n_steps) == 1 else None
+    max_steps = value_of(file, "max_steps")
+    return max_steps if isinstance(max_steps, int) else None
 
 
 def place_rungs(file: StudyFile) -> list[int]:
@@ -66,14 +66,12 @@ def rungs_of(file: StudyFile) -> Rungs:
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
-    """Return the tokens and floating-point operations of a complete trial, or None for an objective of the user's."""
+    """Return the tokens and floating-point operations of the largest trial, None for an objective of the user's."""
     if file.objective != "pretrain":
         return None
-    config = _config(file, -1)
-    return config.tokens, flops_per_token(config) * config.tokens
+    costs = [(config.tokens, flops_per_token(config) * config.tokens) for config in _corner_configs(file)]
+    return max(costs, key=lambda cost: cost[1])
 
 
-def _config(file: StudyFile, which: int) -> PretrainConfig:
-    """Return the config of the first (0) or last (-1) value of each range."""
-    config: PretrainConfig = file.config(extreme_params(file.search_space, which))
-    return config
+def _corner_configs(file: StudyFile) -> list[PretrainConfig]:
+    return [file.config(params) for params in corners(file.search_space)]
