@@ -57,7 +57,7 @@ def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
     sensitivity = insights.sensitivity
     if not sensitivity.parameters:
         return [f"Parameter importance is not available: {sensitivity.reason}."]
-    pairs = [pair.pair for pair in insights.interactions.pairs if pair.is_significant]
+    pairs = [pair.pair for pair in insights.interactions.significant]
     paired = {name for pair in pairs for name in pair}
     significant = [parameter.name for parameter in sensitivity.parameters if parameter.is_significant]
     not_shown = [
@@ -105,8 +105,7 @@ def describe_interactions(insights: Insights) -> str:
     pairs = [
         f"{join_words(pair.pair)} ({format_percent(pair.share)}, {format_percent(pair.low)} to "
         f"{format_percent(pair.high)})"
-        for pair in interactions.pairs
-        if pair.is_significant
+        for pair in interactions.significant
     ]
     if not pairs:
         return "No interaction is shown by these trials."
