@@ -73,12 +73,12 @@ def delete(
     with open_database(storage, home) as database:
         content = read_content(database, study)
         if content.n_alive and not force:
-            alive = format_count(content.n_alive, "worker")
-            raise InputError(f"study '{study}' has {alive} at work; `hpopt stop {study}` ends them, or pass --force")
+            alive = format_count(content.n_alive, "running worker")
+            raise InputError(f"study '{study}' has {alive}; `hpopt stop {study}` ends them, or pass --force")
         folder = run_folder(home, content.name, content.created_at)
-        counts = f"{format_count(content.n_trials, 'trial')} and {format_count(content.n_workers, 'worker')}"
+        workers = f" and {format_count(content.n_alive, 'running worker')}" if content.n_alive else ""
         files = f", and {folder}" if folder.is_dir() else ""
-        what = f"study '{study}' with {counts} in {database.address}{files}"
+        what = f"study '{study}' with {format_count(content.n_trials, 'trial')}{workers} in {database.address}{files}"
         if not yes:
             if not sys.stdin.isatty():
                 raise InputError(f"--yes: required where nobody can be asked; deletes {what}")
@@ -119,7 +119,8 @@ def _try_in_subprocess(file: Path, device: str) -> None:
         if done.returncode < 0:
             how = f"by {signal.Signals(-done.returncode).name}"
         raise InputError(f"{file}: the training function ended its process {how}")
-    out.write(done.stdout.rstrip())
+    if done.stdout:
+        out.write(done.stdout.rstrip())
     if done.returncode:
         raise typer.Exit(done.returncode)
 

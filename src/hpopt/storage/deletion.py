@@ -12,13 +12,12 @@ from hpopt.storage.studies import study_names
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContent:
-    """What is deleted with a study, whose file need not be readable: its trials and its workers, alive or not."""
+    """What is deleted with a study, whose file need not be readable: its trials, and how many workers are alive."""
 
     study_id: int
     name: str
     created_at: datetime
     n_trials: int
-    n_workers: int
     n_alive: int
 
 
@@ -42,7 +41,6 @@ _CONTENT = sa.text(
     """
     select h.study_id, s.study_name as name, h.created_at,
            (select count(*)::int from hpopt.trials t where t.study_id = h.study_id) as n_trials,
-           count(f.worker_id)::int as n_workers,
            (count(*) filter (where f.stopped_at is null and not f.is_stale))::int as n_alive
     from hpopt.study h
     join public.studies s using (study_id)

@@ -52,6 +52,11 @@ class BudgetUsage:
     best_value: float | None
 
     @property
+    def n_waiting(self) -> int:
+        """Trials that wait for an attempt, their first or a further one."""
+        return self.n_enqueued + self.n_pending_retry
+
+    @property
     def n_started(self) -> int:
         """Trials that were started, finished or not."""
         return self.n_finished + self.n_running + self.n_pending_retry
