@@ -36,7 +36,7 @@ class Enqueued:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetUsage:
-    """What a study has spent: trials, device hours, hours in which a worker was at work, and its best value.
+    """What a study has spent: trials, device hours, hours in which a trial was running, and its best value.
 
     `n_enqueued` trials wait for their first attempt. `state` is open, paused or stopped.
     """
