@@ -16,6 +16,7 @@ from pydantic import BaseModel
 # A metric below or above these is shown with significant digits instead of decimals.
 _SMALL, _LARGE = 0.01, 1e6
 _PERCENT = 0.01
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 # Of a longer list the first ones are named.
 _MAX_LISTED = 4
 _LISTED_DIGITS = 3
@@ -33,6 +34,13 @@ def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # 
 def format_metric(value: float) -> str:
     """Format a metric with four decimals, or with four significant digits if it is below 0.01 or from 1e6 on."""
     return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or value == 0 else f"{value:.4g}"
+
+
+def format_amount(value: float, separator: str = "") -> str:
+    """Format an amount with three significant digits and the prefix of a unit: 960, 92.2k, 10.8M."""
+    digits = f"{value:.2e}"
+    power = min(max(0, int(digits.partition("e")[2]) // 3), len(_PREFIXES) - 1)
+    return f"{float(digits) / 1000**power:.3g}{separator}{_PREFIXES[power]}"
 
 
 def format_percent(share: float) -> str:

@@ -50,6 +50,12 @@ def test_a_wrong_command_line_is_refused_with_one_line(hpopt, arguments, words):
     assert words in hpopt.refused(*arguments)
 
 
+def test_columns_give_the_width_of_what_is_printed_to_a_pipe():
+    command = [sys.executable, "-m", "hpopt", "params"]
+    done = subprocess.run(command, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=True)
+    assert {len(line) for line in done.stdout.splitlines()} <= set(range(101))
+
+
 def test_the_version_is_printed(hpopt):
     assert hpopt.output("--version") == f"{__version__}\n"
 

@@ -200,6 +200,12 @@ def test_an_interaction_names_the_pair():
     assert findings_in("interaction")["interaction"].subject == "learning_rate, momentum"
 
 
+def test_an_interaction_is_not_asserted_where_the_trials_are_called_few():
+    found = findings_of(plant(TRUTHS["interaction"], 50, 0))
+    assert "too-few-trials" in found
+    assert "interaction" not in found
+
+
 def test_early_values_unrelated_to_final_ones_prune_the_best():
     """Where only the last evaluation decides, two of three winners are pruned."""
     table = plant(Truth(effect=lambda units, fraction: units["momentum"] * (1 if fraction == 1 else -1)), 60, seed=1)

@@ -108,7 +108,7 @@ def test_parameters_are_significant_interacting_or_not_shown(planted: StudyTable
         "weight_decay",
         "schedule",
     }
-    assert fit.startswith("Curves: Gaussian process on 48 complete trials; cross-validated R2 0.")
+    assert fit.startswith("Curves: Gaussian process on 65 complete trials; cross-validated R2 0.")
     assert fit.endswith(" nats per token.")
     assert "learning_rate and momentum (" in describe_interactions(planted_summary.insights)
 
@@ -117,7 +117,7 @@ def test_a_weak_fit_is_called_unreliable(planted: StudyTable, planted_summary: S
     sensitivity = planted_summary.insights.sensitivity
     weak = replace(sensitivity, error=replace(sensitivity.error, r2=-0.25), n_extrapolated=1)
     *_, fit, warning = describe_importance(planted, replace(planted_summary.insights, sensitivity=weak))
-    assert "48 complete and 1 extrapolated trial; cross-validated R2 -0.25" in fit
+    assert "65 complete and 1 extrapolated trial; cross-validated R2 -0.25" in fit
     assert warning == "The curves are not reliable: R2 is below 0.3."
 
 

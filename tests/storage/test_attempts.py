@@ -225,6 +225,18 @@ def test_failures_for_different_reasons_do_not_pause_the_study(asha_fleet, betwe
     assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"
 
 
+@pytest.mark.parametrize(("pruned_at", "state"), [(10, "paused"), (20, "open")])
+def test_pruned_trials_interrupt_a_series_of_failures_only_beyond_their_step(asha_fleet, pruned_at, state):
+    """A function that always fails after the first rung is called again and again where most trials end."""
+    for _ in range(5):
+        failed, pruned = asha_fleet.start(), asha_fleet.start()
+        asha_fleet.record(failed, 10)
+        asha_fleet.finish(failed, "failed", reason="no space for the cache")
+        asha_fleet.record(pruned, pruned_at)
+        asha_fleet.finish(pruned, "pruned", value=1.0)
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == state
+
+
 MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
@@ -312,7 +324,7 @@ def test_a_failed_trial_that_is_requeued_keeps_its_params_and_seed_and_counts_on
     failed = fleet.start()
     fleet.finish(failed, "failed", reason="NameError: name 'x' is not defined")
     fleet.finish(fleet.start(), value=2.0)
-    assert control.retry(fleet.database, fleet.study).n_pending_retry == 1
+    assert control.retry(fleet.database, fleet.study)[1].n_pending_retry == 1
     assert fleet.rows()[failed.number]["state"] == "WAITING"
     retry = fleet.start()
     assert (retry.params, retry.seed, retry.attempt_number) == (failed.params, 7, 2)
@@ -325,7 +337,7 @@ def test_a_failed_trial_that_is_requeued_keeps_its_params_and_seed_and_counts_on
         ("complete", None),
         ("complete", None),
     ]
-    assert control.retry(fleet.database, fleet.study).n_pending_retry == 0
+    assert control.retry(fleet.database, fleet.study)[1].n_pending_retry == 0
 
 
 def test_a_requeued_trial_that_failed_by_losses_may_be_lost_again(fleet):
@@ -341,9 +353,9 @@ def test_failed_trials_are_requeued_by_number(fleet):
     first, second = fleet.start(), fleet.start()
     for attempt in (first, second):
         fleet.finish(attempt, "failed", reason="broken")
-    assert control.retry(fleet.database, fleet.study, [second.number]).n_pending_retry == 1
+    assert control.retry(fleet.database, fleet.study, [second.number])[1].n_pending_retry == 1
     assert fleet.start().trial_id == second.trial_id
-    with pytest.raises(InputError, match=r"^trial 7 of study 'tiny' has not failed$"):
+    with pytest.raises(InputError, match=r"^study 'tiny': there is no trial 7; failed: 0$"):
         control.retry(fleet.database, fleet.study, [first.number, 7])
     assert control.read_state(fleet.database, fleet.study).n_pending_retry == 0
 

@@ -52,7 +52,7 @@ def test_the_steps_of_trials_differ_where_a_batch_size_is_conditional():
 
 def test_steps_follow_from_max_tokens():
     """1,000,000 tokens in steps of 24 x 512 are 81 steps; the rungs are within them."""
-    file = parse(STUDY + "[fixed]\nmax_tokens = 1_000_000")
+    file = parse(STUDY + "[fixed]\nmax_tokens = 1_000_000\neval_steps = 9")
     assert (count_steps(file), place_rungs(file)) == (81, [9, 27])
 
 
@@ -60,12 +60,12 @@ def test_steps_follow_from_max_tokens():
     ("pruner", "steps"),
     [
         ('name = "asha"', [10, 30]),
-        ('name = "asha"\nreduction_factor = 2\nmin_fraction = 0.25', [22, 45]),
+        ('name = "asha"\nreduction_factor = 2\nmin_fraction = 0.25', [30, 50]),
         ('name = "median"', [10]),
         ('name = "none"', []),
     ],
 )
-def test_the_rungs_of_a_pruner_are_placed_at_optimizer_steps(pruner, steps):
+def test_the_rungs_of_a_pruner_are_placed_at_the_evaluations_from_there_on(pruner, steps):
     """The median pruner compares at every evaluation from its first rung on."""
     file = parse(STUDY + f"[fixed]\nmax_steps = 90\neval_steps = 10\n[pruner]\n{pruner}")
     assert (count_steps(file), place_rungs(file)) == (90, steps)

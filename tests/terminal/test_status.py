@@ -167,6 +167,15 @@ def test_the_overview_shows_the_state_of_each_study(study, state):
     assert line.rstrip().endswith(state)
 
 
+def test_trials_that_wait_are_shown_and_each_duration_is_named():
+    waiting = progress(n_enqueued=2, n_pending_retry=1)
+    (line, *_) = text_of(render_status(waiting, [], None)).splitlines()
+    assert line == "small  13/40 trials, 3 waiting  wall time 1 h 00 min  device time 1 h 30 min"
+    assert "waiting" not in text_of(render_status(progress(), [], None))
+    (row,) = (line for line in text_of(render_overview([waiting])).splitlines() if "small" in line)
+    assert row.split()[:4] == ["small", "13/40", "2", "3"]
+
+
 def test_the_time_left_is_not_estimated_while_a_study_is_paused():
     assert "about 1 min 00 s left" in text_of(render_status(progress(), [], 60.0))
     assert "left" not in text_of(render_status(progress(state="paused", state_reason="manually"), [], 60.0))
@@ -250,8 +259,18 @@ def test_an_opened_study_is_described_with_the_command_that_runs_failed_trials_a
             0,
             "trials budget exhausted (4)",
             (
-                "trial 4 is enqueued; trials budget exhausted (4): change the budget in the file and `hpopt create` it"
-                " again"
+                "trial 4 is enqueued, but will not run: trials budget exhausted (4); change the budget in the study"
+                " file and run `hpopt create FILE`"
+            ),
+        ),
+        (
+            "stopped",
+            [],
+            0,
+            "target 2 reached",
+            (
+                "trial 4 is enqueued, but will not run: target 2 reached; change the budget in the study file and run"
+                " `hpopt create FILE`, and run `hpopt resume small`"
             ),
         ),
     ],

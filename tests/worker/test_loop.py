@@ -726,7 +726,7 @@ def test_a_function_with_an_error_pauses_the_study_and_is_run_again_when_it_is_m
     def mend(line):
         if line.startswith("paused: 5 trials in a row failed: AttributeError"):
             sandbox.objective.HOOK = None
-            assert control.retry(sandbox.database, study).n_pending_retry == 5
+            assert control.retry(sandbox.database, study)[1].n_pending_retry == 5
             control.resume(sandbox.database, study)
 
     assert work(sandbox.database, study, sandbox.make_options(log=mend)) == "trials budget exhausted (6)"

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import control, db, launch, run, studies
+from hpopt.cli import check, control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(run.run, studies.create, studies.delete, studies.check, run.worker, studies.status),
+    *(run.run, studies.create, studies.delete, check.check, run.worker, studies.status),
     *(control.pause, control.resume, control.stop, control.retry, control.enqueue, control.confirm),
     *(studies.best, studies.report, studies.dashboard, studies.params),
 ):

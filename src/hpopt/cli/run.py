@@ -163,6 +163,7 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     """
     from hpopt.storage import queries
     from hpopt.terminal.answer import render_answer
+    from hpopt.terminal.status import describe_pause
     from hpopt.terminal.watch import has_work, watch
 
     progress = queries.progress(database, study)
@@ -174,6 +175,8 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     out.print(render_answer(progress, study))
     if progress.best is not None:
         show_findings(analyze(database, study))
+    if progress.usage.state == "paused":
+        err.print(describe_pause(study.name, progress.usage.state_reason), soft_wrap=True)
     is_finished = progress.finished_reason is not None or progress.usage.state == "stopped"
     if is_finished and progress.best is None:
         retry = f"; `hpopt retry {study.name} --failed` runs its failed trials again" if progress.n_failed else ""

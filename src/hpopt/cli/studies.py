@@ -3,10 +3,7 @@
 Each command imports what it needs when it runs, so that `--help` and `check` are fast.
 """
 
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +12,6 @@ import typer
 
 from hpopt.cli.options import (
     HOME,
-    DeviceOption,
     FileArgument,
     HomeOption,
     JsonOption,
@@ -33,8 +29,6 @@ if TYPE_CHECKING:
     from hpopt.storage.database import Database
     from hpopt.storage.progress import Progress
     from hpopt.storage.studies import Study
-    from hpopt.study.reading import StudySource
-    from hpopt.training.run import Evaluation
 
 
 def create(file: FileArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
@@ -73,12 +67,12 @@ def delete(
     with open_database(storage, home) as database:
         content = read_content(database, study)
         if content.n_alive and not force:
-            alive = format_count(content.n_alive, "worker")
-            raise InputError(f"study '{study}' has {alive} at work; `hpopt stop {study}` ends them, or pass --force")
+            alive = format_count(content.n_alive, "running worker")
+            raise InputError(f"study '{study}' has {alive}; `hpopt stop {study}` ends them, or pass --force")
         folders = [run_folder(home, name, created_at) for name, created_at in content.family]
-        counts = f"{format_count(content.n_trials, 'trial')} and {format_count(content.n_workers, 'worker')}"
+        workers = f" and {format_count(content.n_alive, 'running worker')}" if content.n_alive else ""
         files = "".join(f", and {folder}" for folder in folders if folder.is_dir())
-        what = f"study '{study}' with {counts} in {database.address}{files}"
+        what = f"study '{study}' with {format_count(content.n_trials, 'trial')}{workers} in {database.address}{files}"
         if not yes:
             if not sys.stdin.isatty():
                 raise InputError(f"--yes: required where nobody can be asked; deletes {what}")
@@ -88,74 +82,6 @@ def delete(
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     out.print(f"deleted {what}", soft_wrap=True)
-
-
-def check(
-    file: FileArgument,
-    is_tried: Annotated[
-        bool, typer.Option("--try", help="Also run the objective's defaults up to their second evaluation.")
-    ] = False,
-    device: DeviceOption = "auto",
-    is_child: Annotated[bool, typer.Option("--child", hidden=True)] = False,
-) -> None:
-    """Check a study file and print its plan and cost."""
-    from hpopt.study.reading import read_study_file
-    from hpopt.terminal.answer import render_plan
-
-    source = read_study_file(file)
-    if is_child:
-        _try(source, device)
-        return
-    out.print(render_plan(source.file))
-    if is_tried:
-        _try_in_subprocess(file, device)
-
-
-def _try_in_subprocess(file: Path, device: str) -> None:
-    """Run `hpopt check --try` in a process of its own, which a training function can end."""
-    command = [sys.executable, "-m", "hpopt", "check", str(file), "--child", "--device", device]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in {0, InputError.exit_code} or (done.returncode == 0 and not done.stdout):
-        how = f"with exit code {done.returncode}"
-        if done.returncode < 0:
-            how = f"by {signal.Signals(-done.returncode).name}"
-        raise InputError(f"{file}: the training function ended its process {how}")
-    out.write(done.stdout.rstrip())
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-
-
-def _try(source: "StudySource", device: str) -> None:
-    """Run the objective of a study in this process. Raises InputError for what a worker would refuse or lose."""
-    from functools import partial
-
-    from hpopt.formats import format_metric
-    from hpopt.search.conditions import extreme_params
-    from hpopt.testing import rehearse
-    from hpopt.worker.loop import find_device
-    from hpopt.worker.objective import load_function
-
-    file = source.file
-    params = file.default_params() or extreme_params(file.search_space, 0)
-    began = time.monotonic()
-
-    def show(evaluation: "Evaluation") -> None:
-        value = f"{file.metric} {format_metric(evaluation.metrics[file.metric])}"
-        seconds = time.monotonic() - began
-        out.write(f"tried: step {evaluation.step} of {evaluation.n_steps} after {seconds:.1f} s: {value}")
-
-    problems, losses = rehearse(
-        partial(load_function, file.objective),
-        file.metric,
-        file.config(params),
-        device=find_device(device),
-        log=err.write,
-        on_evaluation=show,
-    )
-    if problems:
-        raise InputError(f"{source.name}: {file.objective}: {'; '.join(problems)}")
-    for loss in losses:
-        err.write(f"warning: {file.objective}: {loss}")
 
 
 def status(

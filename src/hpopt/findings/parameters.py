@@ -61,19 +61,18 @@ def find_divergence(insights: Insights) -> Iterator[Finding]:
 
 def find_interactions(insights: Insights) -> Iterator[Finding]:
     """Find pairs of parameters that must be tuned together."""
-    for pair in insights.interactions.pairs:
-        if pair.is_significant:
-            one, other = pair.pair
-            yield Finding(
-                code="interaction",
-                subject=f"{one}, {other}",
-                severity="note",
-                message=f"The best {one} depends on {other}: together they explain {format_percent(pair.share)} of the "
-                "variance beyond what each explains alone (90% interval "
-                f"{format_percent(pair.low)} to {format_percent(pair.high)}).",
-                evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
-                remedy="Tune them together, not one with the other held fixed.",
-            )
+    for pair in insights.interactions.significant:
+        one, other = pair.pair
+        yield Finding(
+            code="interaction",
+            subject=f"{one}, {other}",
+            severity="note",
+            message=f"The best {one} depends on {other}: together they explain {format_percent(pair.share)} of the "
+            "variance beyond what each explains alone (90% interval "
+            f"{format_percent(pair.low)} to {format_percent(pair.high)}).",
+            evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
+            remedy="Tune them together, not one with the other held fixed.",
+        )
 
 
 def find_bias(insights: Insights) -> Iterator[Finding]:

@@ -9,14 +9,12 @@ from hpopt.analysis.collapse import find_collapse
 from hpopt.analysis.duplicates import DuplicateTrials
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.noise import Noise
-from hpopt.analysis.surrogate import MIN_TRIALS
+from hpopt.analysis.surrogate import MIN_TRIALS, TRIALS_PER_PARAMETER
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.findings.finding import Finding
 from hpopt.formats import format_count, format_number, format_percent, list_values
 from hpopt.training.leakage import LEAK_THRESHOLD
 
-# Loeppky, Sacks and Welch 2009 (Technometrics 51): a response surface takes about ten runs per dimension.
-TRIALS_PER_PARAMETER = 10
 # In standard deviations of the difference of two means: closer ones are a tie.
 TIE_WITHIN = 2.0
 # A pruner that stops the best trial this often costs more than it saves.

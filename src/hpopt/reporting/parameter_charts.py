@@ -109,9 +109,10 @@ def draw_interactions(interactions: Interactions) -> Chart | None:
     pairs = interactions.pairs[:_N_PAIRS]
     if not pairs:
         return None
+    significant = interactions.significant
     groups = {
-        "significant": (BEST, [pair for pair in pairs if pair.is_significant]),
-        "not significant": (MUTED, [pair for pair in pairs if not pair.is_significant]),
+        "significant": (BEST, [pair for pair in pairs if pair in significant]),
+        "not significant": (MUTED, [pair for pair in pairs if pair not in significant]),
     }
     bars = [
         Bars(

@@ -61,7 +61,7 @@ def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
     conditional = [_describe_part(part) for part in insights.conditional]
     if not sensitivity.parameters:
         return [f"Parameter importance is not available: {sensitivity.reason}.", *conditional]
-    pairs = [pair.pair for pair in insights.interactions.pairs if pair.is_significant]
+    pairs = [pair.pair for pair in insights.interactions.significant]
     paired = {name for pair in pairs for name in pair}
     significant = [parameter.name for parameter in sensitivity.parameters if parameter.is_significant]
     not_shown = [
@@ -116,8 +116,7 @@ def describe_interactions(insights: Insights) -> str:
     pairs = [
         f"{join_words(pair.pair)} ({format_percent(pair.share)}, {format_percent(pair.low)} to "
         f"{format_percent(pair.high)})"
-        for pair in interactions.pairs
-        if pair.is_significant
+        for pair in interactions.significant
     ]
     if not pairs:
         return "No interaction is shown by these trials."

@@ -308,28 +308,37 @@ _SET_TEST_METRICS = sa.text(
 _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attempt_id")
 
 # Pause the study if its last failures have one reason and nothing says that their params cause them. Trials that went
-# on beyond the step of the failures show that the code works. A parameter explains the failures if it separates all
+# on beyond the step of the failures show that the code works; those that ended before it, such as pruned ones, could
+# not have failed there and do not interrupt the series. A parameter explains the failures if it separates all
 # trials with that reason from all of these: by choices that these do not have, or by values beyond all of theirs. A
 # conditional one that a failed trial lacks does not.
 # Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common, and
 # what is wrong with an enqueued configuration says nothing about the next one.
 _PAUSE = sa.text(
     """
-    with series as (
+    with ended as (
+        select a.trial_id, a.optuna_trial_id, a.outcome, a.reason, a.ended_at
+        from hpopt.attempts a join hpopt.study h using (study_id)
+        where a.study_id = :study_id and a.ended_at > h.state_since and a.outcome <> 'preempted'
+    ), last as (
+        select *, (select max(e.step) from hpopt.evaluation e where e.optuna_trial_id = ended.optuna_trial_id) as step
+        from ended where outcome in ('failed', 'lost') order by ended_at desc limit :n_failures
+    ), series as (
         select min(last.reason) as reason, min(regexp_replace(last.reason, '[0-9.]+', '0', 'g')) as kind
-        from (
-            select a.trial_id, a.outcome, a.reason
-            from hpopt.attempts a join hpopt.study h using (study_id)
-            where a.study_id = :study_id and a.ended_at > h.state_since and a.outcome <> 'preempted'
-            order by a.ended_at desc limit :n_failures
-        ) last
+        from last
         having count(distinct last.trial_id) = :n_failures
            and count(distinct regexp_replace(last.reason, '[0-9.]+', '0', 'g')) = 1
-           and bool_and(
-               last.outcome in ('failed', 'lost') and last.reason not like 'heartbeat expired%'
-               and last.reason not like '%: enqueued, but %'
-           )
+           and bool_and(last.reason not like 'heartbeat expired%' and last.reason not like '%: enqueued, but %')
            and not bool_and(last.reason ~* :out_of_memory)
+           and not exists (
+               select from ended
+               where outcome not in ('failed', 'lost') and ended_at >= (select min(ended_at) from last)
+                 and (outcome = 'complete' or exists (
+                     select from hpopt.evaluation e
+                     where e.optuna_trial_id = ended.optuna_trial_id
+                       and e.step > (select coalesce(max(step), -1) from last)
+                 ))
+           )
     ), reached as (
         select a.outcome, a.optuna_trial_id,
                coalesce(a.outcome in ('failed', 'lost'), false)

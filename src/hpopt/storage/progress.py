@@ -37,7 +37,7 @@ class Enqueued:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetUsage:
-    """What a study has spent: trials, device hours, hours in which a worker was at work, and its best value.
+    """What a study has spent: trials, device hours, hours in which a trial was running, and its best value.
 
     `family_hours` and `family_wall_hours` are those of the study and of what follows it, which limits bound together;
     `reserved_hours` are the device hours that its confirmation is expected to take. `n_enqueued` trials wait for their
@@ -56,6 +56,11 @@ class BudgetUsage:
     family_hours: float = 0.0
     family_wall_hours: float = 0.0
     reserved_hours: float = 0.0
+
+    @property
+    def n_waiting(self) -> int:
+        """Trials that wait for an attempt, their first or a further one."""
+        return self.n_enqueued + self.n_pending_retry
 
     @property
     def n_started(self) -> int:

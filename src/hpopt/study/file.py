@@ -28,7 +28,7 @@ class Budget(BaseModel):
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Device hours of all workers together."""
     wall_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours in which a worker was at work on a trial; a night between two runs does not count."""
+    """Hours in which a trial was running; a night between two runs does not count."""
     target: float | None = None
     """Stop when the best value reaches this."""
 
@@ -53,7 +53,7 @@ class Sampler(BaseModel):
 
 
 class Pruner(BaseModel):
-    """How an unpromising trial is stopped early."""
+    """How an unpromising trial is stopped early: at rungs, fractions of its schedule at which trials are compared."""
 
     model_config = STRICT
 

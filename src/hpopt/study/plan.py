@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import MISSING, fields
+from math import ceil
 from typing import Any
 
 from hpopt.search.conditions import corners
@@ -41,17 +42,17 @@ def count_steps(file: StudyFile) -> int | None:
 
 
 def place_rungs(file: StudyFile) -> list[int]:
-    """Return the optimizer steps of the rungs; empty without a pruner or if the steps differ between trials.
+    """Return the steps of the evaluations at which trials are compared: at each rung, the first one from there on.
 
-    At a rung between two evaluations, trials are compared by the second one.
+    Empty without a pruner, if the steps differ between trials, and for an objective without a constant `eval_steps`.
     """
-    n_steps = count_steps(file)
+    n_steps, eval_steps = count_steps(file), value_of(file, "eval_steps")
     rungs = rungs_of(file)
-    if n_steps is None:
+    if n_steps is None or not isinstance(eval_steps, int) or eval_steps < 1:
         return []
     fractions = rungs.fractions if rungs.at_every_evaluation_from is None else (rungs.at_every_evaluation_from,)
-    steps = [max(1, round(fraction * n_steps)) for fraction in fractions]
-    return [step for step in steps if step < n_steps]
+    steps = [ceil(max(1, round(fraction * n_steps)) / eval_steps) * eval_steps for fraction in fractions]
+    return [step for step in dict.fromkeys(steps) if step < n_steps]
 
 
 def searched_lengths(file: StudyFile) -> list[str]:

@@ -1,16 +1,26 @@
 """Render the plan and the answer of a study for a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from hpopt.analysis.answer import Answer
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
+from hpopt.formats import (
+    format_amount,
+    format_count,
+    format_duration,
+    format_metric,
+    format_number,
+    format_percent,
+    join_words,
+    to_json,
+)
 from hpopt.hyperparameters import Hyperparameter
 from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, describe_confirmation, describe_kind, tabulate_candidates
 from hpopt.search.conditions import describe_condition
@@ -18,16 +28,30 @@ from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.conditions import describe_unused
 from hpopt.study.file import StudyFile
-from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
+from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, rungs_of, searched_lengths, value_of
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
     from hpopt.storage.studies import Study
 
-# The order in which outcomes are listed.
-_OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
+# The order in which outcomes are listed: those of finished trials, and of others.
+_FINISHED = ("complete", "pruned", "diverged", "failed")
+_UNFINISHED = ("running", "waiting")
 _PROSE_WIDTH = 88
 _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+@dataclass(frozen=True)
+class TableOrLines:
+    """A table if it fits the console, else its content in lines that wrap."""
+
+    table: Table
+    lines: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=10_000)
+        fits = console.measure(self.table, options=unbounded).maximum <= options.max_width
+        yield self.table if fits else Group(*self.lines)
 
 
 def format_range(parameter: Range) -> str:
@@ -41,14 +65,18 @@ def format_range(parameter: Range) -> str:
 
 def format_cost(progress: Progress) -> str:
     """Format what a study and its confirmation have cost: trials by outcome, tokens and device time."""
-    counts = [f"{progress.n_by_outcome[kind]} {kind}" for kind in _OUTCOMES if progress.n_by_outcome.get(kind)]
-    trials = format_count(progress.usage.n_finished, "trial") + (f" ({', '.join(counts)})" if counts else "")
-    device_time = format_duration(progress.usage.family_hours * 3600)
+    finished, others = (
+        [f"{progress.n_by_outcome[kind]} {kind}" for kind in kinds if progress.n_by_outcome.get(kind)]
+        for kinds in (_FINISHED, _UNFINISHED)
+    )
+    n_finished = sum(progress.n_by_outcome.get(kind, 0) for kind in _FINISHED)
+    parts = [format_count(n_finished, "trial") + (f" ({', '.join(finished)})" if finished else ""), *others]
     tokens = progress.tokens
     if progress.confirmation is not None:
-        trials += f" and {format_count(progress.confirmation.usage.n_finished, 'run')} of the confirmation"
+        parts.append(f"{format_count(progress.confirmation.usage.n_finished, 'run')} of the confirmation")
         tokens += progress.confirmation.tokens
-    return f"{trials}, {tokens / 1e6:.1f}M tokens, {device_time} of device time"
+    parts += [f"{format_amount(tokens)} tokens"] if tokens else []
+    return ", ".join([*parts, f"{format_duration(progress.usage.family_hours * 3600)} of device time"])
 
 
 def format_finished(trial: FinishedTrial, metric: str) -> str:
@@ -126,11 +154,9 @@ def render_plan(file: StudyFile) -> RenderableType:
     for name, parameter in file.search_space.items():
         table.add_row(name, format_range(parameter), format_number(default_values.get(name)))
     budget = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in file.budget if value is not None)
-    rungs = place_rungs(file)
     lines = [
         f"{file.name}: {file.direction} {file.metric} (objective: {file.objective})",
-        f"sampler {file.sampler.name}, pruner {file.pruner.name}"
-        + (f" at steps {', '.join(map(str, rungs))} of {count_steps(file)}" if rungs else ""),
+        f"sampler {file.sampler.name}, pruner {file.pruner.name}{_describe_rungs(file)}",
         *_length_lines(file),
         *describe_unused(file),
         f"budget: {budget}",
@@ -140,19 +166,18 @@ def render_plan(file: StudyFile) -> RenderableType:
 
 
 def render_rows(names: list[str], rows: list[list[Any]]) -> RenderableType:
-    """Render the rows of a query as a table, or a single row as a list of its columns."""
+    """Render the rows of a query as a table, or as lists of their columns: a single row, or rows too wide for one."""
     cells = [[Text(_format_cell(cell)) for cell in row] for row in rows]
     if len(rows) == 1:
-        record = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for name, cell in zip(names, cells[0], strict=True):
-            record.add_row(Text(name, style="dim"), cell)
-        return record
+        return _record(names, cells[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name)
-    for row in cells:
+    records: list[RenderableType] = []
+    for number, row in enumerate(cells, start=1):
         table.add_row(*row)
-    return table
+        records += [Text(f"-[ record {number} ]-", style="dim"), _record(names, row)]
+    return TableOrLines(table, records)
 
 
 def render_dictionary(entries: list[Hyperparameter]) -> RenderableType:
@@ -186,18 +211,41 @@ def render_entry(entry: Hyperparameter) -> RenderableType:
     return Group(Text(entry.name, style="bold"), table)
 
 
+def _record(names: list[str], cells: list[Text]) -> Table:
+    record = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    record.add_column()
+    record.add_column(overflow="fold")
+    for name, cell in zip(names, cells, strict=True):
+        record.add_row(Text(name, style="dim"), cell)
+    return record
+
+
+def _describe_rungs(file: StudyFile) -> str:
+    """Return where the pruner compares trials: at steps, or at fractions of them where the evaluations are unknown."""
+    rungs, steps, first = rungs_of(file), place_rungs(file), rungs_of(file).at_every_evaluation_from
+    if steps:
+        where = ", ".join(map(str, steps))
+        return f" at {'each evaluation from step' if first else 'steps'} {where} of {count_steps(file)}"
+    if first:
+        return f" at each evaluation from {format_percent(first)} of a trial's steps on"
+    shares = join_words([format_percent(fraction) for fraction in rungs.fractions])
+    return f" at the first evaluation from {shares} of a trial's steps on" if shares else ""
+
+
 def _cost_lines(file: StudyFile) -> list[str]:
+    n, less = file.budget.trials, "" if file.pruner.name == "none" else "; less with pruning"
     cost = estimate_trial(file)
     if cost is None:
-        return []
+        n_steps = count_steps(file)
+        of = "" if n_steps is None else f" of {format_count(n_steps, 'step')}"
+        return [] if n is None else [f"cost: at most {format_count(n, 'trial')}{of}{less}"]
     tokens, flops = cost
-    lines = [f"a complete trial trains on {tokens / 1e6:.2f}M tokens, about {flops / 1e12:,.1f} TFLOP"]
-    if file.budget.trials is not None:
-        n = file.budget.trials
-        lines.append(
-            f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP; less with pruning"
-        )
-    return lines
+    lines = [f"a complete trial trains on {_describe_training(tokens, flops)}"]
+    return lines if n is None else [*lines, f"cost: at most {_describe_training(n * tokens, n * flops)}{less}"]
+
+
+def _describe_training(tokens: int, flops: float) -> str:
+    return f"{format_amount(tokens)} tokens, about {format_amount(flops, separator=' ')}FLOP"
 
 
 def _length_lines(file: StudyFile) -> list[str]:

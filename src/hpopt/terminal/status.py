@@ -1,10 +1,9 @@
 """Render where studies stand for a terminal, and describe their state in one line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -14,24 +13,11 @@ from hpopt.formats import format_count, format_duration, format_metric, format_n
 from hpopt.reporting.confirmation import describe_kind
 from hpopt.storage.progress import Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.storage.studies import Study
-from hpopt.terminal.answer import format_finished
+from hpopt.terminal.answer import TableOrLines, format_finished
 
 _BAR_WIDTH = 40
 _STATE_WIDTH = 44
 _STYLES = {"pruned": "dim", "diverged": "yellow", "failed": "red"}
-
-
-@dataclass(frozen=True)
-class _TableOrLines:
-    """A table if it fits the console, else its content in lines that wrap."""
-
-    table: Table
-    lines: Sequence[RenderableType]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        unbounded = options.update(width=10_000)
-        fits = console.measure(self.table, options=unbounded).maximum <= options.max_width
-        yield self.table if fits else Group(*self.lines)
 
 
 def render_status(progress: Progress, finished: list[FinishedTrial], seconds_left: float | None) -> RenderableType:
@@ -63,7 +49,7 @@ def render_overview(studies: list[Progress]) -> RenderableType:
     """Render one line for each study, or several on a narrow console."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("study")
-    for title in ("trials", "running", "best", "device time"):
+    for title in ("trials", "running", "waiting", "best", "device time"):
         table.add_column(title, justify="right")
     table.add_column("state", max_width=_STATE_WIDTH)
     lines: list[RenderableType] = []
@@ -71,10 +57,12 @@ def render_overview(studies: list[Progress]) -> RenderableType:
         best = "-" if study.best is None else f"{study.metric} {format_metric(study.best.value)}"
         state = Text(_state(study), style="bold yellow" if study.usage.state == "paused" else "")
         hours = format_duration(study.usage.device_hours * 3600)
-        table.add_row(study.name, _trials(study), str(study.usage.n_running), best, hours, state)
-        spent = f"{_trials(study)} trials, {study.usage.n_running} running, best {best}, device time {hours}"
+        n_running, n_waiting = study.usage.n_running, study.usage.n_waiting
+        table.add_row(study.name, _trials(study), str(n_running), str(n_waiting), best, hours, state)
+        counts = f"{_trials(study)} trials, {n_running} running, {n_waiting} waiting"
+        spent = f"{counts}, best {best}, device time {hours}"
         lines += [Text(study.name, style="bold", overflow="fold"), Padding(Group(spent, state), (0, 0, 0, 2))]
-    return _TableOrLines(table, lines)
+    return TableOrLines(table, lines)
 
 
 def describe_state(name: str, now: StudyState) -> str:
@@ -112,8 +100,12 @@ def describe_enqueued(name: str, state: str, sampled: Sequence[str], added: Enqu
         f" with seed{'' if is_one else 's'} {join_words([str(seed) for seed in added.seeds])}" if added.seeds else ""
     )
     what = f"{trials} {'is' if is_one else 'are'} enqueued{seeds}"
-    if added.blocked_by is not None:
-        return f"{what}; {added.blocked_by}: change the budget in the file and `hpopt create` it again"
+    ends = added.blocked_by or ("the study is stopped" if state == "stopped" else None)
+    if ends is not None:
+        remedies = ["change the budget in the study file and run `hpopt create FILE`"] if added.blocked_by else []
+        remedies += [f"run `hpopt resume {name}`"] if state != "open" else []
+        which = "will not run" if is_one or state == "stopped" else "not all of them will run"
+        return f"{what}, but {which}: {ends}; {', and '.join(remedies)}"
     ahead = f"after {format_count(added.n_ahead, 'waiting trial')}" if added.n_ahead else "next"
     rest = f"; sampled: {', '.join(sampled)}" if sampled else ""
     paused = "" if state == "open" else f"; {name} is {state}: `hpopt resume {name}`"
@@ -142,9 +134,10 @@ def _trials(progress: Progress) -> str:
 
 
 def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
+    n_waiting = progress.usage.n_waiting
     parts = [
-        f"{_trials(progress)} trials",
-        f"{format_duration(progress.usage.wall_hours * 3600)}",
+        f"{_trials(progress)} trials" + (f", {n_waiting} waiting" if n_waiting else ""),
+        f"wall time {format_duration(progress.usage.wall_hours * 3600)}",
         f"device time {format_duration(progress.usage.device_hours * 3600)}",
     ]
     if progress.finished_reason:
@@ -198,7 +191,7 @@ def _fleet(progress: Progress) -> RenderableType:
         ]
         title = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
         lines.append(Text(f"{title}: {', '.join(parts) or 'between trials'}", style=style, overflow="fold"))
-    return _TableOrLines(table, lines)
+    return TableOrLines(table, lines)
 
 
 def _worker_cells(worker: WorkerRow) -> dict[str, str]:
