@@ -17,6 +17,7 @@ from typing import Protocol
 import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
+from foreign import ForeignWriter
 from proxy import Link
 
 from hpopt.errors import DatabaseError
@@ -28,7 +29,7 @@ from hpopt.storage.studies import Study
 DISK_MIB = 16
 _CHUNK = bytes(2**16)
 _STOP_TIMEOUT_S = 30
-# The schedule itself needs some.
+# Of the connections that are not taken.
 _N_FREE_CONNECTIONS = 4
 
 _TERMINATE = sa.text(
@@ -55,6 +56,8 @@ class Server:
         self._home = home
         self.url = server.start(home)
         self.is_running = True
+        # Keeps a server running that stops slowly.
+        self._last_client: psycopg2.extensions.connection | None = None
 
     def stop(self, mode: str) -> None:
         """Stop the server in a mode of pg_ctl; `immediate` leaves what a crash leaves."""
@@ -65,8 +68,25 @@ class Server:
         if done.returncode != 0:
             raise DatabaseError(f"{found.data}: pg_ctl stop -m {mode}: {done.stdout}{done.stderr}")
 
+    def stop_slowly(self) -> None:
+        """Let the server wait for its clients before it stops, and answer to others that it is shutting down."""
+        self.is_running = False
+        self._last_client = self.connect()
+        found = cluster.find_cluster(self._home.absolute())
+        found.run(cluster.find_programs(found) / "pg_ctl", "-D", found.data, "-m", "smart", "-W", "stop")
+
+    def connect(self) -> psycopg2.extensions.connection:
+        """Connect as another program does."""
+        return psycopg2.connect(self.url.replace("+psycopg2", ""))
+
     def start(self) -> None:
         """Start the server again, on its port."""
+        if self._last_client is not None:
+            self._last_client.close()
+            self._last_client = None
+            # Workers that evaluate often keep their connections.
+            with suppress(DatabaseError):
+                self.stop("fast")
         url = server.start(self._home)
         if url != self.url:
             raise DatabaseError(f"{self._home}: its server has another URL after a restart: {url}")
@@ -159,6 +179,8 @@ class Faults:
         self._timeouts = timeouts
         self._database = Database(server.url)
         self._study: Study | None = None
+        self._writer: ForeignWriter | None = None
+        self._seed = seed
         self._began = time.monotonic()
         self._next_at = self._began
         # What has a fault at the moment: each thing has one at a time.
@@ -177,7 +199,10 @@ class Faults:
             "pg_terminate_backend": (14, self._cut),
             "Postgres restarted, fast": (5, self._restart_fast),
             "Postgres restarted, immediate": (5, self._restart_immediate),
-            "all connections but a few taken": (5, self._take_connections),
+            "Postgres shutting down for a while": (4, self._shut_down),
+            "all connections but a few taken": (4, lambda: self._take_connections(_N_FREE_CONNECTIONS)),
+            "all connections taken": (4, lambda: self._take_connections(0)),
+            "rows of another program": (16, self._write_foreign),
             "checkpoint disk full": (6, self._fill_disk),
             "study paused, later resumed": (5, self._pause),
         }
@@ -185,6 +210,7 @@ class Faults:
     def begin(self, study: Study) -> None:
         """Begin the schedule; the study is paused and resumed by some of the faults."""
         self._study = study
+        self._writer = ForeignWriter(self._server.url, study.name, self._seed)
         self._began = self._next_at = time.monotonic()
 
     def step(self) -> None:
@@ -207,6 +233,8 @@ class Faults:
     def close(self) -> None:
         """Close the connections."""
         self._database.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _write_log(self, text: str) -> None:
         self.log.append(f"{time.strftime('%H:%M:%S')} {time.monotonic() - self._began:8.2f} s  {text}")
@@ -305,18 +333,32 @@ class Faults:
         with self._database.begin() as connection:
             return bool(connection.scalar(_TERMINATE, {"share": share}))
 
-    def _take_connections(self) -> bool:
-        """Take connections as another program does, so that most of the fleet is answered `too many clients`."""
+    def _take_connections(self, n_free: int) -> bool:
+        """Take connections as another program does, so that the fleet is answered `too many clients`."""
         if not self._server.is_running or "connections" in self._affected:
             return False
-        taken: list[psycopg2.extensions.connection] = []
-        url = self._server.url.replace("+psycopg2", "")
-        with suppress(psycopg2.OperationalError):
-            while True:
-                taken.append(psycopg2.connect(url))
-        for connection in taken[:_N_FREE_CONNECTIONS]:
+        # The schedule has a connection of its own, which stays open.
+        with self._database.begin():
+            taken: list[psycopg2.extensions.connection] = []
+            with suppress(psycopg2.OperationalError):
+                while True:
+                    taken.append(self._server.connect())
+        for connection in taken[:n_free]:
             connection.close()
         self._end_after(self._draw_duration(), "connections", lambda: _close_all(taken))
+        return True
+
+    def _write_foreign(self) -> bool:
+        return self._writer is not None and self._server.is_running and self._writer.write()
+
+    def _shut_down(self) -> bool:
+        """Let the server answer new connections with SQLSTATE 57P03, cannot_connect_now."""
+        if not self._server.is_running or "connections" in self._affected:
+            return False
+        self._server.stop_slowly()
+        self._end_after(
+            self._random.uniform(0.5, 2 * self._timeouts.stale_after_s), "Postgres shutting down", self._server.start
+        )
         return True
 
     def _restart_fast(self) -> bool:
