@@ -28,8 +28,9 @@ from importlib import metadata
 from pathlib import Path
 
 from audit import StudyRecords, audit, count_lost, describe_trial, read_records
-from faults import Disk, Faults, Server, Timeouts
+from faults import Faults, Timeouts
 from fleet import Fleet
+from machine import Disk, Server
 from proxy import Network, create_certificate
 from recurrence import ENDINGS
 from sqlalchemy import make_url
@@ -251,7 +252,8 @@ def render(report: Report) -> Iterator[str]:
     yield from _table(f"{attempts.total()} attempts", attempts)
     yield from _table(f"{report.exits.total()} exits of workers", report.exits)
     endings = report.records.count_endings()
-    yield "Trials " + ", ".join(f"that {text}: {endings[ending]}" for ending, text in ENDINGS.items()) + ".\n"
+    counts = ", ".join(f"{text}: {endings[ending]}" for ending, text in ENDINGS.items())
+    yield textwrap.fill(f"Trials that {counts}.", _LINE_WIDTH) + "\n"
     yield f"{report.n_fenced} times a running worker found that its trial had been reassigned.\n"
     yield f"| audit of {len(report.records.evaluations)} evaluations | violations |\n|---|---|"
     yield from (f"| {title} | {len(violations)} |" for title, violations in report.violations.items())

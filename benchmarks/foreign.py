@@ -13,6 +13,7 @@ from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
+from hpopt.errors import DatabaseError
 from hpopt.storage.database import Database
 
 # The user attribute of all trials that are written here.
@@ -52,7 +53,7 @@ class ForeignWriter:
         ]
         try:
             self._random.choice(actions)()
-        except (OptunaError, sa.exc.SQLAlchemyError, ValueError, TypeError, KeyError, OverflowError):
+        except (DatabaseError, OptunaError, sa.exc.SQLAlchemyError, ValueError, TypeError, KeyError, OverflowError):
             # The server is down or full, the trial has finished, or stock Optuna refuses the value.
             return False
         return True
