@@ -263,6 +263,22 @@ def test_failures_that_a_parameter_separates_from_what_works_do_not_pause_the_st
     assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == state
 
 
+def test_configurations_that_fail_beside_others_that_do_not_pause_the_study_after_a_longer_series(asha_fleet):
+    """No single parameter separates a joint region, such as a high learning rate with a large batch."""
+
+    def run(momentum, outcome, **fields):
+        attempt = asha_fleet.start()
+        asha_fleet.execute(momentum_of(attempt, momentum))
+        asha_fleet.finish(attempt, outcome, **fields)
+        return budget.read_usage(asha_fleet.database, asha_fleet.study).state
+
+    assert run(0.87, "failed", reason="shapes do not match") == "open"
+    for momentum in (0.8, 0.95):
+        run(momentum, "complete", value=1.0)
+    states = [run(0.87, "failed", reason="shapes do not match") for _ in range(15)]
+    assert states == ["open"] * 14 + ["paused"]
+
+
 @pytest.mark.parametrize(("failed_after", "state"), [(None, "open"), (10, "paused")])
 def test_a_trial_that_went_on_beyond_the_failures_shows_that_the_code_works(asha_fleet, failed_after, state):
     """One that was pruned before the step at which the others fail shows nothing: they may fail at the end."""

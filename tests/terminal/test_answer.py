@@ -73,6 +73,13 @@ warmup_steps = { low = 1, high = 5, type = "int" }
 """
 
 
+def test_a_plan_names_the_first_rung_and_why_where_warmup_is_searched():
+    text = PLAN.replace("[search_space]", "[search_space]\nwarmup_ratio = { low = 0.0, high = 0.2 }")
+    plan = text_of(render_plan(parse_study_file(text, "small.toml").file))
+    assert "pruner asha at steps 30 of 90" in plan
+    assert "warmup is searched: the first rung is step 30, not within the longest (warmup_ratio up to 0.2)" in plan
+
+
 def test_a_plan_says_that_trials_of_unlike_length_are_compared(tmp_path, monkeypatch):
     (tmp_path / "unlike_lengths.py").write_text(
         "from dataclasses import dataclass\n"

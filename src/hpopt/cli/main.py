@@ -16,6 +16,8 @@ from hpopt.cli import check, control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 
+# What typer returns after Ctrl-C, as shells do.
+_INTERRUPTED = 128 + signal.SIGINT
 # Threads have this long to end before the process exits without them.
 _THREADS_TIMEOUT_S = 2.0
 
@@ -100,6 +102,8 @@ def _run(debug: bool) -> int:  # noqa: FBT001 - there is one flag.
             raise
         message = f"{type(error).__name__}: {error} (a bug in hpopt: run it with --debug and report what it prints)"
         return _fail(message, 1)
+    if code == _INTERRUPTED:
+        return _fail("interrupted", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

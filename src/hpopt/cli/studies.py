@@ -246,14 +246,15 @@ def _show_one(database: "Database", study: "Study", *, as_json: bool) -> None:
     from hpopt.storage import queries
     from hpopt.terminal.exports import progress_as_json
     from hpopt.terminal.status import render_status
-    from hpopt.terminal.watch import N_FINISHED_SHOWN, seconds_left
+    from hpopt.terminal.time_left import seconds_left
+    from hpopt.terminal.watch import N_FINISHED_SHOWN
 
     progress = queries.progress(database, study)
     findings = _cached_findings(database, progress, study)
     if as_json:
         out.write(progress_as_json(progress, findings))
         return
-    left_s = seconds_left(progress, study.file.budget.wall_hours)
+    left_s = seconds_left(progress, study.file.budget)
     finished = queries.finished_trials(database, study, last=N_FINISHED_SHOWN)
     out.print(render_status(progress, finished, left_s))
     show_findings(findings)

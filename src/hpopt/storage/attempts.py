@@ -26,6 +26,8 @@ from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 # So many failures in a row with one reason, at different trials, pause the study unless their params explain them.
 _FAILURES_THAT_PAUSE = 5
+# So many where configurations fail and others, started later, do not: the sampler learns which.
+_FAILURES_OF_SOME_THAT_PAUSE = 15
 # The messages of PyTorch, Python, CUDA's libraries and XLA for a configuration that needs too much memory.
 _OUT_OF_MEMORY = "out ?of ?memory|MemoryError|allocate memory|ALLOC_FAILED|RESOURCE_EXHAUSTED"
 
@@ -189,8 +191,8 @@ def finish(
             tested = to_json(test_metrics, keep_non_finite=True)
             connection.execute(_SET_TEST_METRICS, {"attempt_id": attempt.attempt_id, "test_metrics": tested})
         if row.outcome in {Outcome.FAILED, Outcome.LOST}:
-            limits = {"n_failures": _FAILURES_THAT_PAUSE, "out_of_memory": _OUT_OF_MEMORY}
-            connection.execute(_PAUSE, {"study_id": attempt.study_id, **limits})
+            limits = {"n_failures": _FAILURES_THAT_PAUSE, "n_failures_of_some": _FAILURES_OF_SOME_THAT_PAUSE}
+            connection.execute(_PAUSE, {"study_id": attempt.study_id, "out_of_memory": _OUT_OF_MEMORY, **limits})
 
 
 def fenced(attempt: Attempt) -> Fenced:
@@ -311,7 +313,9 @@ _OUTCOME = sa.text("select outcome from hpopt.attempt where attempt_id = :attemp
 # on beyond the step of the failures show that the code works; those that ended before it, such as pruned ones, could
 # not have failed there and do not interrupt the series. A parameter explains the failures if it separates all
 # trials with that reason from all of these: by choices that these do not have, or by values beyond all of theirs. A
-# conditional one that a failed trial lacks does not.
+# conditional one that a failed trial lacks does not. Params together, such as a high learning rate with a large batch,
+# explain them too: then trials succeed that started after a first failure, and only a longer series is one that the
+# sampler cannot avoid.
 # Numbers in a reason differ from trial to trial. Expired heartbeats have no reason in common, and
 # what is wrong with an enqueued configuration says nothing about the next one.
 _PAUSE = sa.text(
@@ -340,7 +344,7 @@ _PAUSE = sa.text(
                  ))
            )
     ), reached as (
-        select a.outcome, a.optuna_trial_id,
+        select a.outcome, a.optuna_trial_id, a.started_at, a.ended_at,
                coalesce(a.outcome in ('failed', 'lost'), false)
                    and coalesce(regexp_replace(a.reason, '[0-9.]+', '0', 'g') = series.kind, false) as has_failed,
                coalesce((
@@ -365,11 +369,23 @@ _PAUSE = sa.text(
                or min(p.param_value) filter (where has_failed) > max(p.param_value) filter (where not has_failed)
                or max(p.param_value) filter (where has_failed) < min(p.param_value) filter (where not has_failed)
            )
+    ), some_fail as (
+        select count(*) filter (
+                   where has_failed and ended_at > greatest(succeeded.last_ended_at, h.state_since)
+               ) as n_in_a_row,
+               min(ended_at) filter (where has_failed) < succeeded.last_started_at as is_learnable
+        from compared cross join hpopt.study h cross join (
+            select max(started_at) as last_started_at, max(ended_at) as last_ended_at
+            from compared where not has_failed
+        ) succeeded
+        where h.study_id = :study_id
+        group by succeeded.last_started_at, succeeded.last_ended_at, h.state_since
     )
     update hpopt.study s
     set state = 'paused', state_since = now(),
         state_reason = :n_failures || ' trials in a row failed: ' || series.reason
     from series
     where s.study_id = :study_id and s.state = 'open' and not exists (select from explained)
+      and not exists (select from some_fail where is_learnable and n_in_a_row < :n_failures_of_some)
     """
 )

@@ -155,8 +155,8 @@ class Progress:
     """Where a study stands: its budget, the outcomes of its trials, its workers, and its best against the defaults.
 
     `finished_reason` is None while the study goes on, or what follows it: its `confirmation`, which is None before it
-    starts. `n_by_outcome` counts finished trials by outcome and the others
-    as `running` and `waiting`.
+    starts. `n_by_outcome` counts finished trials by outcome and the others as `running` and `waiting`. `recent_seconds`
+    are the device seconds of the trials that finished last.
     """
 
     name: str
@@ -171,6 +171,7 @@ class Progress:
     workers: tuple[WorkerRow, ...]
     best: Best | None
     default_value: float | None
+    recent_seconds: tuple[float, ...] = ()
     external: ExternalTrials = field(default_factory=ExternalTrials)
     confirmation: "Progress | None" = None
 

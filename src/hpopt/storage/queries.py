@@ -58,6 +58,7 @@ def progress(database: Database, study: Study) -> Progress:
         workers = connection.execute(_WORKERS, parameters).mappings().all()
         default_value = connection.scalar(_DEFAULT_VALUE, parameters)
         state_since = connection.execute(_STATE_SINCE, parameters).scalar_one()
+        recent = connection.execute(_RECENT_SECONDS, parameters).scalars().all()
     usage = budget.read_usage(database, study)
     follower = confirmation.find_confirmation(database, study) if study.is_root else None
     return Progress(
@@ -73,6 +74,7 @@ def progress(database: Database, study: Study) -> Progress:
         workers=tuple(WorkerRow(**row) for row in workers),
         best=find_best(database, study),
         default_value=default_value,
+        recent_seconds=tuple(recent),
         external=find_external(database, study),
         confirmation=None if follower is None else progress(database, follower),
     )
@@ -217,6 +219,20 @@ _DEFAULT_VALUE = sa.text(
     join public.trial_user_attributes u on u.trial_id = t.trial_id and u.key = :default_mark
     where t.study_id = :study_id and t.state = 'COMPLETE' and t.feasible
     order by t.trial limit 1
+    """
+)
+
+# Of the last ones only, so that durations keep up with the sampler and the pruner.
+_RECENT_SECONDS = sa.text(
+    """
+    select sum(a.device_seconds)
+    from (
+        select trial_id from hpopt.attempt
+        where study_id = :study_id and outcome is not null and not is_requeued
+        order by ended_at desc limit 40
+    ) finished
+    join hpopt.attempt a using (trial_id)
+    group by trial_id
     """
 )
 

@@ -62,7 +62,7 @@ class Pruner(BaseModel):
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One trial in this many continues from a rung, and the next rung has this many times the steps."""
     min_fraction: Annotated[float, Field(gt=0, le=1)] = 1 / 9
-    """The first rung, as a fraction of a trial's schedule."""
+    """The first rung, as a fraction of a trial's schedule; rungs within a searched warmup are left out."""
 
 
 class Confirm(BaseModel):

@@ -3,7 +3,7 @@
 import re
 from dataclasses import MISSING, fields
 from math import ceil
-from typing import Any
+from typing import Any, TypeGuard
 
 from hpopt.search.conditions import corners
 from hpopt.search.pruner import Rungs, build_rungs
@@ -13,6 +13,8 @@ from hpopt.training.config import PretrainConfig, flops_per_token
 
 # As num_train_epochs, max_steps and n_iterations; warmup_steps and eval_steps are no lengths.
 _LENGTH = re.compile("((max|n|num|total)_)?(train(ing)?_)?(epochs?|steps|iters|iterations|updates|tokens)")
+# As warmup_ratio of the schedule, and num_warmup_steps.
+_WARMUP = re.compile("(?:(?:lr|n|num)_)?warmup_(ratio|fraction|steps|iters)")
 
 
 def confirmation_file(file: StudyFile) -> StudyFile:
@@ -47,11 +49,9 @@ def place_rungs(file: StudyFile) -> list[int]:
     Empty without a pruner, if the steps differ between trials, and for an objective without a constant `eval_steps`.
     """
     n_steps, eval_steps = count_steps(file), value_of(file, "eval_steps")
-    rungs = rungs_of(file)
     if n_steps is None or not isinstance(eval_steps, int) or eval_steps < 1:
         return []
-    fractions = rungs.fractions if rungs.at_every_evaluation_from is None else (rungs.at_every_evaluation_from,)
-    steps = [ceil(max(1, round(fraction * n_steps)) / eval_steps) * eval_steps for fraction in fractions]
+    steps = [ceil(step / eval_steps) * eval_steps for step in rungs_of(file).place(n_steps)]
     return [step for step in dict.fromkeys(steps) if step < n_steps]
 
 
@@ -60,10 +60,30 @@ def searched_lengths(file: StudyFile) -> list[str]:
     return [name for name in file.search_space if _LENGTH.fullmatch(name)]
 
 
+def searched_warmups(file: StudyFile) -> dict[str, float]:
+    """Return the longest value of each searched parameter that by its name sets the length of the warmup."""
+    names = [name for name in file.search_space if _WARMUP.fullmatch(name)]
+    values = {name: [v for v in file.search_space[name].extremes() if _is_number(v)] for name in names}
+    return {name: max(numbers) for name, numbers in values.items() if numbers}
+
+
 def rungs_of(file: StudyFile) -> Rungs:
-    """Return the rungs of the pruner."""
-    pruner = file.pruner
-    return build_rungs(pruner.name, min_fraction=pruner.min_fraction, reduction_factor=pruner.reduction_factor)
+    """Return the rungs of the pruner, beyond the longest warmup of the search space."""
+    pruner, longest = file.pruner, {"fraction": 0.0, "steps": 0.0}
+    for name, value in searched_warmups(file).items():
+        unit = "steps" if name.endswith(("steps", "iters")) else "fraction"
+        longest[unit] = max(longest[unit], value)
+    return build_rungs(
+        pruner.name,
+        min_fraction=pruner.min_fraction,
+        reduction_factor=pruner.reduction_factor,
+        warmup_fraction=min(longest["fraction"], 1.0),
+        warmup_steps=longest["steps"],
+    )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:

@@ -28,7 +28,16 @@ from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.conditions import describe_unused
 from hpopt.study.file import StudyFile
-from hpopt.study.plan import count_steps, defaults, estimate_trial, place_rungs, rungs_of, searched_lengths, value_of
+from hpopt.study.plan import (
+    count_steps,
+    defaults,
+    estimate_trial,
+    place_rungs,
+    rungs_of,
+    searched_lengths,
+    searched_warmups,
+    value_of,
+)
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
@@ -249,12 +258,19 @@ def _describe_training(tokens: int, flops: float) -> str:
 
 
 def _length_lines(file: StudyFile) -> list[str]:
-    """Return a line where a pruner compares trials of unlike length."""
-    names = searched_lengths(file)
-    if file.pruner.name == "none" or not names:
+    """Return a line each where a pruner compares trials of unlike length, and where it waits for the warmup."""
+    if file.pruner.name == "none":
         return []
-    line = f"{join_words(names)} changes the length of a trial: the pruner compares trials at the same fractions of "
-    return [f'{line}unlike schedules; fix {names[0]}, or set pruner.name = "none"']
+    names, lines = searched_lengths(file), []
+    if names:
+        line = f"{join_words(names)} changes the length of a trial: the pruner compares trials at the same fractions"
+        lines.append(f'{line} of unlike schedules; fix {names[0]}, or set pruner.name = "none"')
+    warmups = [f"{name} up to {value:g}" for name, value in searched_warmups(file).items()]
+    if warmups:
+        rungs = place_rungs(file)
+        first = f"the first rung is step {rungs[0]}, not within" if rungs else "no trials are compared within"
+        lines.append(f"warmup is searched: {first} the longest ({join_words(warmups)})")
+    return lines
 
 
 def _leak_lines(file: StudyFile) -> list[Text]:
