@@ -200,11 +200,12 @@ def timeout_options(heartbeat_every: float, stale_after: float, give_up_after: f
 
 
 def refuse_paused(progress: "Progress") -> None:
-    """Raise HpoptError for a paused study."""
+    """Raise HpoptError for a study that is paused, or whose confirmation is."""
     from hpopt.terminal.status import describe_pause
 
-    if progress.finished_reason is None and progress.usage.state == "paused":
-        raise HpoptError(describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed))
+    for study in (progress, progress.confirmation):
+        if study is not None and study.finished_reason is None and study.usage.state == "paused":
+            raise HpoptError(describe_pause(study.name, study.usage.state_reason, n_failed=study.n_failed))
 
 
 def _read_progress(database: "Database", study: "Study") -> "Progress":

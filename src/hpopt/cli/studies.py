@@ -119,7 +119,7 @@ def best(
     from hpopt.hyperparameters import not_one_of
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
-    from hpopt.storage.studies import load_study
+    from hpopt.storage.studies import load_study, require_root
     from hpopt.terminal.answer import render_answer
     from hpopt.terminal.exports import PARAMS_AS, best_as_json
 
@@ -128,6 +128,7 @@ def best(
         raise InputError(f"--format: {not_one_of(output_format, formats)}")
     with open_database(storage, home) as database:
         row = load_study(database, study)
+        require_root(row)
         answer = queries.best(database, row)
         if output_format == "table":
             out.print(render_answer(queries.progress(database, row), row))
@@ -236,7 +237,9 @@ def _show_all(database: "Database", *, as_json: bool) -> None:
     rows = []
     for name in studies.study_names(database):
         try:
-            rows.append(queries.progress(database, studies.load_study(database, name)))
+            study = studies.load_study(database, name)
+            if study.is_root:
+                rows.append(queries.progress(database, study))
         except StudyFileError as error:
             err.print(f"hpopt: {error}", soft_wrap=True)
     out.write(f"[{', '.join(map(progress_as_json, rows))}]") if as_json else out.print(render_overview(rows))

@@ -33,7 +33,8 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         since = f"since {progress.state_since.astimezone():%Y-%m-%d %H:%M}"
         line = describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
-    parts.append(_best_line(progress))
+    if progress.best is not None or not progress.n_by_outcome.get("complete"):
+        parts.append(_best_line(progress))
     if progress.confirmation is not None:
         parts.append(_confirmation_line(progress.confirmation))
     external = progress.external.describe()
@@ -122,6 +123,8 @@ def describe_confirmation(name: str, confirmation: Study, n_seeds: int) -> str:
 def _state(progress: Progress) -> str:
     if progress.finished_reason:
         return progress.finished_reason
+    if progress.confirmation is not None:
+        return f"confirmation: {_trials(progress.confirmation)} runs, {_state(progress.confirmation)}"
     if progress.usage.state != "open":
         return f"{progress.usage.state}: {progress.usage.state_reason}"
     n_stale = sum(worker.is_stale for worker in progress.workers)
