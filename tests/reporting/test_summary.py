@@ -48,7 +48,7 @@ def test_the_answer_compares_the_best_trial_with_the_defaults(
     answer = describe_answer(table, summarize(table))
     assert answer.startswith(f"Trial {best} reached the {extreme} val_loss, {values[best]:.4f},")
     assert answer.endswith(f"The defaults reached {values[1 - best]:.4f}, 0.5 worse.")
-    assert tabulate_best(summarize(table))[0] == ["parameter", "best trial", "default"]
+    assert tabulate_best(summarize(table))[0] == ["parameter", "answer", "default"]
 
 
 def test_defaults_that_are_best_are_named_as_such(make_table: MakeTable, make_trial: MakeTrial):

@@ -83,7 +83,7 @@ def _describe_best(summary: Summary) -> dict[str, Any] | None:
     if best is None:
         return None
     run = {"trial": best.trial, "value": best.value, "seed": best.seed, "params": best.params}
-    return run | _describe_runs(summary.configurations[0])
+    return run | _describe_runs(next(one for one in summary.configurations if best.trial in one.trials))
 
 
 def _describe_runs(configuration: Configuration) -> dict[str, Any]:

@@ -169,8 +169,8 @@ def format_hours(hours: float) -> str:
 
 
 def tabulate_best(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the table of the best trial's params, beside the defaults if they ran."""
-    header = ["parameter", "best trial"]
+    """Return the header and the rows of the table of the answer, beside the defaults if they ran."""
+    header = ["parameter", "answer"]
     rows = [[name, format_number(value)] for name, value in (summary.best.params if summary.best else {}).items()]
     if summary.default is not None:
         header.append("default")
