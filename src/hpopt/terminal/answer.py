@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
+from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, one_line, to_json
 from hpopt.hyperparameters import Hyperparameter
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
@@ -53,7 +53,7 @@ def format_cost(progress: Progress) -> str:
 def format_finished(trial: FinishedTrial, metric: str) -> str:
     """Format the outcome of a trial as one line."""
     value = "" if trial.value is None else f"  {metric} {format_metric(trial.value)}"
-    reason = f"  ({trial.reason})" if trial.reason else ""
+    reason = f"  ({one_line(trial.reason)})" if trial.reason else ""
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {format_duration(trial.device_seconds)}{reason}"
 
 
@@ -70,7 +70,7 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
     for name, value in best.params.items():
         searched = study.file.search_space.get(name)
         cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
-        table.add_row(name, Text(format_number(value), style="bold"), *cells)
+        table.add_row(format_number(name), Text(format_number(value), style="bold"), *cells)
     head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
     if best.trial in (*progress.external.used, *progress.external.left_out):
         head.append(f" in trial {best.trial}, which was added outside of hpopt")
