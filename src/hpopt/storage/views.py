@@ -97,7 +97,8 @@ where t.state = 'COMPLETE' and t.feasible and t.value is not null
 """
 
 # The best configuration by its mean over seeds, with the lowest and the highest value of them: of those with the most
-# seeds, so that a lucky single run does not replace one that was repeated. `trial` is its best run. As in
+# seeds, so that a lucky single run does not replace one that was repeated. avg() fails for values above 1e154, whose
+# squares it adds. `trial` is its best run. As in
 # hpopt.leaderboard and hpopt.learning_curves, a query about one study reads only that study because trials are grouped
 # by study_name too.
 _BEST_PARAMS = """
@@ -116,7 +117,7 @@ select distinct on (study_id, study_name)
        best.folder
 from (
     select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
-           avg(t.value) as mean, min(t.value) as low, max(t.value) as high,
+           sum(t.value / 4096) / count(*) * 4096 as mean, min(t.value) as low, max(t.value) as high,
            (array_agg(t.optuna_trial_id order by d.sign * t.value, t.trial))[1] as optuna_trial_id
     from hpopt.trials t
     join (
