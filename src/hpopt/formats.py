@@ -25,9 +25,9 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 
 
 def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # noqa: FBT001 - true is a value of a choice.
-    """Format a value with `digits` significant digits and no trailing zeros; None is `-`."""
+    r"""Format a value with `digits` significant digits and no trailing zeros; None is `-`, and a line feed \n."""
     if isinstance(value, bool) or not isinstance(value, float):
-        return "-" if value is None else str(value)
+        return "-" if value is None else str(value).replace("\n", r"\n")
     return f"{value:.{digits}g}"
 
 
@@ -81,6 +81,12 @@ def printable(text: str) -> str:
     Names, reasons and errors can be anybody's, and a terminal obeys what is in them.
     """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, its lines joined by spaces."""
+    lines = text.splitlines()
+    return text if lines == [text] else " ".join(line.strip() for line in lines if line.strip())
 
 
 def storable(text: str) -> str:

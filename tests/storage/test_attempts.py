@@ -205,6 +205,15 @@ def test_a_diverged_trial_is_stored_and_never_the_best(fleet):
     assert queries.find_best(fleet.database, fleet.study) is None
 
 
+def test_reasons_are_stored_on_one_line(fleet):
+    fleet.finish(fleet.start(), "failed", reason="first\nsecond\r\n\tthird\u2028 fourth ")
+    control.pause(fleet.database, fleet.study, "by\nme")
+    attempts.end_worker(fleet.database, fleet.worker_id, "no\nmore")
+    assert fleet.rows()[0]["reason"] == "first second third fourth"
+    assert control.read_state(fleet.database, fleet.study).reason == "by me"
+    assert "no more" in [row["stop_reason"] for row in fleet.rows("select stop_reason from hpopt.worker")]
+
+
 @pytest.mark.parametrize("outcome", ["failed", "lost"])
 def test_five_failures_in_a_row_for_one_reason_pause_the_study(asha_fleet, outcome):
     """The rest of the budget would fail for the same reason."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -169,6 +170,16 @@ def test_a_worker_with_other_data_is_refused(database, study):
     require_data(database, study, None)
     with pytest.raises(InputError, match="trains on data aaaa, this worker has bbbb; their losses are not comparable"):
         require_data(database, study, "bbbb")
+
+
+def test_a_study_that_is_created_by_several_at_once_has_its_defaults_once(database, study_file):
+    connections = [Database(database.url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(lambda one: create_study(one, parse_study_file(study_file, "tiny.toml")), connections))
+    assert len({study.study_id for study in created}) == 1
+    assert len(database.optuna.get_all_trials(created[0].study_id)) == 1
+    for connection in connections:
+        connection.close()
 
 
 def test_every_point_of_a_grid_is_enqueued_once(database):

@@ -101,6 +101,19 @@ def joined(text):
     return "".join(text.split())
 
 
+def test_names_values_and_reasons_with_line_feeds_of_other_programs_are_shown_on_one_line():
+    best = replace(BEST, params={"a\nb": "c\nd"})
+    paused = progress(name="x\ny", state="paused", state_reason="first\nsecond", best=best)
+    failed = FinishedTrial(
+        trial=1, outcome=Outcome.FAILED, value=None, reason="e\nf", device_seconds=1.0, finished_at=NOON
+    )
+    overview, status = text_of(render_overview([paused])), text_of(render_status(paused, [failed], None))
+    assert len(text_of(render_overview([progress()])).splitlines()) == len(overview.splitlines())
+    assert "first second" in overview
+    for words in ("is paused: first second;", r"a\nb=c\nd", "(e f)"):
+        assert words in status
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_width_cuts_a_name_or_a_reason(width):
     reason = "5 trials in a row failed: RuntimeError: CUDA error: an illegal memory access was encountered"

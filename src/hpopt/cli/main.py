@@ -15,6 +15,7 @@ from hpopt import __version__
 from hpopt.cli import check, control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
+from hpopt.formats import one_line
 
 # What typer returns after Ctrl-C, as shells do.
 _INTERRUPTED = 128 + signal.SIGINT
@@ -116,7 +117,7 @@ def _refuse(message: str) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    err.write("hpopt: " + " ".join(message.split()))
+    err.write(f"hpopt: {one_line(message)}")
     return code
 
 

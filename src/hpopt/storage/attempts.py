@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from hpopt import __version__
 from hpopt.analysis.trials import Outcome
 from hpopt.errors import Fenced
-from hpopt.formats import storable, to_json
+from hpopt.formats import one_line, storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_write, tables
 from hpopt.storage.budget import find_limit_reached
@@ -99,7 +99,7 @@ def end_worker(database: Database, worker_id: int, reason: str) -> None:
         update hpopt.worker set stopped_at = now(), heartbeat_at = now(), stop_reason = :reason where worker_id = :id
     """
     with database.begin() as connection:
-        connection.execute(sa.text(query), {"reason": storable(reason), "id": worker_id})
+        connection.execute(sa.text(query), {"reason": storable(one_line(reason)), "id": worker_id})
 
 
 def reserve(database: Database, study: Study, worker_id: int) -> Attempt | None:
@@ -172,7 +172,7 @@ def finish(
     parameters = {
         "attempt_id": attempt.attempt_id,
         "outcome": outcome,
-        "reason": None if reason is None else storable(reason),
+        "reason": None if reason is None else storable(one_line(reason)),
         "is_live": is_live,
         "retry_after_s": retry_after_s,
         "max_attempts": MAX_ATTEMPTS_WITHOUT_PROGRESS,

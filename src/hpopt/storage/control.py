@@ -6,7 +6,7 @@ from itertools import count, islice
 import sqlalchemy as sa
 
 from hpopt.errors import InputError
-from hpopt.formats import list_values, storable
+from hpopt.formats import list_values, one_line, storable
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
@@ -30,7 +30,7 @@ def pause(database: Database, study: Study, reason: str | None = None) -> StudyS
     A study that is paused already keeps its reason unless another is given. Raises InputError if it is stopped.
     """
     with database.brief() as connection:
-        text = None if reason is None else storable(reason)
+        text = None if reason is None else storable(one_line(reason))
         parameters = {"root_id": study.root_id, "reason": text, "default_reason": _MANUALLY}
         connection.execute(_PAUSE, parameters)
         state = _read_state(connection, study)

@@ -99,9 +99,8 @@ where t.state = 'COMPLETE' and t.feasible and t.value is not null
 # The answer of each family, under the name of its root: that of its confirmation, else the best configuration of the
 # search by its mean over seeds. Of those with the most seeds, so that a single run that is better by chance does not
 # replace one that was repeated. `trial` is its best run in the search, value_low and value_high bound the 95% interval
-# of the mean.
-# As in hpopt.leaderboard and hpopt.learning_curves, a query about one study reads only that study because trials are
-# grouped by study_name too.
+# of the mean. avg() fails for values above 1e154, whose squares it adds. As in hpopt.leaderboard and
+# hpopt.learning_curves, a query about one study reads only that study because trials are grouped by study_name too.
 _BEST_PARAMS = """
 create or replace view hpopt.best_params as
 select distinct on (configurations.study_id, configurations.study_name)
@@ -123,7 +122,7 @@ select distinct on (configurations.study_id, configurations.study_name)
        answer.test_metrics
 from (
     select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
-           avg(t.value) as mean,
+           sum(t.value / 4096) / count(*) * 4096 as mean,
            case when count(distinct t.seed) > 1 then
                hpopt.t_quantile(count(distinct t.seed)::int - 1) / sqrt(count(distinct t.seed))
                -- The square of a larger value is not finite.

@@ -19,6 +19,7 @@ from hpopt.formats import (
     format_number,
     format_percent,
     join_words,
+    one_line,
     to_json,
 )
 from hpopt.hyperparameters import Hyperparameter
@@ -91,7 +92,7 @@ def format_cost(progress: Progress) -> str:
 def format_finished(trial: FinishedTrial, metric: str) -> str:
     """Format the outcome of a trial as one line."""
     value = "" if trial.value is None else f"  {metric} {format_metric(trial.value)}"
-    reason = f"  ({trial.reason})" if trial.reason else ""
+    reason = f"  ({one_line(trial.reason)})" if trial.reason else ""
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {format_duration(trial.device_seconds)}{reason}"
 
 
@@ -108,7 +109,7 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
     for name, value in best.params.items():
         searched = study.file.search_space.get(name)
         cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
-        table.add_row(name, Text(format_number(value), style="bold"), *cells)
+        table.add_row(format_number(name), Text(format_number(value), style="bold"), *cells)
     head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
     if best.confirmed is not None:
         kind = describe_kind(best.confirmed, progress.metric)

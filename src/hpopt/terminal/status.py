@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words
+from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, one_line
 from hpopt.reporting.confirmation import describe_kind
 from hpopt.storage.progress import Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.storage.studies import Study
@@ -58,11 +58,11 @@ def render_overview(studies: list[Progress]) -> RenderableType:
         best = "-" if study.best is None else f"{study.metric} {format_metric(study.best.value)}"
         state = Text(_state(study), style="bold yellow" if study.usage.state == "paused" else "")
         hours = format_duration(study.usage.device_hours * 3600)
-        n_running, n_waiting = study.usage.n_running, study.usage.n_waiting
-        table.add_row(study.name, _trials(study), str(n_running), str(n_waiting), best, hours, state)
+        n_running, n_waiting, name = study.usage.n_running, study.usage.n_waiting, one_line(study.name)
+        table.add_row(name, _trials(study), str(n_running), str(n_waiting), best, hours, state)
         counts = f"{_trials(study)} trials, {n_running} running, {n_waiting} waiting"
         spent = f"{counts}, best {best}, device time {hours}"
-        lines += [Text(study.name, style="bold", overflow="fold"), Padding(Group(spent, state), (0, 0, 0, 2))]
+        lines += [Text(name, style="bold", overflow="fold"), Padding(Group(spent, state), (0, 0, 0, 2))]
     return TableOrLines(table, lines)
 
 
@@ -88,7 +88,7 @@ def describe_state(name: str, now: StudyState) -> str:
 def describe_pause(name: str, reason: str | None, *, n_failed: int = 0) -> str:
     """Return a line that a study is paused, why, and the commands that retry its failed trials and resume it."""
     retry = f"`hpopt retry {name} --failed` requeues {format_count(n_failed, 'failed trial')}, " if n_failed else ""
-    return f"study '{name}' is paused: {reason}; {retry}`hpopt resume {name}` resumes it"
+    return f"study '{name}' is paused: {one_line(str(reason))}; {retry}`hpopt resume {name}` resumes it"
 
 
 def describe_enqueued(name: str, state: str, sampled: Sequence[str], added: Enqueued) -> str:
@@ -122,11 +122,11 @@ def describe_confirmation(name: str, confirmation: Study, n_seeds: int) -> str:
 
 def _state(progress: Progress) -> str:
     if progress.finished_reason:
-        return progress.finished_reason
+        return one_line(progress.finished_reason)
     if progress.confirmation is not None:
         return f"confirmation: {_trials(progress.confirmation)} runs, {_state(progress.confirmation)}"
     if progress.usage.state != "open":
-        return f"{progress.usage.state}: {progress.usage.state_reason}"
+        return one_line(f"{progress.usage.state}: {progress.usage.state_reason}")
     n_stale = sum(worker.is_stale for worker in progress.workers)
     stale = f", {n_stale} of {len(progress.workers)} heartbeats expired" if n_stale else ""
     return ("running" if progress.workers else "waiting for workers") + stale
@@ -144,18 +144,20 @@ def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
         f"device time {format_duration(progress.usage.device_hours * 3600)}",
     ]
     if progress.finished_reason:
-        parts.append(progress.finished_reason)
+        parts.append(one_line(progress.finished_reason))
     elif progress.usage.state == "open" and seconds_left is not None:
         parts.append(f"about {format_duration(seconds_left)} left")
     elif progress.usage.state == "stopped":
-        parts.append(f"stopped: {progress.usage.state_reason}; running trials end at their next evaluation")
+        parts.append(
+            f"stopped: {one_line(str(progress.usage.state_reason))}; running trials end at their next evaluation"
+        )
     return Text.assemble((progress.name, "bold"), "  ", "  ".join(parts))
 
 
 def _best_line(progress: Progress) -> Text:
     if progress.best is None:
         return Text("no trial has completed yet", style="dim")
-    params = "  ".join(f"{name}={format_number(value)}" for name, value in progress.best.params.items())
+    params = "  ".join(f"{format_number(name)}={format_number(value)}" for name, value in progress.best.params.items())
     if progress.best.confirmed is not None:
         kind = describe_kind(progress.best.confirmed, progress.metric)
         return Text.assemble((kind, "bold green"), f", trial {progress.best.trial}: {params}")
