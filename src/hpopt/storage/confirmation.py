@@ -276,7 +276,8 @@ _RECORD = sa.text(
     """
 )
 
-# The best configurations that workers ran, by their means over seeds; the trial is the best run of each.
+# The best configurations that workers ran, by their means over seeds (as in hpopt.best_params); the trial is the best
+# run of each.
 _BEST = sa.text(
     """
     select params, (array_agg(trial order by :sign * value, trial))[1] as trial,
@@ -285,7 +286,7 @@ _BEST = sa.text(
     where study_id = :study_id and state = 'COMPLETE' and feasible and value is not null and n_attempts > 0
       and params - cast(:names as text[]) = '{}'
     group by params
-    order by :sign * avg(value), min(trial)
+    order by :sign * sum(value / 4096) / count(*), min(trial)
     limit :top
     """
 )
