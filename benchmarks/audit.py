@@ -11,6 +11,7 @@ from functools import cached_property
 
 import optuna
 import sqlalchemy as sa
+from foreign import MARK
 from optuna.trial import FrozenTrial, TrialState
 from recurrence import Config, evaluated_steps, expected_outcome, fault_free
 
@@ -41,7 +42,7 @@ _QUERIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecords:
-    """All rows of a study, and what stock Optuna reads of it.
+    """All rows of a study, and what stock Optuna reads of it, without the finished trials that others have added.
 
     `trials` and `curves` are the views hpopt.trials and hpopt.learning_curves, the others are tables. The keys of
     `optuna_trials` are Optuna's ids; the id of a trial is that of its first attempt.
@@ -73,6 +74,11 @@ class StudyRecords:
             raise TypeError(f"study '{self.study.name}' is not one of recurrence.py")
         return config
 
+    def count_endings(self) -> Counter[int]:
+        """Count the trials that were started by their `ending`."""
+        last = (attempts[-1] for attempts in self.attempts_of.values())
+        return Counter(self.config(attempt).ending for attempt in last if self.has_config(attempt))
+
     def has_config(self, attempt: Row) -> bool:
         """Return whether params and seed of an attempt were recorded; it can have ended before."""
         params = self.optuna_trials[attempt["optuna_trial_id"]].params
@@ -100,6 +106,11 @@ def read_records(database: Database, name: str) -> StudyRecords:
         }
     stock = optuna.load_study(study_name=name, storage=database.url)
     trials = {trial._trial_id: trial for trial in stock.get_trials(deepcopy=False)}  # noqa: SLF001 - Optuna has no public way to the id.
+    own = {attempt["optuna_trial_id"] for attempt in rows["attempts"]}
+    others = {trial_id for trial_id, trial in trials.items() if MARK in trial.user_attrs} - own
+    for table in ("trials", "trials_without_attempt"):
+        rows[table] = [row for row in rows[table] if row["optuna_trial_id"] not in others]
+    trials = {trial_id: trial for trial_id, trial in trials.items() if trial_id not in others}
     return StudyRecords(study=study, optuna_trials=trials, **rows)
 
 
@@ -155,7 +166,7 @@ def _check_values(records: StudyRecords) -> Iterator[str]:
     for trial_id, attempts in records.attempts_of.items():
         last = attempts[-1]
         trial = records.optuna_trials[last["optuna_trial_id"]]
-        if records.has_made_no_progress(attempts):
+        if records.has_made_no_progress(attempts) or _is_refused(last, trial):
             continue
         if not records.has_config(last):
             yield f"trial {trial_id} is {last['outcome']} without params or seed"
@@ -163,11 +174,16 @@ def _check_values(records: StudyRecords) -> Iterator[str]:
         config = records.config(last)
         if last["outcome"] not in {expected_outcome(config), "pruned", "lost", "preempted", None}:
             yield f"trial {trial_id} is {last['outcome']} ({last['reason']}), not {expected_outcome(config)}"
-        expected = fault_free(config, config.max_steps).metrics["val_loss"]
+        expected = fault_free(config, config.n_steps).metrics["val_loss"]
         if last["outcome"] == "complete" and trial.value != expected:
             yield f"trial {trial_id} has the value {trial.value}, not {expected}"
         if last["outcome"] == "pruned" and trial.value not in _values_from(config, _pruned_at(last)):
             yield f"trial {trial_id} ({last['reason']}) has the value {trial.value}, of no step from there on"
+
+
+def _is_refused(attempt: Row, trial: FrozenTrial) -> bool:
+    """Return whether a trial failed because another program enqueued it with params that the study does not search."""
+    return MARK in trial.user_attrs and attempt["outcome"] == "failed" and "enqueued, but" in attempt["reason"]
 
 
 def _values_from(config: Config, first_step: int) -> list[float]:
@@ -269,7 +285,7 @@ def _check_rungs(records: StudyRecords) -> Iterator[str]:
             yield f"trial {rung['trial_id']} has a rung at step {rung['step']}, but no evaluation there"
             continue
         config = records.config(with_config[-1])
-        steps = [step for step in evaluated_steps(config) if rung["fraction"] * config.max_steps <= step]
+        steps = [step for step in evaluated_steps(config) if rung["fraction"] * config.n_steps <= step]
         expected = fault_free(config, rung["step"]).metrics["val_loss"]
         if rung["value"] != expected or rung["step"] != steps[0]:
             place = f"step {rung['step']} for {rung['fraction']:g} of the schedule"

@@ -1,8 +1,10 @@
 """Inject faults into a fleet of workers, and audit whether it lost a trial or an evaluation.
 
 Worker processes run a study of recurrence.py, whose evaluations are known in closed form, while faults.py kills and
-freezes them, cuts their connections, restarts PostgreSQL and fills their disk. Each time the budget is exhausted it is
-raised, until the time is over; then the faults end, and the workers must finish the study. Ten minutes, on two cores:
+freezes them, cuts their connections, restarts PostgreSQL, takes its connections and fills their disk. Every second
+worker connects by TLS, foreign.py writes as other programs do, and some training functions misbehave. Each time the
+budget is exhausted it is raised, until the time is over; then the faults end, and the workers must finish the study.
+Ten minutes, with about 400 faults, on two cores:
 
     python benchmarks/chaos.py --seed 0 --minutes 10 --output benchmarks/results/chaos.md
 
@@ -26,9 +28,11 @@ from importlib import metadata
 from pathlib import Path
 
 from audit import StudyRecords, audit, count_lost, describe_trial, read_records
-from faults import Disk, Faults, Server, Timeouts
+from faults import Faults, Timeouts
 from fleet import Fleet
-from proxy import Network
+from machine import Disk, Server
+from proxy import Network, create_certificate
+from recurrence import ENDINGS
 from sqlalchemy import make_url
 
 from hpopt.errors import DatabaseError
@@ -160,7 +164,8 @@ def _set_up(stack: ExitStack, options: Options, folder: Path) -> _Setup:
     disk = Disk(folder / "home" / "runs")
     stack.callback(disk.close)
     database = stack.enter_context(open_database(server.url, folder, create=True))
-    network = stack.enter_context(Network(make_url(server.url).port or 0, options.n_workers))
+    port = make_url(server.url).port or 0
+    network = stack.enter_context(Network(port, options.n_workers, create_certificate(folder)))
     fleet = stack.enter_context(Fleet(folder, STUDY, server.url, network.links, options.timeouts))
     faults = Faults(
         seed=options.seed,
@@ -246,6 +251,9 @@ def render(report: Report) -> Iterator[str]:
     yield from _table(f"{trials.total()} trials", trials)
     yield from _table(f"{attempts.total()} attempts", attempts)
     yield from _table(f"{report.exits.total()} exits of workers", report.exits)
+    endings = report.records.count_endings()
+    counts = ", ".join(f"{text}: {endings[ending]}" for ending, text in ENDINGS.items())
+    yield textwrap.fill(f"Trials that {counts}.", _LINE_WIDTH) + "\n"
     yield f"{report.n_fenced} times a running worker found that its trial had been reassigned.\n"
     yield f"| audit of {len(report.records.evaluations)} evaluations | violations |\n|---|---|"
     yield from (f"| {title} | {len(violations)} |" for title, violations in report.violations.items())

@@ -3,7 +3,6 @@
 import heapq
 import itertools
 import random
-import resource
 import signal
 import subprocess
 import time
@@ -11,24 +10,22 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import psycopg2
 import psycopg2.extensions
 import sqlalchemy as sa
+from foreign import ForeignWriter
+from machine import Disk, Server
 from proxy import Link
 
-from hpopt.errors import DatabaseError
-from hpopt.postgres import cluster, server
+from hpopt.errors import DatabaseUnreachableError
 from hpopt.storage import control
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
-DISK_MIB = 16
-_CHUNK = bytes(2**16)
-_STOP_TIMEOUT_S = 30
-# The schedule itself needs some.
+_RETRY_S = 0.5
+# Of the connections that are not taken.
 _N_FREE_CONNECTIONS = 4
 
 _TERMINATE = sa.text(
@@ -46,87 +43,6 @@ class Workers(Protocol):
     processes: list[subprocess.Popen[bytes]]
     pids_with_trials: set[int]
     links: list[Link]
-
-
-class Server:
-    """The embedded PostgreSQL server of a folder, which can be stopped in any mode of pg_ctl."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self.url = server.start(home)
-        self.is_running = True
-
-    def stop(self, mode: str) -> None:
-        """Stop the server in a mode of pg_ctl; `immediate` leaves what a crash leaves."""
-        self.is_running = False
-        found = cluster.find_cluster(self._home.absolute())
-        pg_ctl = cluster.find_programs(found) / "pg_ctl"
-        done = found.run(pg_ctl, "-D", found.data, "-m", mode, "-w", "-t", str(_STOP_TIMEOUT_S), "stop")
-        if done.returncode != 0:
-            raise DatabaseError(f"{found.data}: pg_ctl stop -m {mode}: {done.stdout}{done.stderr}")
-
-    def start(self) -> None:
-        """Start the server again, on its port."""
-        url = server.start(self._home)
-        if url != self.url:
-            raise DatabaseError(f"{self._home}: its server has another URL after a restart: {url}")
-        self.is_running = True
-
-
-class Disk:
-    """The disk of the checkpoints: a small tmpfs.
-
-    Without the right to mount one, a full disk is simulated by RLIMIT_FSIZE 0 for the running workers, whose writes
-    then fail with another errno.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=0755", "hpopt-chaos", str(folder)]
-        try:
-            self.is_mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-        except OSError:
-            self.is_mounted = False
-
-    def describe(self) -> str:
-        """Describe how the disk is filled."""
-        return f"a tmpfs of {DISK_MIB} MiB" if self.is_mounted else "RLIMIT_FSIZE 0, because no tmpfs could be mounted"
-
-    def fill(self, pids: list[int]) -> None:
-        """Fill the disk."""
-        if not self.is_mounted:
-            _set_file_size_limit(pids, is_limited=True)
-            return
-        with (self._folder / "filler").open("wb", buffering=0) as filler:
-            while True:
-                try:
-                    filler.write(_CHUNK)
-                except OSError:
-                    return
-
-    def free(self, pids: list[int]) -> None:
-        """Free the disk."""
-        if self.is_mounted:
-            (self._folder / "filler").unlink(missing_ok=True)
-        else:
-            _set_file_size_limit(pids, is_limited=False)
-
-    def close(self) -> None:
-        """Unmount the disk, even while a process still uses it."""
-        if self.is_mounted:
-            umount = ["umount", "--lazy", str(self._folder)]
-            subprocess.run(umount, capture_output=True, check=False)
-            self.is_mounted = False
-
-
-def _set_file_size_limit(pids: list[int], *, is_limited: bool) -> None:
-    for pid in pids:
-        try:
-            hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if is_limited else hard, hard))
-        except ProcessLookupError:
-            continue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +75,8 @@ class Faults:
         self._timeouts = timeouts
         self._database = Database(server.url)
         self._study: Study | None = None
+        self._writer: ForeignWriter | None = None
+        self._seed = seed
         self._began = time.monotonic()
         self._next_at = self._began
         # What has a fault at the moment: each thing has one at a time.
@@ -177,7 +95,10 @@ class Faults:
             "pg_terminate_backend": (14, self._cut),
             "Postgres restarted, fast": (5, self._restart_fast),
             "Postgres restarted, immediate": (5, self._restart_immediate),
-            "all connections but a few taken": (5, self._take_connections),
+            "Postgres shutting down for a while": (4, self._shut_down),
+            "all connections but a few taken": (4, lambda: self._take_connections(_N_FREE_CONNECTIONS)),
+            "all connections taken": (4, lambda: self._take_connections(0)),
+            "rows of another program": (16, self._write_foreign),
             "checkpoint disk full": (6, self._fill_disk),
             "study paused, later resumed": (5, self._pause),
         }
@@ -185,6 +106,7 @@ class Faults:
     def begin(self, study: Study) -> None:
         """Begin the schedule; the study is paused and resumed by some of the faults."""
         self._study = study
+        self._writer = ForeignWriter(self._server.url, study.name, self._seed)
         self._began = self._next_at = time.monotonic()
 
     def step(self) -> None:
@@ -196,9 +118,11 @@ class Faults:
         self._next_at = now + self._random.expovariate(1 / self._mean_gap_s)
         names = list(self._kinds)
         name = self._random.choices(names, [weight for weight, _ in self._kinds.values()])[0]
-        if self._kinds[name][1]():
-            self.counts[name] += 1
-            self._write_log(name)
+        # Another fault can have taken the connections.
+        with suppress(DatabaseUnreachableError):
+            if self._kinds[name][1]():
+                self.counts[name] += 1
+                self._write_log(name)
 
     def end_all(self) -> None:
         """End every fault."""
@@ -207,6 +131,8 @@ class Faults:
     def close(self) -> None:
         """Close the connections."""
         self._database.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _write_log(self, text: str) -> None:
         self.log.append(f"{time.strftime('%H:%M:%S')} {time.monotonic() - self._began:8.2f} s  {text}")
@@ -214,8 +140,8 @@ class Faults:
     def _end_until(self, now: float) -> None:
         while self._ends and self._ends[0][0] <= now:
             _, _, affected, end = heapq.heappop(self._ends)
-            end()
             self._affected.discard(affected)
+            end()
             self._write_log(f"end: {affected}")
 
     def _end_after(self, duration_s: float, affected: object, end: Callable[[], None]) -> None:
@@ -305,18 +231,32 @@ class Faults:
         with self._database.begin() as connection:
             return bool(connection.scalar(_TERMINATE, {"share": share}))
 
-    def _take_connections(self) -> bool:
-        """Take connections as another program does, so that most of the fleet is answered `too many clients`."""
+    def _take_connections(self, n_free: int) -> bool:
+        """Take connections as another program does, so that the fleet is answered `too many clients`."""
         if not self._server.is_running or "connections" in self._affected:
             return False
-        taken: list[psycopg2.extensions.connection] = []
-        url = self._server.url.replace("+psycopg2", "")
-        with suppress(psycopg2.OperationalError):
-            while True:
-                taken.append(psycopg2.connect(url))
-        for connection in taken[:_N_FREE_CONNECTIONS]:
+        # The schedule has a connection of its own, which stays open.
+        with self._database.begin():
+            taken: list[psycopg2.extensions.connection] = []
+            with suppress(psycopg2.OperationalError):
+                while True:
+                    taken.append(self._server.connect())
+        for connection in taken[:n_free]:
             connection.close()
         self._end_after(self._draw_duration(), "connections", lambda: _close_all(taken))
+        return True
+
+    def _write_foreign(self) -> bool:
+        return self._writer is not None and self._server.is_running and self._writer.write()
+
+    def _shut_down(self) -> bool:
+        """Let the server answer new connections with SQLSTATE 57P03, cannot_connect_now."""
+        if not self._server.is_running or "connections" in self._affected:
+            return False
+        self._server.stop_slowly()
+        self._end_after(
+            self._random.uniform(0.5, 2 * self._timeouts.stale_after_s), "Postgres shutting down", self._server.start
+        )
         return True
 
     def _restart_fast(self) -> bool:
@@ -354,4 +294,7 @@ class Faults:
     def _resume(self, study: Study) -> None:
         if not self._server.is_running:
             self._server.start()
-        control.resume(self._database, study)
+        try:
+            control.resume(self._database, study)
+        except DatabaseUnreachableError:
+            self._end_after(_RETRY_S, "study paused", lambda: self._resume(study))

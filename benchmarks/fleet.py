@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import psutil
 from faults import Timeouts
 from proxy import HOST, Link
 from sqlalchemy import make_url
@@ -80,6 +82,13 @@ class Fleet:
 
     def _record_exit(self, number: int, process: subprocess.Popen[bytes]) -> None:
         code = process.returncode
+        left = _group_of(process.pid)
+        if left and code >= 0:
+            self.problems.append(f"worker {number}, process {process.pid}, left running: {left} ({self._log(number)})")
+        # What a training function leaves is ended by the worker, or by what started a worker that was killed.
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.exits[f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"] += 1
         if code not in _EXPECTED_EXITS:
             self._writers[process.pid].join(_LOG_TIMEOUT_S)
@@ -88,7 +97,8 @@ class Fleet:
             self.problems.append(f"worker {number} exited with {code}: {lines[-1] if lines else 'no output'} ({log})")
 
     def _spawn(self, number: int) -> subprocess.Popen[bytes]:
-        url = make_url(self._storage).set(host=HOST, port=self.links[number].port).render_as_string(hide_password=False)
+        link = self.links[number]
+        url = make_url(self._storage).set(host=HOST, port=link.port, query=link.query)
         timeouts = self._timeouts
         options = {
             "--home": self._folder / "home",
@@ -101,7 +111,8 @@ class Fleet:
         command = [sys.executable, "-m", "hpopt", "worker", self._study, *words, "--stop-with-parent"]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HPOPT_", "PG"))}
         paths = os.pathsep.join(filter(None, [str(HERE), inherited.get("PYTHONPATH")]))
-        environment = {**inherited, "HPOPT_STORAGE": url, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        environment = {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+        environment["HPOPT_STORAGE"] = url.render_as_string(hide_password=False)
         # Logs go through a pipe, because a process that cannot write to files must still be able to log it.
         process = subprocess.Popen(
             command,
@@ -128,6 +139,16 @@ class Fleet:
 
     def _log(self, number: int) -> Path:
         return self._folder / "logs" / f"worker-{number}.log"
+
+
+def _group_of(pid: int) -> list[int]:
+    """Return the running processes of the group that a worker leads, without the worker."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -112,7 +112,7 @@ def speed(bench: Bench, report: Report) -> None:
     for batch_size, n_micro_batches in MICRO_BATCHES[bench.size]:
         config = bench.config(batch_size=batch_size, gradient_accumulation_steps=n_micro_batches)
         shape = f"{batch_size} x {n_micro_batches}"
-        makers = {f"ours, {shape}": partial(Side, f"ours, {shape}", bench, config)}
+        makers = {f"hpopt, {shape}": partial(Side, f"hpopt, {shape}", bench, config)}
         for experts in EXPERTS:
             name = f"Mixtral, {experts}, {shape}"
             makers[name] = partial(Side, name, bench, config, experts)
@@ -125,7 +125,7 @@ def speed(bench: Bench, report: Report) -> None:
         ours_first = ours_first or sides[0]
         # The next micro-batches need the memory.
         del sides, peers, fastest, side
-    report("\nThe ratio is to the faster peer at the same micro-batch.")
+    report("\nThe ratio is to the faster Mixtral at the same micro-batch.")
     profile_step(bench, report, ours_first)
 
 

@@ -42,7 +42,8 @@ from optuna.trial import create_trial
 from optuna_dashboard import wsgi
 
 from hpopt.cli.main import main as run_command
-from hpopt.dashboard.snapshot import StorageWithNotes
+from hpopt.dashboard.figures import FigureBuilder
+from hpopt.dashboard.snapshot import SnapshotReader, StorageWithNotes
 from hpopt.errors import Diverged, Interrupted
 from hpopt.formats import storable
 from hpopt.postgres import server
@@ -70,6 +71,7 @@ SPACE = {
 N_TRIALS = 6
 # Rows of others are no reason to refuse these; an export can lack a way to write a parameter.
 MUST_ANSWER = ("verb", "view", "report")
+_FIGURES_TIMEOUT_S = 60.0
 FORMATS = ("table", "json", "toml", "yaml", "env", "args")
 
 # What has broken programs before: quotes, shell, markup, format strings, NUL, surrogates, escapes, long names.
@@ -83,7 +85,20 @@ TEXTS = (
 NUMBERS = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0.0, -1.0, 2.0**63])
 SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from([2**63, 10**400]) | NUMBERS | TEXTS
 VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(TEXTS, SCALARS, max_size=2)
-JSON_TEXTS = VALUES.map(json.dumps) | TEXTS | st.none()
+# Python's parser of JSON ends at its limit of recursion, PostgreSQL's later at that of its stack.
+DEEP = st.sampled_from([1_100, 20_000]).map(lambda depth: "[" * depth + "]" * depth)
+JSON_TEXTS = VALUES.map(json.dumps) | TEXTS | st.none() | DEEP
+# Of studies, as pairs of a kind and a key; optuna-dashboard parses those that begin with artifacts: and dashboard:.
+STUDY_ATTRIBUTES = st.dictionaries(
+    st.tuples(
+        st.sampled_from(["user", "system"]),
+        st.sampled_from(["artifacts:x", "dashboard:artifacts:x", "dashboard:note_ver", "dashboard:note_str:0"])
+        | st.sampled_from(["dashboard:0:note_ver", "dashboard:plotly_graph_objects:x:0", "study:metric_names"])
+        | TEXTS.map(storable),
+    ),
+    st.sampled_from(["{}", '{"artifact_id": "x"}', "1e400", '"x"', "[1]"]) | JSON_TEXTS,
+    max_size=4,
+)
 DISTRIBUTIONS = st.one_of(
     st.lists(VALUES, max_size=4).map(
         lambda choices: json.dumps({"name": "CategoricalDistribution", "attributes": {"choices": choices}})
@@ -126,7 +141,10 @@ TRIALS = st.builds(
     attributes=st.lists(
         st.tuples(
             st.sampled_from(["user", "system"]),
-            TEXTS | st.sampled_from(["constraints:x", "fixed_params", "seed", "constraints", "default configuration"]),
+            TEXTS
+            | st.sampled_from(
+                ["constraints:x", "artifacts:x", "fixed_params", "seed", "constraints", "default configuration"]
+            ),
             JSON_TEXTS,
         ),
         max_size=4,
@@ -160,6 +178,17 @@ def write_trials(database: Database, study_name: str, trials: Sequence[ForeignTr
             _write_trial(connection, study_id, trial)
 
 
+def write_study_attributes(
+    database: Database, study_name: str, attributes: Mapping[tuple[str, str], str | None]
+) -> None:
+    """Write attributes of a study."""
+    with database.begin() as connection:
+        for (kind, key), text in attributes.items():
+            connection.execute(
+                _ADD_STUDY_ATTRIBUTE[kind], {"name": study_name, "key": key, "text": storable(text or "")}
+            )
+
+
 def _write_trial(connection: sa.Connection, study_id: int, trial: ForeignTrial) -> None:
     start, end = trial.times
     row = {"study_id": study_id, "state": trial.state, "start": start, "end": end}
@@ -182,6 +211,9 @@ def remove_trials(database: Database) -> None:
         for table in ("values", "params", "user_attributes", "system_attributes", "intermediate_values"):
             connection.execute(sa.text(f"delete from public.trial_{table} where trial_id > {N_TRIALS + 1}"))  # noqa: S608
         connection.execute(sa.text(f"delete from public.trials where trial_id > {N_TRIALS + 1}"))  # noqa: S608
+        for kind in ("user", "system"):
+            query = f"delete from public.study_{kind}_attributes where study_id in (select study_id from public.studies"  # noqa: S608
+            connection.execute(sa.text(f"{query} where study_name <> 'answer')"))
         connection.execute(sa.text("delete from public.studies where study_name <> 'answer'"))
 
 
@@ -203,6 +235,13 @@ _ADD_PARAM = sa.text(
 )
 _ADD_ATTRIBUTE = {
     kind: sa.text(f"insert into public.trial_{kind}_attributes (trial_id, key, value_json) values (:id, :key, :text)")  # noqa: S608
+    for kind in ("user", "system")
+}
+_ADD_STUDY_ATTRIBUTE = {
+    kind: sa.text(
+        f"insert into public.study_{kind}_attributes (study_id, key, value_json) "  # noqa: S608
+        "select study_id, :key, :text from public.studies where study_name = :name on conflict do nothing"
+    )
     for kind in ("user", "system")
 }
 _ADD_STEP = sa.text(
@@ -357,8 +396,25 @@ def ask_about_rows(questions: Questions, database: Database, folder: Path, *, wi
         questions.ask("report", "report", "answer", "--output", str(folder))
         questions.call("report", "trials.csv", lambda: list(csv.reader((folder / "trials.csv").open(newline=""))))
         questions.call("report", "insights.json", lambda: read_json((folder / "insights.json").read_text()))
+    if with_report:
+        (folder / "another.toml").write_text(STUDY.replace('"answer"', '"another"'))
+        questions.ask("verb", "create", str(folder / "another.toml"))
+        questions.ask("verb", "delete", "another", "--yes")
+        questions.call("figures", "answer", lambda: draw_figures(database))
     for status, body in get_pages(database):
         questions.call("page", body[:60].decode(errors="replace"), lambda: check_page(status, body))  # noqa: B023
+
+
+def draw_figures(database: Database) -> None:
+    """Draw the figures and notes that the dashboard shows for the study. Raises what it only logs."""
+    lines: list[str] = []
+    builder = FigureBuilder(database, lines.append, wait_s=_FIGURES_TIMEOUT_S)
+    snapshots = SnapshotReader(database.uncached_optuna)
+    study_id = studies.load_study(database, "answer").study_id
+    snapshot = snapshots.read(study_id)
+    if snapshot is None or not builder.get(snapshot).figures:
+        raise ValueError(f"no figures: {lines}")
+    builder.close()
 
 
 def check_page(status: str, body: bytes) -> None:
@@ -498,9 +554,11 @@ def ask_everything(url: str, n: int, seed: int, folder: Path) -> tuple[Counter[s
         migrate.upgrade(database)
         create(database)
 
-        def try_rows(trials: list[ForeignTrial]) -> None:
+        def try_rows(drawn: tuple[list[ForeignTrial], Mapping[tuple[str, str], str | None]]) -> None:
+            trials, attributes = drawn
             write_trials(database, "answer", trials)
             write_trials(database, "foreign", trials)
+            write_study_attributes(database, "foreign", attributes)
             tried["rows"] += len(trials)
             ask_about_rows(questions, database, folder / "report", with_report=tried["rows"] % 10 == 0)
             remove_trials(database)
@@ -513,7 +571,7 @@ def ask_everything(url: str, n: int, seed: int, folder: Path) -> tuple[Counter[s
             tried["names"] += 1
             ask_about_name(questions, name)
 
-        draw(st.lists(TRIALS, min_size=5, max_size=5), n // 10, seed, try_rows)
+        draw(st.tuples(st.lists(TRIALS, min_size=5, max_size=5), STUDY_ATTRIBUTES), n // 10, seed, try_rows)
         draw(FILES, n // 5, seed, try_file)
         draw(ARGUMENTS, n // 10, seed, try_name)
         functions = Functions()

@@ -8,9 +8,11 @@ checkpoint changes every value after it.
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +23,27 @@ from hpopt.training.run import Evaluation, Run
 PRIME = 2**31 - 1
 FACTOR = 48271
 TOKENS_PER_STEP = 1000
+# The values of `ending` with which a trial does not train as others do.
 FAILS = 0
 DIVERGES = 1
+EXITS = 2
+FORKS = 3
+FLOODS = 4
+ENDINGS = {
+    FAILS: "fail",
+    DIVERGES: "diverge",
+    EXITS: "raise a BaseException",
+    FORKS: "compute in forked processes",
+    FLOODS: "evaluate as fast as they can",
+}
+# A flood has so many times the steps of another trial, each with an evaluation.
+_FLOOD_FACTOR = 20
+_N_FORKED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The hyperparameters; a trial whose `ending` is FAILS or DIVERGES ends early."""
+    """The hyperparameters; a trial whose `ending` is FAILS, DIVERGES or EXITS ends early."""
 
     rate: float = 0.1
     width: int = 4
@@ -37,6 +53,11 @@ class Config:
     eval_steps: int = 3
     step_seconds: float = 0.1
     seed: int = 0
+
+    @property
+    def n_steps(self) -> int:
+        """The steps of a complete trial."""
+        return self.max_steps * (_FLOOD_FACTOR if self.ending == FLOODS else 1)
 
 
 def train(config: Config, run: Run) -> Generator[Evaluation]:
@@ -48,17 +69,19 @@ def train(config: Config, run: Run) -> Generator[Evaluation]:
     step, state = _resume(config, run.checkpoint)
     if is_evaluated(config, step):
         yield evaluate(config, step, state)
-    while step < config.max_steps:
-        if run.should_stop():
-            _save(run.checkpoint, step, state)
-            raise Interrupted(f"stopped after step {step}")
-        time.sleep(config.step_seconds)
-        step += 1
-        _raise_at_ending(config, step)
-        state = (FACTOR * state + _draws(config)[1]) % PRIME
-        if is_evaluated(config, step):
-            _save(run.checkpoint, step, state)
-            yield evaluate(config, step, state)
+    with _children(config):
+        while step < config.n_steps:
+            if run.should_stop():
+                _save(run.checkpoint, step, state)
+                raise Interrupted(f"stopped after step {step}")
+            if config.ending != FLOODS:
+                time.sleep(config.step_seconds)
+            step += 1
+            _raise_at_ending(config, step)
+            state = (FACTOR * state + _draws(config)[1]) % PRIME
+            if is_evaluated(config, step):
+                _save(run.checkpoint, step, state)
+                yield evaluate(config, step, state)
 
 
 def fault_free(config: Config, step: int) -> Evaluation:
@@ -74,7 +97,7 @@ def evaluate(config: Config, step: int, state: int) -> Evaluation:
     loss = abs(config.rate - 0.1) + 1 / step + 0.1 * state / PRIME
     return Evaluation(
         step=step,
-        n_steps=config.max_steps,
+        n_steps=config.n_steps,
         tokens=step * TOKENS_PER_STEP,
         seconds=step * config.step_seconds,
         metrics={"val_loss": loss, "state": float(state)},
@@ -83,7 +106,7 @@ def evaluate(config: Config, step: int, state: int) -> Evaluation:
 
 def expected_outcome(config: Config) -> str:
     """Return the outcome of a trial that is neither interrupted nor pruned."""
-    return {FAILS: "failed", DIVERGES: "diverged"}.get(config.ending, "complete")
+    return {FAILS: "failed", DIVERGES: "diverged", EXITS: "failed"}.get(config.ending, "complete")
 
 
 def evaluated_steps(config: Config) -> list[int]:
@@ -93,7 +116,8 @@ def evaluated_steps(config: Config) -> list[int]:
 
 def is_evaluated(config: Config, step: int) -> bool:
     """Return whether a step ends with an evaluation."""
-    return step > 0 and (step % config.eval_steps == 0 or step == config.max_steps)
+    is_due = config.ending == FLOODS or step % config.eval_steps == 0 or step == config.n_steps
+    return step > 0 and is_due
 
 
 def _draws(config: Config) -> tuple[int, int]:
@@ -105,7 +129,7 @@ def _draws(config: Config) -> tuple[int, int]:
 
 def _last_step(config: Config) -> int:
     """Return the last completed step; a trial that fails or diverges does so in the step after it."""
-    return config.max_steps if config.ending > DIVERGES else _draws(config)[0] % config.max_steps
+    return config.n_steps if config.ending > EXITS else _draws(config)[0] % config.n_steps
 
 
 def _raise_at_ending(config: Config, step: int) -> None:
@@ -115,7 +139,21 @@ def _raise_at_ending(config: Config, step: int) -> None:
     code = "".join(chr(ord("a") + int(digit)) for digit in str(_draws(config)[0]))
     if config.ending == DIVERGES:
         raise Diverged(f"diverges as configured, {code}")
+    if config.ending == EXITS:
+        raise BaseException(f"exits as configured, {code}")  # noqa: TRY002 - what it raises is the point.
     raise RuntimeError(f"fails as configured, {code}")
+
+
+@contextmanager
+def _children(config: Config) -> Iterator[None]:
+    """Compute in forked processes, as data loaders do, and keep them for the trial."""
+    if config.ending != FORKS:
+        yield
+        return
+    with multiprocessing.get_context("fork").Pool(_N_FORKED) as pool:
+        if pool.map(abs, range(-_N_FORKED, 0)) != list(range(_N_FORKED, 0, -1)):
+            raise RuntimeError("the forked processes do not compute")
+        yield
 
 
 def _resume(config: Config, checkpoint: Path) -> tuple[int, int]:

@@ -20,6 +20,9 @@ from hpopt.storage.database import Database
 hypothesis.settings.register_profile("hpopt", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("hpopt")
 
+# xdist sets it, and commands would print to a pipe in that width.
+os.environ.pop("COLUMNS", None)
+
 # Copying a database, which most tests begin with, is ten times as fast in memory. A container can have 64 MiB of it.
 MEMORY = Path("/dev/shm")  # noqa: S108 - tempfile chooses the names in it.
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:

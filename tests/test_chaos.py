@@ -296,6 +296,21 @@ def test_a_stalled_link_delays_and_a_refusing_one_closes(database_url):
         _connect(target.set(port=link.port)).close()
 
 
+def test_a_link_with_a_certificate_takes_clients_that_verify_it_and_no_others(database_url, tmp_path):
+    target = make_url(database_url)
+    certificate, other = proxy.create_certificate(tmp_path), tmp_path / "other"
+    other.mkdir()
+    with proxy.Network(target.port, 2, certificate) as network:
+        link = network.links[1]
+        encrypted = target.set(port=link.port, query=link.query)
+        with closing(_connect(encrypted)) as through:
+            assert through.info.ssl_in_use
+        with pytest.raises(psycopg2.OperationalError, match="certificate verify failed"):
+            _connect(encrypted.update_query_dict({"sslrootcert": str(proxy.create_certificate(other))}))
+        with pytest.raises(psycopg2.OperationalError):
+            _connect(encrypted.update_query_dict({"sslmode": "disable"}))
+
+
 def _url(url: str, name: str) -> str:
     return make_url(url).set(database=name).render_as_string(hide_password=False)
 

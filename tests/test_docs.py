@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 import hpopt
 from hpopt.storage import queries
+from hpopt.storage.database import Database
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -123,9 +125,18 @@ def test_the_commands_and_snippets_of_a_page_run(page, environment):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_the_pages_lead_to_files(page):
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert link.startswith(("https://", "http://")) or (page.parent / link).exists(), link
+def test_links_between_the_pages_lead_to_files_and_headings(page):
+    for link, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if not link.startswith(("https://", "http://")):
+            target = page.parent / link if link else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors_of(target), f"{link}#{anchor}"
+
+
+def anchors_of(page):
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -133,6 +144,18 @@ def test_the_tests_that_a_page_names_exist(page):
     for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
         assert (ROOT / path).exists(), path
         assert not name or f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+def test_the_columns_of_the_views_are_the_documented_ones(migrated_url):
+    page = (ROOT / "docs" / "database.md").read_text()
+    rows = re.findall(r"^\| `hpopt\.(\w+)` \|[^|]*\| ([^|]*) \|$", page, re.MULTILINE)
+    documented = {view: re.findall(r"`(\w+)`", columns) for view, columns in rows}
+    query = (
+        "select table_name, array_agg(column_name::text order by ordinal_position) from information_schema.columns "
+        "join information_schema.views using (table_schema, table_name) where table_schema = 'hpopt' group by 1"
+    )
+    with closing(Database(migrated_url)) as database:
+        assert documented == dict(queries.read_rows(database, query)[1])
 
 
 def test_ten_queries_are_answered():

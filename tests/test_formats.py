@@ -14,6 +14,7 @@ import pytest
 
 from hpopt.analysis.trials import Outcome
 from hpopt.formats import (
+    format_amount,
     format_count,
     format_duration,
     format_metric,
@@ -47,6 +48,13 @@ from hpopt.search.space import Float
         (format_metric(-0.0012345), "-0.001234"),
         (format_metric(-12.5), "-12.5000"),
         (format_metric(math.inf), "inf"),
+        (format_amount(0), "0"),
+        (format_amount(960), "960"),
+        (format_amount(92_160), "92.2k"),
+        (format_amount(999_999), "1M"),
+        (format_amount(10_800_000), "10.8M"),
+        (format_amount(1.234e13, " "), "12.3 T"),
+        (format_amount(3e22), "3e+04E"),
         (format_percent(0.004), "<1%"),
         (format_percent(0.0), "0%"),
         (format_percent(0.01), "1%"),

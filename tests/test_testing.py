@@ -158,4 +158,5 @@ def test_check_tries_the_objective_without_a_database(tmp_path):
 def test_check_says_what_a_fleet_would_meet(tmp_path, statement, line):
     done = try_study(tmp_path, statement)
     assert done.returncode == 2, done
+    assert done.stdout.endswith("less with pruning\n")
     assert done.stderr.splitlines()[-1].startswith(f"hpopt: {line}")

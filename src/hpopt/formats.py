@@ -16,6 +16,7 @@ from pydantic import BaseModel
 # A metric below or above these is shown with significant digits instead of decimals.
 _SMALL, _LARGE = 0.01, 1e6
 _PERCENT = 0.01
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 # Of a longer list the first ones are named.
 _MAX_LISTED = 4
 _LISTED_DIGITS = 3
@@ -24,15 +25,22 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u
 
 
 def format_number(value: bool | float | str | None, digits: int = 4) -> str:  # noqa: FBT001 - true is a value of a choice.
-    """Format a value with `digits` significant digits and no trailing zeros; None is `-`."""
+    r"""Format a value with `digits` significant digits and no trailing zeros; None is `-`, and a line feed \n."""
     if isinstance(value, bool) or not isinstance(value, float):
-        return "-" if value is None else str(value)
+        return "-" if value is None else str(value).replace("\n", r"\n")
     return f"{value:.{digits}g}"
 
 
 def format_metric(value: float) -> str:
     """Format a metric with four decimals, or with four significant digits if it is below 0.01 or from 1e6 on."""
     return f"{value:.4f}" if _SMALL <= abs(value) < _LARGE or value == 0 else f"{value:.4g}"
+
+
+def format_amount(value: float, separator: str = "") -> str:
+    """Format an amount with three significant digits and the prefix of a unit: 960, 92.2k, 10.8M."""
+    digits = f"{value:.2e}"
+    power = min(max(0, int(digits.partition("e")[2]) // 3), len(_PREFIXES) - 1)
+    return f"{float(digits) / 1000**power:.3g}{separator}{_PREFIXES[power]}"
 
 
 def format_percent(share: float) -> str:
@@ -73,6 +81,12 @@ def printable(text: str) -> str:
     Names, reasons and errors can be anybody's, and a terminal obeys what is in them.
     """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, its lines joined by spaces."""
+    lines = text.splitlines()
+    return text if lines == [text] else " ".join(line.strip() for line in lines if line.strip())
 
 
 def storable(text: str) -> str:

@@ -39,6 +39,15 @@ def test_pairs_need_more_trials_than_single_parameters(sample_table):
     assert interactions.reason == "not enough data: 21 trials are needed, there are 20"
 
 
+@pytest.mark.parametrize(("n_trials", "is_few"), [(29, True), (30, False)])
+def test_an_interaction_is_asserted_from_ten_complete_trials_for_each_parameter_on(sample_table, n_trials, is_few):
+    interactions = estimate(
+        sample_table(lambda p: 5 * (math.log10(p["learning_rate"]) + 2) * (p["ns_steps"] - 5), n_trials=n_trials)
+    )
+    assert any(pair.is_significant for pair in interactions.pairs)
+    assert (interactions.is_few, interactions.significant == ()) == (is_few, is_few)
+
+
 def test_one_parameter_has_no_pairs(make_table):
     rows = [TrialRow(trial=i, state="COMPLETE", value=i**2 / 10, params={"x": i / 20}) for i in range(20)]
     assert estimate(make_table(rows, {"x": Float(low=0, high=1)})).reason == "the study searches one parameter"

@@ -86,8 +86,12 @@ def test_watching_a_stopped_study_ends(created):
 
 
 def test_failed_trials_are_named_all_or_by_number(created):
-    assert created.output("retry", "answer", "--failed") == "answer is open; no trial is running\n"
-    assert created.refused("retry", "answer", "3") == "hpopt: trial 3 of study 'answer' has not failed"
+    line = "no trial has failed; answer is open; no trial is running\n"
+    assert created.output("retry", "answer", "--failed") == line
+    line = "hpopt: study 'answer': trial 0 has not failed; no trial has failed"
+    assert created.refused("retry", "answer", "0") == line
+    line = "hpopt: study 'answer': there is no trial 99; no trial has failed"
+    assert created.refused("retry", "answer", "99") == line
     for arguments in ([], ["3", "--failed"]):
         line = "hpopt: expected the numbers of failed trials, or --failed for all of them"
         assert created.refused("retry", "answer", *arguments) == line
@@ -106,7 +110,7 @@ def test_a_configuration_is_enqueued_with_other_seeds(created):
     again = "already enqueued or tried as trial 2\n"
     assert created.output("enqueue", "answer", "seed=1", "learning_rate=0.05") == again
     line = created.output("enqueue", "answer", "learning_rate=0.05", "--seeds", "2")
-    assert line.startswith("trials 3 and 4 are enqueued with seeds 2 and 3; ")
+    assert line.startswith("trials 3 and 4 are enqueued with seeds 2 and 3, but not all of them will run: ")
 
 
 def test_the_remedy_of_a_tie_is_a_command_that_works(created, migrated_url):
@@ -142,8 +146,24 @@ def test_a_configuration_beyond_the_budget_is_enqueued_with_the_remedy(created):
     created.output("enqueue", "answer", "learning_rate=0.05")
     created.output("enqueue", "answer", "learning_rate=0.06")
     line = created.output("enqueue", "answer", "learning_rate=0.07")
-    remedy = "change the budget in the file and `hpopt create` it again"
-    assert line == f"trial 3 is enqueued; trials budget reserved by earlier trials (3): {remedy}\n"
+    remedy = "change the budget in the study file and run `hpopt create FILE`"
+    assert line == f"trial 3 is enqueued, but will not run: trials budget reserved by earlier trials (3); {remedy}\n"
+
+
+def test_a_configuration_of_a_stopped_study_is_enqueued_with_the_command_that_opens_it(created):
+    created.output("stop", "answer")
+    line = created.output("enqueue", "answer", "learning_rate=0.05")
+    assert line == "trial 1 is enqueued, but will not run: the study is stopped; run `hpopt resume answer`\n"
+
+
+def test_the_parameters_that_further_seeds_need_are_named(created, study_file):
+    text = study_file.read_text().replace("answer", "two")
+    study_file.write_text(text + "momentum = { low = 0.8, high = 0.99 }\nns_steps = { choices = [3, 5] }\n")
+    created.output("create", study_file)
+    assert created.refused("enqueue", "two", "learning_rate=0.05", "--seeds", "2") == (
+        "hpopt: --seeds: momentum would be sampled, so that no two trials have one configuration; "
+        "give momentum=VALUE and ns_steps=VALUE too, or all parameters of a trial by --trial"
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ def test_what_cannot_be_launched_is_refused_in_one_line(user, arguments, line):
     assert refusal(user, *arguments).startswith(f"hpopt: {line}")
 
 
+@pytest.mark.parametrize("engine", ["local", "slurm --same-host", "ray --same-host", "kubernetes --image x"])
+def test_a_finished_study_is_refused_also_with_dry_run(engine, created):
+    created.output("stop", "answer")
+    line = created.refused("launch", *engine.split(), "answer", "--workers", "1", "--dry-run")
+    assert line == "hpopt: study 'answer' is finished: stopped: manually; `hpopt resume answer` continues it"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -50,6 +50,27 @@ def test_a_wrong_command_line_is_refused_with_one_line(hpopt, arguments, words):
     assert words in hpopt.refused(*arguments)
 
 
+def test_columns_give_the_width_of_what_is_printed_to_a_pipe():
+    command = [sys.executable, "-m", "hpopt", "params"]
+    done = subprocess.run(command, env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=True)
+    assert {len(line) for line in done.stdout.splitlines()} <= set(range(101))
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_long_import_is_announced_and_ctrl_c_ends_it_with_one_line(verb, study_file, tmp_path):
+    (tmp_path / "slow.py").write_text("import threading\nthreading.Event().wait()")
+    study_file.write_text('objective = "slow:train"\n' + study_file.read_text())
+    code = "from hpopt.study import objectives; objectives.SLOW_IMPORT_S = 0; from hpopt.cli.main import main; main()"
+    command = [sys.executable, "-c", code, verb, str(study_file), "--home", "home"]
+    with subprocess.Popen(
+        command[: -2 if verb == "check" else None], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr.readline() == "hpopt: the import of slow is still running\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "hpopt: interrupted\n"
+    assert process.returncode == 130
+
+
 def test_the_version_is_printed(hpopt):
     assert hpopt.output("--version") == f"{__version__}\n"
 

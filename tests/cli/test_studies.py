@@ -106,6 +106,16 @@ def test_status_of_a_running_study_shows_the_findings_of_the_last_analysis(leaky
     assert "leak" in [finding["code"] for finding in findings]
 
 
+def test_running_a_finished_study_that_is_paused_answers_and_says_so(leaky, tmp_path):
+    (tmp_path / "quickstart.toml").write_text(QUICKSTART)
+    leaky.output("pause", "quickstart", "--reason", "the nodes are needed")
+    result = leaky("run", tmp_path / "quickstart.toml", "--home", tmp_path)
+    assert result.code == 0
+    assert "cost: 32 trials" in result.stdout
+    line = "study 'quickstart' is paused: the nodes are needed; `hpopt resume quickstart` resumes it"
+    assert result.stderr == f"{line}\n"
+
+
 @pytest.mark.parametrize("command", ["best", "status"])
 def test_findings_are_shown_below_the_answer(command, leaky):
     output = leaky.output(command, "quickstart")
@@ -176,14 +186,16 @@ def test_delete_leaves_nothing_of_a_study_and_the_others_as_they_are(created, mi
         attempts.finish(database, attempt, Outcome.COMPLETE, value=1.0)
     (folder / "1").mkdir(parents=True)
     line = created.refused("delete", "old", "--yes", "--home", tmp_path)
-    assert line == "hpopt: study 'old' has 1 worker at work; `hpopt stop old` ends them, or pass --force"
+    assert line == "hpopt: study 'old' has 1 running worker; `hpopt stop old` ends them, or pass --force"
     line = created.refused("delete", "old", "--force", "--home", tmp_path)
     assert line.startswith(
-        "hpopt: --yes: required where nobody can be asked; deletes study 'old' with 1 trial and 1 worker"
+        "hpopt: --yes: required where nobody can be asked; deletes study 'old' with 1 trial and 1 running worker in"
     )
     assert rows_of(migrated_url) != other
+    with closing(Database(migrated_url)) as database:
+        attempts.end_worker(database, worker_id, "done")
     line = created.output("delete", "old", "--force", "--yes", "--home", tmp_path)
-    assert line.startswith("deleted study 'old' with 1 trial and 1 worker")
+    assert line.startswith("deleted study 'old' with 1 trial in ")
     assert str(folder) in line
     assert (rows_of(migrated_url), folder.exists()) == (other, False)
 
@@ -195,9 +207,7 @@ def test_deleting_an_unknown_study_is_refused_with_the_nearest_name(created):
 def test_a_study_whose_file_cannot_be_read_can_be_deleted(created, migrated_url):
     with closing(Database(migrated_url)) as database, database.begin() as connection:
         connection.execute(sa.text("update hpopt.study set file = 'broken'"))
-    assert created.output("delete", "answer", "--yes").startswith(
-        "deleted study 'answer' with 1 trial and 0 workers in"
-    )
+    assert created.output("delete", "answer", "--yes").startswith("deleted study 'answer' with 1 trial in")
 
 
 @pytest.fixture

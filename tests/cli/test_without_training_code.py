@@ -93,7 +93,7 @@ def test_pause_resume_stop_and_enqueue_need_no_training_code(elsewhere):
     assert "st is paused" in elsewhere.output("pause", "st")
     assert "st is open" in elsewhere.output("resume", "st")
     assert "st is stopped" in elsewhere.output("stop", "st")
-    assert elsewhere.output("enqueue", "st", "lr=0.02").startswith("trial 6 is enqueued; ")
+    assert elsewhere.output("enqueue", "st", "lr=0.02").startswith("trial 6 is enqueued, but will not run: ")
     assert elsewhere.refused("enqueue", "st", "lr=0.5") == "hpopt: lr: 0.5 is outside 0.001 to 0.3"
 
 

@@ -143,7 +143,7 @@ def test_a_gap_within_the_noise_is_a_tie():
     assert tie.evidence["noise"] == pytest.approx(0.1)
     assert tie.evidence["gap"] == pytest.approx(0.15)
     assert tie.evidence["rivals"] == [3]
-    assert "`hpopt enqueue s --trial 0 --seeds 3` and `hpopt enqueue s --trial 3 --seeds 3`" in tie.remedy
+    assert "`hpopt confirm s --top 2 --seeds 4`" in tie.remedy
 
 
 def test_a_gap_beyond_the_noise_is_no_tie():
@@ -151,12 +151,12 @@ def test_a_gap_beyond_the_noise_is_no_tie():
 
 
 def test_the_best_run_of_a_configuration_that_is_worse_on_average_is_a_tie():
-    """The runs 2.5, 3.1 and 3.3 include the best, but their mean is 0.037 higher than that of 2.73, 2.93 and 3.13."""
+    """The runs 2.5, 3.1 and 3.3 include the best, but their mean is 0.037 above that of 2.73, 2.93 and 3.13."""
     table = replicated([2.93, 3.1], 0.2)
     table = change(table, lambda row: replace(row, value=2.5) if row.trial == 3 else row)
     tie = findings_of(table)["tie"]
-    assert tie.evidence["gap"] == pytest.approx(2.93 - (2.5 + 3.1 + 3.3) / 3)
-    assert "0.037 ahead on average" in tie.message
+    assert tie.evidence["gap"] == pytest.approx((2.5 + 3.1 + 3.3) / 3 - 2.93)
+    assert "0.037 behind" in tie.message
 
 
 def test_equal_means_are_a_tie_without_a_sign():
@@ -198,6 +198,12 @@ def test_random_divergence_is_not_attributed_to_a_parameter():
 
 def test_an_interaction_names_the_pair():
     assert findings_in("interaction")["interaction"].subject == "learning_rate, momentum"
+
+
+def test_an_interaction_is_not_asserted_where_the_trials_are_called_few():
+    found = findings_of(plant(TRUTHS["interaction"], 50, 0))
+    assert "too-few-trials" in found
+    assert "interaction" not in found
 
 
 def test_early_values_unrelated_to_final_ones_prune_the_best():

@@ -136,9 +136,9 @@ def report(table: StudyTable, summary: Summary, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def planted() -> StudyTable:
-    """60 trials with every finding that a chart shows: learning rate and momentum interact, a high rate diverges."""
+    """80 trials with every finding that a chart shows: learning rate and momentum interact, a high rate diverges."""
     truth = Truth(effect=TRUTHS["interaction"].effect, diverges=TRUTHS["cliff"].diverges)
-    return plant(truth, 60, seed=0)
+    return plant(truth, 80, seed=0)
 
 
 @pytest.fixture(scope="session")

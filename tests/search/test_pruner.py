@@ -66,5 +66,24 @@ def test_the_median_pruner_compares_at_every_evaluation_from_five_trials_on():
     assert not MEDIAN.should_prune(n_trials=6, n_better=2)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "fractions"), [(0.1, (1 / 9, 1 / 3)), (0.2, (1 / 3,)), (1 / 3, (1 / 3,)), (0.5, (0.75,)), (1.0, (1.0,))]
+)
+def test_rungs_within_the_longest_warmup_are_left_out(warmup, fractions):
+    rungs = build_rungs("asha", min_fraction=1 / 9, reduction_factor=3, warmup_fraction=warmup)
+    assert rungs.fractions == pytest.approx(fractions)
+    median = build_rungs("median", min_fraction=1 / 9, reduction_factor=3, warmup_fraction=warmup)
+    assert median.at_every_evaluation_from == max(1 / 9, warmup)
+
+
+@pytest.mark.parametrize(("warmup", "asha", "median"), [(0, [10, 30], [10]), (20, [30], [20]), (31, [], [31])])
+def test_no_trials_are_compared_in_the_steps_of_the_longest_warmup(warmup, asha, median):
+    for name, steps in (("asha", asha), ("median", median)):
+        rungs = build_rungs(name, min_fraction=1 / 9, reduction_factor=3, warmup_steps=warmup)
+        assert rungs.place(90) == steps
+        compared = [step for step in range(90) if rungs.reached(step, 90) is not None]
+        assert compared[:1] == steps[:1]
+
+
 def test_without_a_pruner_there_are_no_rungs():
     assert NONE.reached(30, 90) is None

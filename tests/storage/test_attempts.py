@@ -205,6 +205,15 @@ def test_a_diverged_trial_is_stored_and_never_the_best(fleet):
     assert queries.find_best(fleet.database, fleet.study) is None
 
 
+def test_reasons_are_stored_on_one_line(fleet):
+    fleet.finish(fleet.start(), "failed", reason="first\nsecond\r\n\tthird\u2028 fourth ")
+    control.pause(fleet.database, fleet.study, "by\nme")
+    attempts.end_worker(fleet.database, fleet.worker_id, "no\nmore")
+    assert fleet.rows()[0]["reason"] == "first second third fourth"
+    assert control.read_state(fleet.database, fleet.study).reason == "by me"
+    assert "no more" in [row["stop_reason"] for row in fleet.rows("select stop_reason from hpopt.worker")]
+
+
 @pytest.mark.parametrize("outcome", ["failed", "lost"])
 def test_five_failures_in_a_row_for_one_reason_pause_the_study(asha_fleet, outcome):
     """The rest of the budget would fail for the same reason."""
@@ -223,6 +232,18 @@ def test_failures_for_different_reasons_do_not_pause_the_study(asha_fleet, betwe
     asha_fleet.finish(asha_fleet.start(), between, value=1.0, reason="another one")
     asha_fleet.finish(asha_fleet.start(), "failed", reason="no such file")
     assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"
+
+
+@pytest.mark.parametrize(("pruned_at", "state"), [(10, "paused"), (20, "open")])
+def test_pruned_trials_interrupt_a_series_of_failures_only_beyond_their_step(asha_fleet, pruned_at, state):
+    """A function that always fails after the first rung is called again and again where most trials end."""
+    for _ in range(5):
+        failed, pruned = asha_fleet.start(), asha_fleet.start()
+        asha_fleet.record(failed, 10)
+        asha_fleet.finish(failed, "failed", reason="no space for the cache")
+        asha_fleet.record(pruned, pruned_at)
+        asha_fleet.finish(pruned, "pruned", value=1.0)
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == state
 
 
 MEMORY = "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -249,6 +270,22 @@ def test_failures_that_a_parameter_separates_from_what_works_do_not_pause_the_st
         asha_fleet.execute(momentum_of(attempt, 0.87 + k / 100))
         asha_fleet.finish(attempt, "failed", reason="shapes do not match")
     assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == state
+
+
+def test_configurations_that_fail_beside_others_that_do_not_pause_the_study_after_a_longer_series(asha_fleet):
+    """No single parameter separates a joint region, such as a high learning rate with a large batch."""
+
+    def run(momentum, outcome, **fields):
+        attempt = asha_fleet.start()
+        asha_fleet.execute(momentum_of(attempt, momentum))
+        asha_fleet.finish(attempt, outcome, **fields)
+        return budget.read_usage(asha_fleet.database, asha_fleet.study).state
+
+    assert run(0.87, "failed", reason="shapes do not match") == "open"
+    for momentum in (0.8, 0.95):
+        run(momentum, "complete", value=1.0)
+    states = [run(0.87, "failed", reason="shapes do not match") for _ in range(15)]
+    assert states == ["open"] * 14 + ["paused"]
 
 
 @pytest.mark.parametrize(("failed_after", "state"), [(None, "open"), (10, "paused")])
@@ -287,11 +324,32 @@ def test_failures_of_one_choice_do_not_pause_the_study(database, make_fleet, stu
     assert budget.read_usage(fleet.database, fleet.study).state == state
 
 
+def test_failures_without_a_conditional_parameter_are_not_explained_by_it(database, make_fleet, study_file):
+    """The momentum of the one that has it is above that of all that work."""
+    conditional = study_file.replace("high = 0.99 }", 'high = 0.99, when = { optimizer = "muon" } }')
+    text = conditional.replace("trials = 4", "trials = 40")
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "tiny.toml")))
+    params = {"learning_rate": 0.02, "ns_steps": 5}
+    has_muon = [True, False, False, False, False, True, False]
+    momenta = iter([0.99, 0.8])
+    for is_muon in has_muon:
+        own = {"optimizer": "muon", "momentum": next(momenta)} if is_muon else {"optimizer": "adamw"}
+        control.enqueue(fleet.database, fleet.study, {**params, **own}, n_fresh_seeds=1)
+    by_momentum = {}
+    for attempt in [fleet.start() for _ in range(8)][1:]:
+        by_momentum.setdefault(attempt.params.get("momentum"), []).append(attempt)
+    fleet.finish(by_momentum[0.8][0], value=1.0)
+    fleet.finish(by_momentum[None].pop(), value=1.0)
+    for attempt in (*by_momentum[None], *by_momentum[0.99]):
+        fleet.finish(attempt, "failed", reason="no such kernel")
+    assert budget.read_usage(fleet.database, fleet.study).state == "paused"
+
+
 def test_a_failed_trial_that_is_requeued_keeps_its_params_and_seed_and_counts_once(fleet):
     failed = fleet.start()
     fleet.finish(failed, "failed", reason="NameError: name 'x' is not defined")
     fleet.finish(fleet.start(), value=2.0)
-    assert control.retry(fleet.database, fleet.study).n_pending_retry == 1
+    assert control.retry(fleet.database, fleet.study)[1].n_pending_retry == 1
     assert fleet.rows()[failed.number]["state"] == "WAITING"
     retry = fleet.start()
     assert (retry.params, retry.seed, retry.attempt_number) == (failed.params, 7, 2)
@@ -304,7 +362,7 @@ def test_a_failed_trial_that_is_requeued_keeps_its_params_and_seed_and_counts_on
         ("complete", None),
         ("complete", None),
     ]
-    assert control.retry(fleet.database, fleet.study).n_pending_retry == 0
+    assert control.retry(fleet.database, fleet.study)[1].n_pending_retry == 0
 
 
 def test_a_requeued_trial_that_failed_by_losses_may_be_lost_again(fleet):
@@ -320,9 +378,9 @@ def test_failed_trials_are_requeued_by_number(fleet):
     first, second = fleet.start(), fleet.start()
     for attempt in (first, second):
         fleet.finish(attempt, "failed", reason="broken")
-    assert control.retry(fleet.database, fleet.study, [second.number]).n_pending_retry == 1
+    assert control.retry(fleet.database, fleet.study, [second.number])[1].n_pending_retry == 1
     assert fleet.start().trial_id == second.trial_id
-    with pytest.raises(InputError, match=r"^trial 7 of study 'tiny' has not failed$"):
+    with pytest.raises(InputError, match=r"^study 'tiny': there is no trial 7; failed: 0$"):
         control.retry(fleet.database, fleet.study, [first.number, 7])
     assert control.read_state(fleet.database, fleet.study).n_pending_retry == 0
 
@@ -364,4 +422,6 @@ def test_the_row_of_the_best_has_its_documented_columns_and_no_invented_interval
         "trial": attempt.number,
         "host": "here",
         "folder": None,
+        "answer": "unconfirmed",
+        **dict.fromkeys(("optimism", "noise_std", "candidates", "test_metrics")),
     }

@@ -120,6 +120,16 @@ def test_a_login_that_will_be_refused_again_is_no_unreachable_database(message: 
     assert error.value.exit_code == 2
 
 
+def test_an_sqlstate_tells_a_refused_login_from_an_unreachable_database_in_any_language(database):
+    """PgBouncer passes the error of its own login on as that of a statement."""
+    for sqlstate, exit_code in (("28P01", 2), ("28000", 2), ("3D000", 2), ("57P03", 75), ("53300", 75)):
+        message = 'Anmeldung: user "me" does not exist'
+        statement = f"do $$ begin raise exception '{message}' using errcode = '{sqlstate}'; end $$"
+        with pytest.raises(DatabaseError, match="Anmeldung") as error, database.begin() as connection:
+            connection.exec_driver_sql(statement)
+        assert error.value.exit_code == exit_code
+
+
 def test_a_missing_right_is_one_line_and_no_unreachable_database(database, study_file, new_login):
     reader = Database(new_login(database.url, "hpopt_reader"))
     with pytest.raises(DatabasePermissionError, match="permission denied for table") as error:

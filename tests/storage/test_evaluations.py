@@ -117,6 +117,21 @@ def test_a_high_value_is_better_where_the_study_maximizes(database, make_fleet, 
     assert [decision.should_prune for decision in decisions] == [False, False, True, False]
 
 
+def test_the_optimum_with_the_longest_warmup_is_not_pruned_before_it_has_warmed_up(database, make_fleet, asha_fleet):
+    """Its loss is the highest until its warmup ends at 0.3 of the schedule, and the lowest from then on."""
+    space = "[search_space]\nwarmup_ratio = { low = 0.0, high = 0.3 }"
+    text = asha_fleet.study.text.replace('"rungs"', '"warmup"').replace("[search_space]", space)
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text, "warmup.toml")))
+    kept = []
+    for warmup in (0.05, 0.0, 0.1, 0.2, 0.3):
+        attempt = fleet.start()
+        losses = {step: (9.0 if step / 90 < warmup else 1.0) - warmup for step in (10, 20, 30)}
+        if not any(fleet.record(attempt, step, loss).should_prune for step, loss in losses.items()):
+            kept.append(warmup)
+    assert kept == [0.05, 0.1, 0.2, 0.3]
+    assert {row["step"] for row in fleet.rows(RUNGS)} == {30}
+
+
 def test_two_evaluations_after_the_same_rung_add_one_row(asha_fleet):
     """The second would otherwise be compared with what other trials had much earlier."""
     attempt = asha_fleet.start()

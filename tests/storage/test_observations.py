@@ -2,12 +2,14 @@
 
 import warnings
 
+import numpy as np
 import optuna
 import pytest
 
 from hpopt.search import sampler, tpe
-from hpopt.storage import control
+from hpopt.storage import control, studies
 from hpopt.storage.observations import ObservedTrials
+from hpopt.study.reading import parse_study_file
 
 
 def test_the_sampler_observes_the_trials_that_stock_optuna_has(asha_fleet):
@@ -76,3 +78,18 @@ def test_trials_of_another_space_are_not_observed(fleet):
         stock.tell(stock.ask(other_names), 0.1)
     fleet.observed.refresh()
     assert fleet.observed.observations().n_finished == 0
+
+
+def test_trials_with_their_active_params_are_observed_and_no_others(database, make_fleet, study_file):
+    """An inactive parameter has no value; a trial of another program that has one is of another space."""
+    conditional = study_file.replace("high = 0.99 }", 'high = 0.99, when = { optimizer = "muon" } }')
+    fleet = make_fleet(studies.create_study(database, parse_study_file(conditional, "tiny.toml")))
+    space = sampler.to_distributions(fleet.study.file.search_space)
+    params = {"learning_rate": 0.01, "ns_steps": 5, "optimizer": "adamw"}
+    for own in (params, {**params, "optimizer": "muon", "momentum": 0.9}, {**params, "momentum": 0.9}):
+        distributions = {name: space[name] for name in own}
+        fleet.stock().add_trial(optuna.trial.create_trial(params=own, distributions=distributions, value=0.1))
+    fleet.observed.refresh()
+    observations = fleet.observed.observations()
+    assert [*observations.kind] == [tpe.COMPLETE] * 2
+    np.testing.assert_equal(observations.values["momentum"], [np.nan, 0.9])

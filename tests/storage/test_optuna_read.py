@@ -188,7 +188,12 @@ def test_what_another_tool_damaged_is_left_out(ours: ReadingStorage, stock: RDBS
             "update trial_user_attributes set value_json = '{\"a'",
             "update study_user_attributes set value_json = null",
             "insert into trial_system_attributes (trial_id, key, value_json) values (3, 'fixed_params', '5')",
+            "insert into trial_system_attributes (trial_id, key, value_json) values (3, 'artifacts:x', '{}')",
+            "insert into study_system_attributes (study_id, key, value_json) values (1, 'artifacts:x', 'null')",
+            "insert into study_system_attributes (study_id, key, value_json) values (1, 'dashboard:note_ver', '[]')",
+            "insert into study_system_attributes (study_id, key, value_json) values (1, 'study:metric_names', '{}')",
             "update trials set datetime_start = 'infinity'",
+            "insert into study_system_attributes select 9, 1, 'deep', repeat('[', 5000) || repeat(']', 5000)",
         ):
             connection.execute(sa.text(statement))
     first, second, third = read(ours, study._study_id)
@@ -198,6 +203,7 @@ def test_what_another_tool_damaged_is_left_out(ours: ReadingStorage, stock: RDBS
     assert ours.get_best_trial(study._study_id) == first
     (frozen,) = ours.get_all_studies()
     assert frozen.user_attrs == {"key": None}
+    assert frozen.system_attrs == {"deep": "[" * 5000 + "]" * 5000}
 
 
 @pytest.fixture

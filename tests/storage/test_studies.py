@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -163,18 +164,22 @@ def test_an_unknown_study_is_refused_with_the_nearest_name(database, study):
         load_study(database, "tinny")
 
 
-def test_a_child_study_has_its_parent_and_role(database, study, study_file):
-    source = parse_study_file(study_file.replace('"tiny"', '"tiny-confirm"'), "confirm.toml")
-    child = create_study(database, source, parent="tiny", role="confirm")
-    assert (child.parent, child.role) == ("tiny", "confirm")
-
-
 def test_a_worker_with_other_data_is_refused(database, study):
     require_data(database, study, "aaaa")
     require_data(database, study, "aaaa")
     require_data(database, study, None)
     with pytest.raises(InputError, match="trains on data aaaa, this worker has bbbb; their losses are not comparable"):
         require_data(database, study, "bbbb")
+
+
+def test_a_study_that_is_created_by_several_at_once_has_its_defaults_once(database, study_file):
+    connections = [Database(database.url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(lambda one: create_study(one, parse_study_file(study_file, "tiny.toml")), connections))
+    assert len({study.study_id for study in created}) == 1
+    assert len(database.optuna.get_all_trials(created[0].study_id)) == 1
+    for connection in connections:
+        connection.close()
 
 
 def test_every_point_of_a_grid_is_enqueued_once(database):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpopt.errors import StudyFileError
+from hpopt.errors import ConfigError, StudyFileError
 from hpopt.search.design import grid_points
 from hpopt.study.checks import check_enqueued_trial
 from hpopt.study.conditions import describe_unused
@@ -145,7 +145,11 @@ def test_a_value_of_an_inactive_parameter_is_not_enqueued(params, problem):
     assert refusal_of(MOMENTUM, "[[enqueue]]", params) == f"enqueue[0].momentum: {problem}"
     parse(MOMENTUM, "[[enqueue]]", 'optimizer = "muon"', "momentum = 0.9")
     parse(MOMENTUM, "[[enqueue]]", 'optimizer = "adamw"')
-    assert check_enqueued_trial(parse(MOMENTUM), {"optimizer": "muon", "momentum": 0.9}) is None
+    check_enqueued_trial(parse(MOMENTUM), {"optimizer": "muon", "momentum": 0.9})
+    with pytest.raises(
+        ConfigError, match="momentum: enqueued, but active only where optimizer = muon; remove momentum"
+    ):
+        check_enqueued_trial(parse(MOMENTUM), {"optimizer": "adamw", "momentum": 0.9})
 
 
 def test_studies_with_other_conditions_are_incomparable():

@@ -42,9 +42,17 @@ def test_batch_size_may_be_searched_where_max_tokens_is_given():
     assert {file.config({"batch_size": size}).tokens // 100_000 for size in (8, 20, 32)} == {9}
 
 
+def test_the_steps_of_trials_differ_where_a_batch_size_is_conditional():
+    """With adamw the batch size is its default, 24, which is the highest that is searched with muon."""
+    batch_size = 'batch_size = { low = 8, high = 24, type = "int", when = { optimizer = "muon" } }'
+    text = replaced(RATE, batch_size + '\noptimizer = { choices = ["adamw", "muon"] }')
+    assert count_steps(parse(text + "[fixed]\nmax_tokens = 1_000_000")) is None
+    assert count_steps(parse(text)) == 250
+
+
 def test_steps_follow_from_max_tokens():
     """1,000,000 tokens in steps of 24 x 512 are 81 steps; the rungs are within them."""
-    file = parse(STUDY + "[fixed]\nmax_tokens = 1_000_000")
+    file = parse(STUDY + "[fixed]\nmax_tokens = 1_000_000\neval_steps = 9")
     assert (count_steps(file), place_rungs(file)) == (81, [9, 27])
 
 
@@ -52,12 +60,12 @@ def test_steps_follow_from_max_tokens():
     ("pruner", "steps"),
     [
         ('name = "asha"', [10, 30]),
-        ('name = "asha"\nreduction_factor = 2\nmin_fraction = 0.25', [22, 45]),
+        ('name = "asha"\nreduction_factor = 2\nmin_fraction = 0.25', [30, 50]),
         ('name = "median"', [10]),
         ('name = "none"', []),
     ],
 )
-def test_the_rungs_of_a_pruner_are_placed_at_optimizer_steps(pruner, steps):
+def test_the_rungs_of_a_pruner_are_placed_at_the_evaluations_from_there_on(pruner, steps):
     """The median pruner compares at every evaluation from its first rung on."""
     file = parse(STUDY + f"[fixed]\nmax_steps = 90\neval_steps = 10\n[pruner]\n{pruner}")
     assert (count_steps(file), place_rungs(file)) == (90, steps)

@@ -1,15 +1,16 @@
 """The plan and the answer of a study are rendered for people."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from rich.console import Console
 
 from hpopt.analysis.trials import Outcome
 from hpopt.search.space import Categorical, Float, Int
-from hpopt.storage.progress import FinishedTrial
+from hpopt.storage.progress import BudgetUsage, FinishedTrial, Progress
 from hpopt.study.reading import parse_study_file
-from hpopt.terminal.answer import format_finished, format_range, render_plan, render_rows
+from hpopt.terminal.answer import format_cost, format_finished, format_range, render_plan, render_rows
 
 PLAN = """
 name = "small"
@@ -46,8 +47,9 @@ def test_a_plan_has_space_budget_rungs_and_cost():
         "0.001 to 0.3 (log)",
         "sampler tpe, pruner asha at steps 10, 30 of 90",
         "budget: trials 4, wall hours 1.5",
-        "a complete trial trains on 0.09M tokens",
-        "cost: at most 0.4M tokens",
+        "a complete trial trains on 92.2k tokens, about ",
+        "cost: at most 369k tokens, about ",
+        " TFLOP; less with pruning",
     ):
         assert part in text
 
@@ -71,6 +73,13 @@ warmup_steps = { low = 1, high = 5, type = "int" }
 """
 
 
+def test_a_plan_names_the_first_rung_and_why_where_warmup_is_searched():
+    text = PLAN.replace("[search_space]", "[search_space]\nwarmup_ratio = { low = 0.0, high = 0.2 }")
+    plan = text_of(render_plan(parse_study_file(text, "small.toml").file))
+    assert "pruner asha at steps 30 of 90" in plan
+    assert "warmup is searched: the first rung is step 30, not within the longest (warmup_ratio up to 0.2)" in plan
+
+
 def test_a_plan_says_that_trials_of_unlike_length_are_compared(tmp_path, monkeypatch):
     (tmp_path / "unlike_lengths.py").write_text(
         "from dataclasses import dataclass\n"
@@ -84,6 +93,8 @@ def test_a_plan_says_that_trials_of_unlike_length_are_compared(tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(tmp_path)
     text = text_of(render_plan(parse_study_file(OWN, "own.toml").file))
+    assert "pruner asha at the first evaluation from 11% and 33% of a trial's steps on" in text
+    assert "cost: at most 4 trials; less with pruning" in text
     assert "num_train_epochs changes the length of a trial: the pruner compares trials at the same fractions of" in text
     pruner = OWN.replace("[search_space]", '[pruner]\nname = "none"\n[search_space]')
     assert "length of a trial" not in text_of(render_plan(parse_study_file(pruner, "own.toml").file))
@@ -106,6 +117,28 @@ def test_one_row_is_a_list_of_columns_and_several_are_a_table():
     assert text_of(render_rows(names, [[1, {"x": 0.5}]])).split() == ["trial", "1", "params", '{"x":', "0.5}"]
     lines = text_of(render_rows(names, [[1, None], [2, None]])).splitlines()
     assert [line.split() for line in lines if line.split() and line.split()[0].isdigit()] == [["1"], ["2"]]
+
+
+def test_rows_that_are_too_wide_for_a_table_are_lists_of_columns():
+    names = [f"column_{i}" for i in range(30)]
+    lines = text_of(render_rows(names, [[f"value {row}.{i}" for i in range(30)] for row in range(2)])).splitlines()
+    assert [line for line in lines if "record" in line] == ["-[ record 1 ]-", "-[ record 2 ]-"]
+    assert "column_29  value 1.29" in [line.rstrip() for line in lines]
+
+
+def test_the_cost_counts_finished_trials_by_outcome_and_the_others_beside_them():
+    usage = BudgetUsage(
+        state="open", state_reason=None, n_finished=3, n_running=1, n_pending_retry=0, n_enqueued=2,
+        device_hours=0.5, wall_hours=0.5, best_value=None,
+    )  # fmt: skip
+    progress = Progress(
+        name="small", metric="val_loss", state_since=datetime(2026, 11, 22, tzinfo=UTC), planned_trials=9, n_steps=9,
+        finished_reason=None, usage=usage, n_by_outcome={"complete": 1, "pruned": 2, "running": 1, "waiting": 2},
+        tokens=10_800_000, workers=(), best=None, default_value=None,
+    )  # fmt: skip
+    counts = "3 trials (1 complete, 2 pruned), 1 running, 2 waiting"
+    assert format_cost(progress) == f"{counts}, 10.8M tokens, 30 min 00 s of device time"
+    assert format_cost(replace(progress, tokens=0)) == f"{counts}, 30 min 00 s of device time"
 
 
 def test_a_cell_with_brackets_is_no_markup():

@@ -101,6 +101,19 @@ def joined(text):
     return "".join(text.split())
 
 
+def test_names_values_and_reasons_with_line_feeds_of_other_programs_are_shown_on_one_line():
+    best = replace(BEST, params={"a\nb": "c\nd"})
+    paused = progress(name="x\ny", state="paused", state_reason="first\nsecond", best=best)
+    failed = FinishedTrial(
+        trial=1, outcome=Outcome.FAILED, value=None, reason="e\nf", device_seconds=1.0, finished_at=NOON
+    )
+    overview, status = text_of(render_overview([paused])), text_of(render_status(paused, [failed], None))
+    assert len(text_of(render_overview([progress()])).splitlines()) == len(overview.splitlines())
+    assert "first second" in overview
+    for words in ("is paused: first second;", r"a\nb=c\nd", "(e f)"):
+        assert words in status
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_no_width_cuts_a_name_or_a_reason(width):
     reason = "5 trials in a row failed: RuntimeError: CUDA error: an illegal memory access was encountered"
@@ -165,6 +178,15 @@ def test_the_overview_shows_the_state_of_each_study(study, state):
     line = next(line for line in text_of(render_overview([study])).splitlines() if "small" in line)
     assert line.split()[:2] == ["small", "13/40"]
     assert line.rstrip().endswith(state)
+
+
+def test_trials_that_wait_are_shown_and_each_duration_is_named():
+    waiting = progress(n_enqueued=2, n_pending_retry=1)
+    (line, *_) = text_of(render_status(waiting, [], None)).splitlines()
+    assert line == "small  13/40 trials, 3 waiting  wall time 1 h 00 min  device time 1 h 30 min"
+    assert "waiting" not in text_of(render_status(progress(), [], None))
+    (row,) = (line for line in text_of(render_overview([waiting])).splitlines() if "small" in line)
+    assert row.split()[:4] == ["small", "13/40", "2", "3"]
 
 
 def test_the_time_left_is_not_estimated_while_a_study_is_paused():
@@ -250,8 +272,18 @@ def test_an_opened_study_is_described_with_the_command_that_runs_failed_trials_a
             0,
             "trials budget exhausted (4)",
             (
-                "trial 4 is enqueued; trials budget exhausted (4): change the budget in the file and `hpopt create` it"
-                " again"
+                "trial 4 is enqueued, but will not run: trials budget exhausted (4); change the budget in the study"
+                " file and run `hpopt create FILE`"
+            ),
+        ),
+        (
+            "stopped",
+            [],
+            0,
+            "target 2 reached",
+            (
+                "trial 4 is enqueued, but will not run: target 2 reached; change the budget in the study file and run"
+                " `hpopt create FILE`, and run `hpopt resume small`"
             ),
         ),
     ],

@@ -3,8 +3,6 @@
 import io
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -12,10 +10,9 @@ from rich.console import Console
 from hpopt.analysis.trials import Outcome
 from hpopt.storage import attempts, control, studies
 from hpopt.storage.database import Database
-from hpopt.storage.progress import BudgetUsage, Progress
 from hpopt.study.reading import parse_study_file
 from hpopt.terminal import watch as watch_module
-from hpopt.terminal.watch import has_work, seconds_left, watch
+from hpopt.terminal.watch import has_work, watch
 
 STUDY = """
 name = "small"
@@ -24,51 +21,6 @@ trials = 3
 [search_space]
 momentum = { low = 0.8, high = 0.99 }
 """
-
-
-def progress(**changes):
-    usage = BudgetUsage(
-        state="open",
-        state_reason=None,
-        n_finished=10,
-        n_running=1,
-        n_pending_retry=0,
-        n_enqueued=0,
-        device_hours=1.0,
-        wall_hours=0.5,
-        best_value=None,
-    )
-    return Progress(
-        name="small",
-        metric="val_loss",
-        state_since=datetime(2026, 11, 22, tzinfo=UTC),
-        planned_trials=40,
-        n_steps=90,
-        finished_reason=None,
-        usage=replace(usage, **changes),
-        n_by_outcome={},
-        tokens=0,
-        workers=(),
-        best=None,
-        default_value=None,
-    )
-
-
-def test_the_time_left_follows_from_the_pace_of_the_finished_trials():
-    assert seconds_left(progress(), None) == pytest.approx(3 * 1800)
-    assert seconds_left(progress(n_finished=40), None) == 0
-    assert seconds_left(progress(n_finished=50), None) == 0
-
-
-def test_the_time_left_is_not_estimated_from_fewer_than_three_trials():
-    assert seconds_left(progress(n_finished=2), None) is None
-    assert seconds_left(replace(progress(), planned_trials=None), None) is None
-
-
-def test_the_time_left_ends_with_the_wall_hours():
-    assert seconds_left(progress(), 1.0) == pytest.approx(1800)
-    assert seconds_left(progress(), 9.0) == pytest.approx(3 * 1800)
-    assert seconds_left(progress(n_finished=0), 0.25) == 0
 
 
 @pytest.fixture

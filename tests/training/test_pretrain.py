@@ -12,11 +12,11 @@ from itertools import product
 import pytest
 import torch
 
-from hpopt.errors import Diverged, HpoptError, Interrupted
+from hpopt.errors import Diverged, Interrupted
 from hpopt.hyperparameters import HYPERPARAMETERS
 from hpopt.training.config import PRETRAIN_METRICS, PretrainConfig
 from hpopt.training.hardware import peak_memory_gib
-from hpopt.training.pretrain import held_out_test, main, pretrain
+from hpopt.training.pretrain import main, pretrain
 from hpopt.training.run import Run
 from hpopt.training.trainer import Trainer
 
@@ -231,19 +231,14 @@ def test_run_that_explodes_raises_diverged(train):
         train(learning_rate=1e4, adamw_learning_rate=1e2, max_steps=40, warmup_ratio=0.0)
 
 
-def test_held_out_test_measures_the_checkpoint_on_other_text(config_of, cache, tmp_path):
+def test_a_confirmation_run_ends_with_the_loss_on_text_that_no_other_run_reads(config_of, cache, tmp_path):
     """The test loss is near the validation loss, but not of the same text."""
-    config, run = config_of(max_steps=40, eval_steps=40), Run(folder=tmp_path, cache=cache)
-    (last,) = pretrain(config, run)
-    tested = held_out_test(config, run)
-    assert tested["test_loss"] != last.metrics["val_loss"]
-    assert tested["test_loss"] == pytest.approx(last.metrics["val_loss"], rel=0.1)
-
-
-def test_held_out_test_without_a_checkpoint_is_refused(config_of, cache, tmp_path):
-    """The metrics of an untrained model would look like results."""
-    with pytest.raises(HpoptError, match="no checkpoint"):
-        held_out_test(config_of(), Run(folder=tmp_path, cache=cache))
+    config = config_of(max_steps=40, eval_steps=20)
+    run = Run(folder=tmp_path, cache=cache, evaluates_test=True)
+    first, last = (evaluation.metrics for evaluation in pretrain(config, run))
+    assert "test_loss" not in first
+    assert last["test_loss"] != last["val_loss"]
+    assert last["test_loss"] == pytest.approx(last["val_loss"], rel=0.1)
 
 
 @pytest.fixture

@@ -129,6 +129,15 @@ def test_only_the_test_metrics_of_the_answer_are_shown(workers):
     assert not any("test_loss" in str(row) for row in rows)
 
 
+def test_the_files_of_the_answer_are_those_of_its_run_with_the_lowest_seed(workers):
+    study = workers.create()
+    workers.run(study)
+    folder = queries.best(workers.database, study).folder
+    query = "select seed from hpopt.trials where study_name = 'cheap@confirm' and folder = '{}'"
+    assert workers.rows(query.format(folder)) == [(1,)]
+    assert len(workers.rows("select from hpopt.trials where study_name = 'cheap@confirm' and folder is not null")) == 3
+
+
 def test_a_noisy_winner_is_a_tie_with_a_recommendation(workers):
     (workers.folder / "noisy_objective.py").write_text(OBJECTIVE.replace("0.01 *", "1.0 *"))
     study = workers.create()
@@ -189,7 +198,7 @@ def test_a_worker_is_started_for_the_root_of_a_family(workers):
     study = workers.create()
     workers.run(study)
     child = confirmation.find_confirmation(workers.database, study)
-    with pytest.raises(InputError, match="run by the workers of 'cheap'"):
+    with pytest.raises(InputError, match="belongs to 'cheap'"):
         workers.run(child)
 
 

@@ -222,7 +222,7 @@ def test_a_value_that_the_config_refuses_fails_its_trial_with_the_reason(sandbox
         ({"kind": "strange\0\ud800"}, r"kind: enqueued, but 'strange\x00\ud800' is not one of"),
         ({"x": 0.03, "max_steps": 500}, "max_steps: enqueued, but 500 is not its value in [fixed], 9"),
         ({"x": 0.5, "kin": "good"}, "kin: enqueued, but not searched; did you mean 'kind'?"),
-        ({"x": 0.5, "$(touch x)\n{}\ud800": 1}, "$(touch x)\n{}\ufffd: enqueued, but not searched"),
+        ({"x": 0.5, "$(touch x)\n{}\ud800": 1}, "$(touch x) {}\ufffd: enqueued, but not searched"),
         ({"x": 0.5, "seed": 3}, "seed: enqueued, but not searched"),
     ],
 )
@@ -726,7 +726,7 @@ def test_a_function_with_an_error_pauses_the_study_and_is_run_again_when_it_is_m
     def mend(line):
         if line.startswith("paused: 5 trials in a row failed: AttributeError"):
             sandbox.objective.HOOK = None
-            assert control.retry(sandbox.database, study).n_pending_retry == 5
+            assert control.retry(sandbox.database, study)[1].n_pending_retry == 5
             control.resume(sandbox.database, study)
 
     assert work(sandbox.database, study, sandbox.make_options(log=mend)) == "trials budget exhausted (6)"

@@ -72,11 +72,15 @@ class Axis:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """Trials as points: `points` (N, A) has a row for each of `rows` and a column for each of `axes`."""
+    """Trials as points: `points` (N, A) has a row for each of `rows` and a column for each of `axes`.
+
+    `n_parts` is that of the study's table.
+    """
 
     axes: tuple[Axis, ...]
     rows: tuple[TrialRow, ...]
     points: FloatArray
+    n_parts: int = 1
 
     def values(self) -> FloatArray:
         """Return the metric of each trial, shape (N,)."""
@@ -84,7 +88,7 @@ class Design:
 
     def take(self, indices: IntArray) -> "Design":
         """Return the design of the trials with these indices."""
-        return Design(axes=self.axes, rows=tuple(self.rows[i] for i in indices), points=self.points[indices])
+        return replace(self, rows=tuple(self.rows[i] for i in indices), points=self.points[indices])
 
 
 def build_design(table: StudyTable, rows: Sequence[TrialRow]) -> Design:
@@ -93,7 +97,8 @@ def build_design(table: StudyTable, rows: Sequence[TrialRow]) -> Design:
     usable = tuple(row for row in rows if searched.keys() <= row.params.keys())
     axes = tuple(build_axis(name, range_, [row.params[name] for row in usable]) for name, range_ in searched.items())
     points = np.array([[axis.coordinate(row.params[axis.name]) for axis in axes] for row in usable], dtype=float)
-    return Design(axes=axes, rows=usable, points=points.reshape(len(usable), len(axes)))
+    points = points.reshape(len(usable), len(axes))
+    return Design(axes=axes, rows=usable, points=points, n_parts=table.n_parts)
 
 
 def is_fixed(range_: Range) -> bool:

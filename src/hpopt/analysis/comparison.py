@@ -131,6 +131,7 @@ def confidence_half_width(std: float, n: int, *, alpha: float = 1 - CONFIDENCE) 
     return float(stats.t.isf(alpha / 2, n - 1)) * std / float(n**0.5)
 
 
+@cache
 def detectable_effect(n: int, *, n_comparisons: int = 1) -> float:
     """Return the smallest mean of n differences, in their standard deviations, that has 80% power.
 
@@ -152,13 +153,12 @@ def needed_seeds(effect: float, std: float, n: int, n_comparisons: int = 1) -> N
 
 def _n_pairs(effect: float, n_comparisons: int) -> int:
     """Return the fewest pairs, at least 2, that show an effect, in standard deviations, with 80% power."""
-    low, high = 1, 2
-    while high < MAX_SEEDS and _power(high, effect, n_comparisons) < POWER:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _power(middle, effect, n_comparisons) < POWER else (low, middle)
-    return min(high, MAX_SEEDS)
+    quantiles = stats.norm.isf((1 - CONFIDENCE) / n_comparisons / 2) + stats.norm.ppf(POWER)
+    # A test that knows the standard deviation needs a few pairs less.
+    n = int(min(MAX_SEEDS, max(2.0, (quantiles / effect) ** 2)))
+    while n < MAX_SEEDS and _power(n, effect, n_comparisons) < POWER:
+        n += 1
+    return n
 
 
 def _power(n: int, effect: float, n_comparisons: int) -> float:

@@ -56,7 +56,8 @@ def assess_parameters(design: Design, targets: FloatArray) -> Mapping[str, float
         _permuted_r2(own, _with_mean([*others[:i], *others[i + 1 :]], len(targets)), targets)
         for i, own in enumerate(effects)
     ]
-    return dict(zip((axis.name for axis in design.axes), _corrected_p_values(statistics), strict=True))
+    p_values = _corrected_p_values(statistics, design.n_parts)
+    return dict(zip((axis.name for axis in design.axes), p_values, strict=True))
 
 
 def assess_pairs(design: Design, targets: FloatArray) -> Mapping[tuple[str, str], float]:
@@ -70,7 +71,8 @@ def assess_pairs(design: Design, targets: FloatArray) -> Mapping[tuple[str, str]
     remaining = {(one, other): _products(own[one], own[other]) for one, other in combinations(own, 2)}
     tested: dict[tuple[str, str], float] = {}
     while remaining:
-        p_values = _corrected_p_values([_simulated_r2(product, given, targets) for product in remaining.values()])
+        statistics = [_simulated_r2(product, given, targets) for product in remaining.values()]
+        p_values = _corrected_p_values(statistics, design.n_parts)
         first = int(np.argmin(p_values))
         if p_values[first] > SIGNIFICANCE_LEVEL:
             return tested | dict(zip(remaining, p_values, strict=True))
@@ -133,8 +135,11 @@ def _orthonormal_basis(columns: FloatArray) -> FloatArray:
     return basis
 
 
-def _corrected_p_values(statistics: Sequence[FloatArray]) -> list[float]:
-    """Compare each observed statistic with the largest one of each replication (Westfall and Young's maxT)."""
+def _corrected_p_values(statistics: Sequence[FloatArray], n_parts: int) -> list[float]:
+    """Compare each observed statistic with the largest one of each replication (Westfall and Young's maxT).
+
+    Between the parts of a study, which are tested separately, the correction is Bonferroni's.
+    """
     if not statistics:
         return []
     observed_first = np.array(statistics)
@@ -142,7 +147,8 @@ def _corrected_p_values(statistics: Sequence[FloatArray]) -> list[float]:
     std = permuted.std(axis=1, keepdims=True)
     standardized = (observed_first - permuted.mean(axis=1, keepdims=True)) / np.where(std > 0, std, np.inf)
     largest = standardized[:, 1:].max(axis=0)
-    return [float((1 + (largest >= own - _ROUNDING).sum()) / (1 + len(largest))) for own in standardized[:, 0]]
+    p_values = [float((1 + (largest >= own - _ROUNDING).sum()) / (1 + len(largest))) for own in standardized[:, 0]]
+    return [min(1.0, n_parts * p_value) for p_value in p_values]
 
 
 def _affordable_degree(design: Design, highest: int) -> int:

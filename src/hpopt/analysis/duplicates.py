@@ -59,7 +59,7 @@ def _compare(rows: list[TrialRow], effective: set[str]) -> DuplicateTrials:
         name
         for name in names
         if name not in effective
-        and len({row.params.get(name) for row in rows}) > 1
+        and len({row.params[name] for row in rows if name in row.params}) > 1
         and not all(_is_unused(name, row) for row in rows)
     )
     return DuplicateTrials(

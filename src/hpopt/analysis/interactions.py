@@ -13,7 +13,7 @@ from hpopt.analysis.dependence import INTERVAL, SIGNIFICANCE_LEVEL, assess_pairs
 from hpopt.analysis.importance import NO_VARIANCE
 from hpopt.analysis.model import Model, reason_not_fitted
 from hpopt.analysis.sample import LeftOut, with_extrapolated
-from hpopt.analysis.surrogate import clip_outliers
+from hpopt.analysis.surrogate import TRIALS_PER_PARAMETER, clip_outliers
 from hpopt.analysis.trials import StudyTable
 
 # Smaller shares of the variance are not worth acting on.
@@ -41,12 +41,21 @@ class Interaction:
 
 @dataclass(frozen=True, kw_only=True)
 class Interactions:
-    """All pairs, the largest share first; if there are none, `reason` states why."""
+    """All pairs, the largest share first; if there are none, `reason` states why.
+
+    With `is_few` there are fewer complete trials than the finding `too-few-trials` asks for.
+    """
 
     pairs: tuple[Interaction, ...]
     n_trials: int
+    is_few: bool = False
     left_out: LeftOut | None = None
     reason: str | None = None
+
+    @property
+    def significant(self) -> tuple[Interaction, ...]:
+        """The pairs of which an interaction is asserted: none with few trials."""
+        return tuple(pair for pair in self.pairs if pair.is_significant and not self.is_few)
 
 
 def estimate_interactions(table: StudyTable, model: Model | None) -> Interactions:
@@ -68,7 +77,8 @@ def estimate_interactions(table: StudyTable, model: Model | None) -> Interaction
         _interaction(pair, part / decomposition.total, p_values[pair]) for pair, part in decomposition.pairs.items()
     ]
     pairs.sort(key=lambda interaction: -interaction.share)
-    return Interactions(pairs=tuple(pairs), n_trials=n_trials, left_out=model.left_out)
+    is_few = len(table.complete()) < TRIALS_PER_PARAMETER * len(design.axes)
+    return Interactions(pairs=tuple(pairs), n_trials=n_trials, is_few=is_few, left_out=model.left_out)
 
 
 def _interaction(pair: tuple[str, str], shares: FloatArray, p_value: float) -> Interaction:

@@ -51,6 +51,7 @@ class ParameterSensitivity:
     are the ends of the interval around the optimum where the profile is within one standard deviation of the run noise
     of it, or all such levels. `p_value` is corrected for the number of parameters. `edge` is the end of the range at
     which the optimum lies, if it does, and `widened_range` the range to search then, if the parameter allows one.
+    `where` is the condition of a conditional parameter, which is estimated from the trials that meet it.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ParameterSensitivity:
     p_value: float
     edge: Side | None
     widened_range: Range | None
+    where: str | None = None
 
     @property
     def is_significant(self) -> bool:

@@ -18,6 +18,8 @@ from scipy.optimize import minimize
 from hpopt.analysis.axes import Axis, Design, FloatArray, IntArray, subsample
 
 MIN_TRIALS = 10
+# Loeppky, Sacks and Welch 2009 (Technometrics 51): a response surface takes about ten runs per dimension.
+TRIALS_PER_PARAMETER = 10
 # The hyperparameters are fitted to at most N_TO_TUNE trials and predictions use at most N_TO_PREDICT: time grows with
 # the cube of their number.
 N_TO_TUNE = 150

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from statistics import fmean
 from typing import Any, Literal
 
 from hpopt.analysis.answer import Answer
@@ -134,7 +135,8 @@ class StudyTable:
 
     `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
     and with which file, data and versions the study was created, so that it can be reproduced. `answer` is that of its
-    confirmation, `design` the arms of a comparison.
+    confirmation, `design` the arms of a comparison. `n_parts` is the number of tables that a study with conditional
+    parameters was split into, for which p-values are corrected.
     """
 
     name: str
@@ -149,6 +151,7 @@ class StudyTable:
     origin: Mapping[str, str] = field(default_factory=dict)
     answer: Answer | None = None
     design: ArmsDesign | None = None
+    n_parts: int = 1
 
     def complete(self) -> tuple[TrialRow, ...]:
         """Return the COMPLETE trials that have a finite value."""
@@ -163,16 +166,26 @@ class StudyTable:
         return tuple(sorted(self.complete(), key=lambda row: (self.loss(row.value), row.trial)))
 
     def best(self) -> TrialRow | None:
-        """Return the complete trial with the best value: a single run, whose replicates may be worse."""
-        ranked = self.ranked()
-        return ranked[0] if ranked else None
+        """Return the trial of the answer: of the confirmation, else the best run of the best configuration."""
+        if self.answer is not None:
+            return next((row for row in self.trials if row.trial == self.answer.trial), None)
+        return next((rows[0] for rows in self.replicates().values()), None)
 
     def replicates(self) -> dict[Params, tuple[TrialRow, ...]]:
-        """Group the complete trials by their params, in the order of the best trial of each group."""
+        """Group the complete trials by their params, each group in the order of its values.
+
+        The best configuration is the first, as in the view hpopt.best_params: of those with the most seeds, the one
+        with the best mean over them. A single run may be better by chance.
+        """
         groups: dict[Params, list[TrialRow]] = defaultdict(list)
         for row in self.ranked():
             groups[tuple(sorted(row.params.items()))].append(row)
-        return {params: tuple(rows) for params, rows in groups.items()}
+
+        def key(item: tuple[Params, list[TrialRow]]) -> tuple[int, float]:
+            losses, n_seeds = [self.loss(row.value) for row in item[1]], len({row.seed for row in item[1]})
+            return -n_seeds, fmean(losses) if n_seeds > 1 else losses[0]
+
+        return {params: tuple(rows) for params, rows in sorted(groups.items(), key=key)}
 
     def count_states(self) -> Mapping[State, int]:
         """Count the trials in each state that occurs."""

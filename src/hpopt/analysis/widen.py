@@ -89,7 +89,8 @@ def _widen_choices(range_: Categorical, name: str, side: Side) -> Range | None:
     added: Scalar = round(beyond) if is_integer else float(f"{beyond:.6g}")
     if added in range_.choices:
         return None
-    return Categorical(choices=(added, *range_.choices) if side == "low" else (*range_.choices, added))
+    choices = (added, *range_.choices) if side == "low" else (*range_.choices, added)
+    return Categorical(**{**range_.model_dump(), "choices": choices})
 
 
 def _round(value: float, edge: float) -> float:

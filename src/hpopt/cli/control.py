@@ -1,4 +1,4 @@
-"""Commands that change a running study: pause, resume, stop, retry and enqueue."""
+"""Commands that change a running study: pause, resume, stop, retry, enqueue and confirm."""
 
 import re
 import tomllib
@@ -10,6 +10,7 @@ import typer
 
 from hpopt.cli.options import HOME, HomeOption, StorageOption, StudyArgument, out
 from hpopt.errors import ConfigError, InputError
+from hpopt.formats import join_words
 from hpopt.hyperparameters import LARGEST_INT, Scalar
 
 if TYPE_CHECKING:
@@ -54,10 +55,16 @@ def retry(
 ) -> None:
     """Run failed trials again, with their parameters and seeds."""
     from hpopt.storage import control
+    from hpopt.storage.connect import open_database
+    from hpopt.storage.studies import load_study
+    from hpopt.terminal.status import describe_state
 
     if failed == bool(trials):
         raise InputError("expected the numbers of failed trials, or --failed for all of them")
-    _change(study, storage, home, lambda database, row: control.retry(database, row, trials))
+    with open_database(storage, home) as database:
+        n_requeued, now = control.retry(database, load_study(database, study), trials)
+    none = "" if n_requeued else "no trial has failed; "
+    out.print(none + describe_state(study, now), soft_wrap=True)
 
 
 def enqueue(
@@ -84,8 +91,7 @@ def enqueue(
     from hpopt.storage.studies import load_study
     from hpopt.terminal.status import describe_enqueued
 
-    assignments = [assignment for assignment in params or () if not assignment.startswith("seed=")]
-    seed = _parse_seed([assignment for assignment in params or () if assignment.startswith("seed=")])
+    assignments, seed = _split_seed(params or ())
     if seed is not None and seeds is not None:
         raise InputError("--seeds: the seeds are chosen; remove seed or --seeds")
     if not assignments and trial is None:
@@ -100,20 +106,43 @@ def enqueue(
         _check_space(space, values)
         sampled = find_missing(space, values)
         if seeds is not None and sampled:
-            raise InputError(f"--seeds: {sampled[0]} is sampled, so that no two trials would be one configuration")
+            raise InputError(
+                f"--seeds: {sampled[0]} would be sampled, so that no two trials have one configuration; "
+                f"give {join_words([f'{name}=VALUE' for name in sampled])} too, or all parameters of a trial by --trial"
+            )
         added = control.enqueue(database, row, values, seed=seed, n_fresh_seeds=seeds)
         state = control.read_state(database, row).state
     out.print(describe_enqueued(study, state, sampled, added), soft_wrap=True)
 
 
-def _parse_seed(assignments: Sequence[str]) -> int | None:
-    """Parse the last seed=VALUE, or return None if there is none. Raises InputError."""
-    if not assignments:
-        return None
-    text = assignments[-1].removeprefix("seed=")
-    if not (text.isascii() and text.isdigit() and int(text) <= LARGEST_INT):
-        raise InputError(f"seed: '{text}' is not a whole number of at least 0")
-    return int(text)
+def confirm(
+    study: StudyArgument,
+    top: Annotated[int, typer.Option(min=2, help="How many of the best configurations.")] = 3,
+    seeds: Annotated[int, typer.Option(min=2, max=1000, help="Fresh seeds, the same for all.")] = 4,
+    storage: StorageOption = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Run the best configurations again with fresh seeds, or add seeds to those that did."""
+    from hpopt.storage import confirmation
+    from hpopt.storage.connect import open_database
+    from hpopt.storage.studies import load_study
+    from hpopt.study.file import Confirm
+    from hpopt.terminal.status import describe_confirmation
+
+    with open_database(storage, home) as database:
+        child = confirmation.create_confirmation(database, load_study(database, study), Confirm(top=top, seeds=seeds))
+    out.print(describe_confirmation(study, child, seeds), soft_wrap=True)
+
+
+def _split_seed(params: Sequence[str]) -> tuple[list[str], int | None]:
+    """Return the assignments of parameters, and the seed of the last seed=VALUE, if any. Raises InputError."""
+    assignments = [assignment for assignment in params if not assignment.startswith("seed=")]
+    seeds = [assignment.removeprefix("seed=") for assignment in params if assignment.startswith("seed=")]
+    if not seeds:
+        return assignments, None
+    if not (seeds[-1].isascii() and seeds[-1].isdigit() and int(seeds[-1]) <= LARGEST_INT):
+        raise InputError(f"seed: '{seeds[-1]}' is not a whole number of at least 0")
+    return assignments, int(seeds[-1])
 
 
 def _check_space(space: "Mapping[str, Range]", params: Mapping[str, Scalar]) -> None:

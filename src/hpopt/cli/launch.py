@@ -69,10 +69,10 @@ def launch_local(
             return
         share = {"per_gpu": workers_per_gpu, "gpus_per_worker": gpus_per_worker}
         fleet = local_workers(launch.database, launch.job.command, launch.job.home, n_workers=workers, **share)
+        launch.require_unfinished()
         if dry_run:
             out.write("\n".join(fleet.preview()))
             return
-        launch.require_unfinished()
         with hold_pid_file(folder, name):
             run_workers(launch.database, launch.study, fleet, stop_on_signals())
 
@@ -107,10 +107,10 @@ def launch_slurm(
         launch.require_workers(workers)
         launch.require_reachable_database(is_same_host=same_host)
         script = slurm.write_script(launch.job, Path.cwd(), partition=partition, time_limit=time)
+        launch.require_unfinished()
         if dry_run:
             out.write(script)
             return
-        launch.require_unfinished()
         launch.print_submitted(f"Slurm job {slurm.submit(launch.job, script, sbatch_arg or [], os.environ)}")
 
 
@@ -142,10 +142,10 @@ def launch_ray(
             return
         launch.require_workers(workers)
         launch.require_reachable_database(is_same_host=same_host)
+        launch.require_unfinished()
         if dry_run:
             out.write(ray.preview(launch.job))
             return
-        launch.require_unfinished()
         names = ray.submit(launch.job, address, Path.cwd())
         launch.print_submitted(f"Ray actors {', '.join(names)}", *([f"--address={address}"] if address else []))
 
@@ -177,10 +177,10 @@ def launch_kubernetes(
         if image is None:
             raise InputError("--image: required; docker/Dockerfile builds it as target `worker`")
         manifest = kubernetes.write_manifest(launch.job, image=image, namespace=namespace)
+        launch.require_unfinished()
         if dry_run:
             out.write(manifest)
             return
-        launch.require_unfinished()
         launch.print_submitted(f"Kubernetes {kubernetes.submit(manifest)}", f"--namespace={namespace}")
 
 

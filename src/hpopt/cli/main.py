@@ -12,10 +12,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import compare, control, db, launch, run, studies
+from hpopt.cli import check, compare, control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
+from hpopt.formats import one_line
 
+# What typer returns after Ctrl-C, as shells do.
+_INTERRUPTED = 128 + signal.SIGINT
 # Threads have this long to end before the process exits without them.
 _THREADS_TIMEOUT_S = 2.0
 
@@ -28,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    *(run.run, studies.create, studies.delete, studies.check, run.worker, studies.status),
-    *(control.pause, control.resume, control.stop, control.retry, control.enqueue),
+    *(run.run, studies.create, studies.delete, check.check, run.worker, studies.status),
+    *(control.pause, control.resume, control.stop, control.retry, control.enqueue, control.confirm),
     *(studies.best, compare.compare, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(command)
@@ -100,6 +103,8 @@ def _run(debug: bool) -> int:  # noqa: FBT001 - there is one flag.
             raise
         message = f"{type(error).__name__}: {error} (a bug in hpopt: run it with --debug and report what it prints)"
         return _fail(message, 1)
+    if code == _INTERRUPTED:
+        return _fail("interrupted", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -112,7 +117,7 @@ def _refuse(message: str) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    err.write("hpopt: " + " ".join(message.split()))
+    err.write(f"hpopt: {one_line(message)}")
     return code
 
 

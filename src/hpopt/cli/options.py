@@ -1,5 +1,6 @@
 """Define the two outputs and the options that several commands share."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,8 +50,9 @@ class Output(Console):
             yield
 
 
-# A file or a pipe has no width to fit a table to.
-out = Output(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
+# A file or a pipe has no width to fit a table to, unless COLUMNS gives one.
+_HAS_WIDTH = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+out = Output(highlight=False, markup=False, width=None if _HAS_WIDTH else 1000)
 err = Output(stderr=True, highlight=False, markup=False)
 
 StorageOption = Annotated[

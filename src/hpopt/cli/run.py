@@ -164,6 +164,7 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     """
     from hpopt.storage import queries
     from hpopt.terminal.answer import render_answer
+    from hpopt.terminal.status import describe_pause
     from hpopt.terminal.watch import has_work, watch
 
     progress = queries.progress(database, study)
@@ -180,6 +181,8 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
     out.print(render_answer(progress, study))
     if progress.best is not None:
         show_findings(analyze(database, study))
+    if progress.usage.state == "paused":
+        err.print(describe_pause(study.name, progress.usage.state_reason), soft_wrap=True)
     if is_finished and progress.best is None:
         retry = f"; `hpopt retry {study.name} --failed` runs its failed trials again" if progress.n_failed else ""
         raise NoAnswerError(
@@ -202,11 +205,12 @@ def timeout_options(heartbeat_every: float, stale_after: float, give_up_after: f
 
 
 def refuse_paused(progress: "Progress") -> None:
-    """Raise HpoptError for a paused study."""
+    """Raise HpoptError for a study that is paused, or whose confirmation is."""
     from hpopt.terminal.status import describe_pause
 
-    if progress.finished_reason is None and progress.usage.state == "paused":
-        raise HpoptError(describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed))
+    for study in (progress, progress.confirmation):
+        if study is not None and study.finished_reason is None and study.usage.state == "paused":
+            raise HpoptError(describe_pause(study.name, study.usage.state_reason, n_failed=study.n_failed))
 
 
 def _read_progress(database: "Database", study: "Study") -> "Progress":

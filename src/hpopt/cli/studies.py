@@ -3,10 +3,7 @@
 Each command imports what it needs when it runs, so that `--help` and `check` are fast.
 """
 
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +13,6 @@ import typer
 from hpopt.cli.compare import answer_comparison
 from hpopt.cli.options import (
     HOME,
-    DeviceOption,
     FileArgument,
     HomeOption,
     JsonOption,
@@ -34,8 +30,6 @@ if TYPE_CHECKING:
     from hpopt.storage.database import Database
     from hpopt.storage.progress import Progress
     from hpopt.storage.studies import Study
-    from hpopt.study.reading import StudySource
-    from hpopt.training.run import Evaluation
 
 
 def create(file: FileArgument, storage: StorageOption = None, home: HomeOption = HOME) -> None:
@@ -74,12 +68,12 @@ def delete(
     with open_database(storage, home) as database:
         content = read_content(database, study)
         if content.n_alive and not force:
-            alive = format_count(content.n_alive, "worker")
-            raise InputError(f"study '{study}' has {alive} at work; `hpopt stop {study}` ends them, or pass --force")
+            alive = format_count(content.n_alive, "running worker")
+            raise InputError(f"study '{study}' has {alive}; `hpopt stop {study}` ends them, or pass --force")
         folders = [run_folder(home, name, created_at) for name, created_at in content.family]
-        counts = f"{format_count(content.n_trials, 'trial')} and {format_count(content.n_workers, 'worker')}"
+        workers = f" and {format_count(content.n_alive, 'running worker')}" if content.n_alive else ""
         files = "".join(f", and {folder}" for folder in folders if folder.is_dir())
-        what = f"study '{study}' with {counts} in {database.address}{files}"
+        what = f"study '{study}' with {format_count(content.n_trials, 'trial')}{workers} in {database.address}{files}"
         if not yes:
             if not sys.stdin.isatty():
                 raise InputError(f"--yes: required where nobody can be asked; deletes {what}")
@@ -89,81 +83,6 @@ def delete(
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     out.print(f"deleted {what}", soft_wrap=True)
-
-
-def check(
-    file: FileArgument,
-    is_tried: Annotated[
-        bool, typer.Option("--try", help="Also run the objective's defaults up to their second evaluation.")
-    ] = False,
-    device: DeviceOption = "auto",
-    is_child: Annotated[bool, typer.Option("--child", hidden=True)] = False,
-) -> None:
-    """Check a study file and print its plan and cost."""
-    from hpopt.study.reading import read_study_file
-    from hpopt.terminal.answer import render_plan
-
-    source = read_study_file(file)
-    if is_child:
-        _try(source, device)
-        return
-    if source.file.arms:
-        # It imports scipy, which takes a second.
-        from hpopt.terminal.comparison import render_arms
-
-        out.print(render_arms(source.file))
-    else:
-        out.print(render_plan(source.file))
-    if is_tried:
-        _try_in_subprocess(file, device)
-
-
-def _try_in_subprocess(file: Path, device: str) -> None:
-    """Run `hpopt check --try` in a process of its own, which a training function can end."""
-    command = [sys.executable, "-m", "hpopt", "check", str(file), "--child", "--device", device]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in {0, InputError.exit_code} or (done.returncode == 0 and not done.stdout):
-        how = f"with exit code {done.returncode}"
-        if done.returncode < 0:
-            how = f"by {signal.Signals(-done.returncode).name}"
-        raise InputError(f"{file}: the training function ended its process {how}")
-    out.write(done.stdout.rstrip())
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-
-
-def _try(source: "StudySource", device: str) -> None:
-    """Run the objective of a study in this process. Raises InputError for what a worker would refuse or lose."""
-    from functools import partial
-
-    from hpopt.formats import format_metric
-    from hpopt.search.conditions import extreme_params
-    from hpopt.testing import rehearse
-    from hpopt.worker.loop import find_device
-    from hpopt.worker.objective import load_function
-
-    file = source.file
-    params = file.default_params() or extreme_params(file.search_space, 0)
-    arm = next(iter(file.arms), None)
-    began = time.monotonic()
-
-    def show(evaluation: "Evaluation") -> None:
-        value = f"{file.metric} {format_metric(evaluation.metrics[file.metric])}"
-        seconds = time.monotonic() - began
-        out.write(f"tried: step {evaluation.step} of {evaluation.n_steps} after {seconds:.1f} s: {value}")
-
-    problems, losses = rehearse(
-        partial(load_function, file.objective),
-        file.metric,
-        file.config(params, arm=arm),
-        device=find_device(device),
-        log=err.write,
-        on_evaluation=show,
-    )
-    if problems:
-        raise InputError(f"{source.name}: {file.objective}: {'; '.join(problems)}")
-    for loss in losses:
-        err.write(f"warning: {file.objective}: {loss}")
 
 
 def status(
@@ -201,7 +120,7 @@ def best(
     from hpopt.hyperparameters import not_one_of
     from hpopt.storage import queries
     from hpopt.storage.connect import open_database
-    from hpopt.storage.studies import load_study
+    from hpopt.storage.studies import load_study, require_root
     from hpopt.terminal.answer import render_answer
     from hpopt.terminal.exports import PARAMS_AS, best_as_json
 
@@ -210,6 +129,7 @@ def best(
         raise InputError(f"--format: {not_one_of(output_format, formats)}")
     with open_database(storage, home) as database:
         row = load_study(database, study)
+        require_root(row)
         if row.file.arms:
             answer_comparison(database, row, is_shown=output_format == "table")
         answer = queries.best(database, row)
@@ -321,7 +241,9 @@ def _show_all(database: "Database", *, as_json: bool) -> None:
     rows = []
     for name in studies.study_names(database):
         try:
-            rows.append(queries.progress(database, studies.load_study(database, name)))
+            study = studies.load_study(database, name)
+            if study.is_root:
+                rows.append(queries.progress(database, study))
         except StudyFileError as error:
             err.print(f"hpopt: {error}", soft_wrap=True)
     out.write(f"[{', '.join(map(progress_as_json, rows))}]") if as_json else out.print(render_overview(rows))
@@ -331,14 +253,15 @@ def _show_one(database: "Database", study: "Study", *, as_json: bool) -> None:
     from hpopt.storage import queries
     from hpopt.terminal.exports import progress_as_json
     from hpopt.terminal.status import render_status
-    from hpopt.terminal.watch import N_FINISHED_SHOWN, seconds_left
+    from hpopt.terminal.time_left import seconds_left
+    from hpopt.terminal.watch import N_FINISHED_SHOWN
 
     progress = queries.progress(database, study)
     findings = _cached_findings(database, progress, study)
     if as_json:
         out.write(progress_as_json(progress, findings))
         return
-    left_s = seconds_left(progress, study.file.budget.wall_hours)
+    left_s = seconds_left(progress, study.file.budget)
     finished = queries.finished_trials(database, study, last=N_FINISHED_SHOWN)
     out.print(render_status(progress, finished, left_s))
     show_findings(findings)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from hpopt.search.conditions import condition_to_toml
 from hpopt.search.space import Categorical, Range
 
 Severity = Literal["error", "warning", "note"]
@@ -49,9 +50,11 @@ def to_toml(range_: Range | None) -> str:
     """Return a range as an inline table of a study file."""
     if range_ is None:
         return ""
+    when = [condition_to_toml(range_.when)] if range_.when else []
     if isinstance(range_, Categorical):
-        return f"{{ choices = [{', '.join(str(choice) for choice in range_.choices)}] }}"
+        choices = f"choices = [{', '.join(str(choice) for choice in range_.choices)}]"
+        return f"{{ {', '.join([choices, *when])} }}"
     parts = [f"low = {range_.low!r}", f"high = {range_.high!r}"]
     parts += ["log = true"] * range_.log + ['type = "int"'] * (range_.type == "int")
     parts += [f"step = {range_.step!r}"] * (range_.step not in {None, 1})
-    return f"{{ {', '.join(parts)} }}"
+    return f"{{ {', '.join([*parts, *when])} }}"

@@ -61,19 +61,18 @@ def find_divergence(insights: Insights) -> Iterator[Finding]:
 
 def find_interactions(insights: Insights) -> Iterator[Finding]:
     """Find pairs of parameters that must be tuned together."""
-    for pair in insights.interactions.pairs:
-        if pair.is_significant:
-            one, other = pair.pair
-            yield Finding(
-                code="interaction",
-                subject=f"{one}, {other}",
-                severity="note",
-                message=f"The best {one} depends on {other}: together they explain {format_percent(pair.share)} of the "
-                "variance beyond what each explains alone (90% interval "
-                f"{format_percent(pair.low)} to {format_percent(pair.high)}).",
-                evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
-                remedy="Tune them together, not one with the other held fixed.",
-            )
+    for pair in insights.interactions.significant:
+        one, other = pair.pair
+        yield Finding(
+            code="interaction",
+            subject=f"{one}, {other}",
+            severity="note",
+            message=f"The best {one} depends on {other}: together they explain {format_percent(pair.share)} of the "
+            "variance beyond what each explains alone (90% interval "
+            f"{format_percent(pair.low)} to {format_percent(pair.high)}).",
+            evidence={"share": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value},
+            remedy="Tune them together, not one with the other held fixed.",
+        )
 
 
 def find_bias(insights: Insights) -> Iterator[Finding]:
@@ -100,13 +99,14 @@ def _edge_finding(table: StudyTable, parameter: ParameterSensitivity) -> Finding
     numbers = sorted(ends, key=float) if isinstance(range_, Categorical) else ends
     end, beyond = (numbers[0], "lower") if parameter.edge == "low" else (numbers[-1], "higher")
     low, high = (format_number(value, digits=DIGITS) for value in (parameter.best_low, parameter.best_high))
+    where = f" where {parameter.where}," if parameter.where else ""
     return Finding(
         code="edge",
         subject=name,
         severity="warning",
-        message=f"The best {name} is at the {parameter.edge} end of its range, {format_number(end, digits=DIGITS)} "
-        f"(90% interval of the optimum within the range: {low} to {high}): a {beyond} value, outside of the range, may "
-        "be better.",
+        message=f"The best {name}{where} is at the {parameter.edge} end of its range, "
+        f"{format_number(end, digits=DIGITS)} (90% interval of the optimum within the range: {low} to {high}): "
+        f"a {beyond} value, outside of the range, may be better.",
         evidence={"end": end, "side": parameter.edge, "best": parameter.best, "p_value": parameter.p_value},
         remedy=f"Widen the range in a new study: {name} = {to_toml(parameter.widened_range)}",
     )

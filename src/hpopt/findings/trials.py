@@ -3,26 +3,26 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from hpopt.analysis.answer import Answer, AnswerKind
 from hpopt.analysis.axes import is_fixed
 from hpopt.analysis.collapse import find_collapse
 from hpopt.analysis.duplicates import DuplicateTrials
 from hpopt.analysis.insights import Insights
 from hpopt.analysis.noise import Noise
-from hpopt.analysis.surrogate import MIN_TRIALS
+from hpopt.analysis.surrogate import MIN_TRIALS, TRIALS_PER_PARAMETER
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_number, format_percent, join_words, list_values
+from hpopt.formats import format_count, format_number, format_percent, list_values
 from hpopt.training.leakage import LEAK_THRESHOLD
 
-# Loeppky, Sacks and Welch 2009 (Technometrics 51): a response surface takes about ten runs per dimension.
-TRIALS_PER_PARAMETER = 10
 # In standard deviations of the difference of two means: closer ones are a tie.
 TIE_WITHIN = 2.0
 # A pruner that stops the best trial this often costs more than it saves.
 MAX_PRUNED_SHARE = 0.2
 
-# Runs of a configuration with further seeds that tell it apart from another one.
-N_FURTHER_SEEDS = 3
+# What a confirmation is proposed with.
+N_FURTHER_SEEDS = 4
+MAX_CONFIRMED = 4
 
 
 def find_leak(table: StudyTable) -> Iterator[Finding]:
@@ -125,6 +125,9 @@ def find_pruned_winners(insights: Insights) -> Iterator[Finding]:
 def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
     """Find configurations that may be as good as the best one, given the noise."""
     groups = list(table.replicates().values())
+    if table.answer is not None:
+        yield from _find_confirmed_tie(table, table.answer)
+        return
     if len(groups) < 2:  # noqa: PLR2004 - a tie takes two configurations.
         return
     if noise is None:
@@ -133,7 +136,7 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
             severity="warning",
             message="How much two runs of one configuration differ is unknown, so the best may be best by chance.",
             evidence={"noise": None},
-            remedy=_repeat(table, *groups[:2]),
+            remedy=_confirm(table, 1),
         )
         return
     best, *others = groups
@@ -153,8 +156,32 @@ def find_tie(table: StudyTable, noise: Noise | None) -> Iterator[Finding]:
                 "noise_source": noise.source,
                 "rivals": [rows[0].trial for rows in rivals],
             },
-            remedy=_repeat(table, best, nearest),
+            remedy=_confirm(table, len(rivals)),
         )
+
+
+def _find_confirmed_tie(table: StudyTable, answer: Answer) -> Iterator[Finding]:
+    """Find that a confirmation does not tell the best configurations apart."""
+    tied = [one for one in answer.candidates if one.is_tied]
+    if answer.kind is not AnswerKind.TIE:
+        return
+    gap = abs(tied[-1].mean - tied[0].mean)
+    n_seeds = len(tied[0].values)
+    yield Finding(
+        code="tie",
+        severity="warning",
+        message=f"{n_seeds} seeds each do not tell {format_count(len(tied), 'configuration')} apart (trials "
+        f"{list_values([one.trial for one in tied])}): their means are within {format_number(gap, digits=2)}, and runs "
+        f"of one configuration differ by a standard deviation of {format_number(answer.noise_std, digits=2)}.",
+        evidence={
+            "gap": gap,
+            "noise": answer.noise_std,
+            "noise_source": "replicates",
+            "rivals": [one.trial for one in tied if one.trial != answer.trial],
+        },
+        remedy="Take any of them, or run them with more seeds: "
+        f"`hpopt confirm {table.name} --seeds {N_FURTHER_SEEDS}`.",
+    )
 
 
 def find_shortage(table: StudyTable) -> Iterator[Finding]:
@@ -193,13 +220,11 @@ def _prune_later(table: StudyTable) -> str:
     )
 
 
-def _repeat(table: StudyTable, *groups: Sequence[TrialRow]) -> str:
-    """Return the commands that run configurations with further seeds."""
-    runs = (f"`hpopt enqueue {table.name} --trial {rows[0].trial} --seeds {N_FURTHER_SEEDS}`" for rows in groups)
-    return (
-        f"Run them with other seeds and compare their means: {join_words(list(runs))}. If the budget is used up, first "
-        f"raise `trials` in [budget] by {N_FURTHER_SEEDS * len(groups)} and run `hpopt create` on the file again."
-    )
+def _confirm(table: StudyTable, n_rivals: int) -> str:
+    """Return the command that runs the best configurations with further seeds."""
+    n_top = min(1 + n_rivals, MAX_CONFIRMED)
+    command = f"`hpopt confirm {table.name} --top {n_top} --seeds {N_FURTHER_SEEDS}`"
+    return f"Compare their means over the same fresh seeds: {command}, then run workers again."
 
 
 def _gap(table: StudyTable, best: Sequence[TrialRow], other: Sequence[TrialRow]) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpopt.errors import InputError
+from hpopt.formats import one_line
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
 
@@ -130,6 +131,6 @@ def run_client(
     except subprocess.TimeoutExpired:
         raise InputError(f"{program} did not answer within {_CLIENT_TIMEOUT_S} s") from None
     if completed.returncode != 0:
-        message = " ".join(completed.stderr.split()) or f"exit code {completed.returncode}"
+        message = one_line(completed.stderr) or f"exit code {completed.returncode}"
         raise InputError(message if message.startswith(program) else f"{program}: {message}")
     return completed.stdout.strip()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpopt.errors import HpoptError, InputError
-from hpopt.formats import printable
+from hpopt.formats import one_line, printable
 from hpopt.launch.job import JobSpec, write_passfile
 from hpopt.launch.local import LocalWorkers
 
@@ -120,7 +120,7 @@ def _connect(address: str | None) -> Iterator["ModuleType"]:
         ray.init(address=address or "auto", namespace=_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = address or "RAY_ADDRESS or on this machine"
-        raise InputError(f"--address: no Ray cluster at {where}: {' '.join(str(error).split())}") from error
+        raise InputError(f"--address: no Ray cluster at {where}: {one_line(str(error))}") from error
     try:
         yield ray
     finally:

@@ -37,7 +37,7 @@ def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
         return {chart.name: chart for chart in drawn if chart is not None}
     charts = (
         draw_history(table),
-        draw_importance(insights.importance),
+        draw_importance(insights),
         draw_sensitivity(table, insights),
         draw_interactions(insights.interactions),
         draw_budget(table, insights.budget),

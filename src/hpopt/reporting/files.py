@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hpopt.analysis.answer import AnswerKind
 from hpopt.analysis.trials import StudyTable, TrialRow
 from hpopt.formats import to_json
 from hpopt.reporting.summary import Configuration, Summary
@@ -53,7 +54,10 @@ def write_summary_table(summary: Summary, path: Path) -> None:
 def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
     """Write all numbers of the report as JSON; numbers that are not finite are null."""
     insights = asdict(summary.insights)
-    importance = {measure.pop("method"): measure for measure in insights.pop("importance")}
+    importance = _by_method(insights.pop("importance"))
+    insights["conditional"] = [
+        part | {"importance": _by_method(part["importance"])} for part in insights["conditional"]
+    ]
     document = {
         "study": table.name,
         "metric": table.metric,
@@ -61,7 +65,8 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
         "objective": table.objective,
         "n_trials": dict(table.count_states()) | {"total": len(table.trials)},
         "best": _describe_best(summary),
-        "confirmed": summary.is_confirmed(),
+        "answer": AnswerKind.UNCONFIRMED if table.answer is None else table.answer.kind,
+        "confirmation": table.answer,
         "findings": summary.findings,
         "importance": importance,
         **insights,
@@ -69,12 +74,16 @@ def write_insights(table: StudyTable, summary: Summary, path: Path) -> None:
     path.write_text(to_json(document, indent=2) + "\n")
 
 
+def _by_method(measures: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {measure["method"]: {key: measure[key] for key in measure if key != "method"} for measure in measures}
+
+
 def _describe_best(summary: Summary) -> dict[str, Any] | None:
     best = summary.best
     if best is None:
         return None
     run = {"trial": best.trial, "value": best.value, "seed": best.seed, "params": best.params}
-    return run | _describe_runs(summary.configurations[0])
+    return run | _describe_runs(next(one for one in summary.configurations if best.trial in one.trials))
 
 
 def _describe_runs(configuration: Configuration) -> dict[str, Any]:

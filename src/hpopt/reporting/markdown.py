@@ -15,6 +15,7 @@ from hpopt.reporting.comparison import (
     describe_comparison,
     tabulate_sides,
 )
+from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
     describe_answer,
@@ -58,6 +59,8 @@ def _search_sections(table: StudyTable, summary: Summary, charts: Mapping[str, C
     lines = ["## Answer", "", describe_answer(table, summary), "", *_best_params(table, summary)]
     lines += ["## Warnings", "", *(_warnings(summary) or ["None."]), ""]
     lines += ["## Confidence", "", *_paragraph(describe_confidence(table, summary))]
+    if table.answer is not None:
+        lines += [*_table(CANDIDATE_COLUMNS, tabulate_candidates(table.answer)), ""]
     header, configurations = tabulate_configurations(table, summary)
     lines += [*_table(header, configurations), ""] if configurations else []
     lines += _pictures(charts, "history")

@@ -12,6 +12,7 @@ from shlex import quote
 
 from plotly.offline import get_plotlyjs
 
+from hpopt.analysis.answer import AnswerKind
 from hpopt.analysis.arms import ArmsComparison
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
@@ -24,6 +25,7 @@ from hpopt.reporting.comparison import (
     describe_comparison,
     tabulate_sides,
 )
+from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
 from hpopt.reporting.selection import DARK_COLORS
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
@@ -98,7 +100,7 @@ def _answer(table: StudyTable, summary: Summary) -> str:
     sentence = f"<p>{escape(describe_answer(table, summary))}</p>"
     if summary.best is None:
         return _section("Answer", sentence)
-    value = format_metric(summary.best.value or 0.0)
+    value = format_metric(summary.best.value or 0.0 if table.answer is None else table.answer.chosen.mean)
     value = f'<div><div class="value">{value}</div>{escape(table.metric)}</div>'
     command = f"<code>hpopt best {escape(quote(table.name))} --format args</code>"
     usage = f"<p class='soft'>As arguments of a training job: {command}</p>"
@@ -118,8 +120,11 @@ def _comparison(compared: ArmsComparison, figures: "_Figures") -> str:
 
 def _confidence(table: StudyTable, summary: Summary, figures: "_Figures") -> str:
     first, *others = describe_confidence(table, summary)
-    style = "" if summary.is_confirmed() else ' class="warn"'
+    is_confirmed = table.answer is not None and table.answer.kind is AnswerKind.CONFIRMED
+    style = "" if is_confirmed else ' class="warn"'
     text = f"<p{style}>{escape(first)}</p>{_paragraphs(others)}"
+    if table.answer is not None:
+        text += f"<h3>Confirmation</h3>{_table(CANDIDATE_COLUMNS, tabulate_candidates(table.answer))}"
     header, rows = tabulate_configurations(table, summary)
     configurations = f"<h3>Best configurations</h3>{_table(header, rows)}" if rows else ""
     return _section("Confidence", text + configurations + figures.whole("history"))

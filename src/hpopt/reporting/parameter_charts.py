@@ -69,8 +69,23 @@ def draw_sensitivity(table: StudyTable, insights: Insights) -> Chart | None:
     return Chart(name="sensitivity", title="Sensitivity to each parameter", panels=panels, caption=caption)
 
 
-def draw_importance(measures: Sequence[Importance]) -> Chart | None:
-    """Draw the shares of the parameters by each measure, with their 90% intervals."""
+def draw_importance(insights: Insights) -> Chart | None:
+    """Draw the shares of the parameters by each measure, with their 90% intervals.
+
+    Conditional parameters have a panel for each condition, with all parameters that are active there.
+    """
+    conditional = {f" where {part.where}": part.importance for part in insights.conditional}
+    panels = [
+        _importance_panel(f"share{where}", each) for where, each in {"": insights.importance, **conditional}.items()
+    ]
+    drawn = tuple(panel for panel in panels if panel is not None)
+    caption = "Share of each parameter, pruned trials included. Whiskers: 90% intervals."
+    return (
+        Chart(name="importance", title="Importance by two measures", panels=drawn, caption=caption) if drawn else None
+    )
+
+
+def _importance_panel(title: str, measures: Sequence[Importance]) -> Panel | None:
     drawn = [measure for measure in measures if measure.shares]
     if not drawn:
         return None
@@ -85,13 +100,8 @@ def draw_importance(measures: Sequence[Importance]) -> Chart | None:
         )
         for i, (measure, color) in enumerate(zip(drawn, (COMPLETE, BEST), strict=False))
     ]
-    x = Axis(title="share", format="percent", limits=(0, 1.08))
-    return Chart(
-        name="importance",
-        title="Importance by two measures",
-        panels=(Panel(x=x, y=Axis(categories=names), marks=tuple(bars)),),
-        caption="Share of each parameter, pruned trials included. Whiskers: 90% intervals.",
-    )
+    x = Axis(title=title, format="percent", limits=(0, 1.08))
+    return Panel(x=x, y=Axis(categories=names), marks=tuple(bars))
 
 
 def draw_interactions(interactions: Interactions) -> Chart | None:
@@ -99,9 +109,10 @@ def draw_interactions(interactions: Interactions) -> Chart | None:
     pairs = interactions.pairs[:_N_PAIRS]
     if not pairs:
         return None
+    significant = interactions.significant
     groups = {
-        "significant": (BEST, [pair for pair in pairs if pair.is_significant]),
-        "not significant": (MUTED, [pair for pair in pairs if not pair.is_significant]),
+        "significant": (BEST, [pair for pair in pairs if pair in significant]),
+        "not significant": (MUTED, [pair for pair in pairs if pair not in significant]),
     }
     bars = [
         Bars(

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 from hpopt.analysis.cost import SECONDS_PER_HOUR, Cost
 from hpopt.analysis.dependence import SIGNIFICANCE_LEVEL
-from hpopt.analysis.insights import Insights
+from hpopt.analysis.insights import ConditionalInsights, Insights
 from hpopt.analysis.pruning import PruningCheck
 from hpopt.analysis.sensitivity import ParameterSensitivity, Sensitivity
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_count, format_duration, format_metric, format_number, format_percent, join_words
 from hpopt.hyperparameters import Scalar
+from hpopt.reporting.confirmation import describe_confirmation, describe_kind
 from hpopt.reporting.selection import find_metric_unit
-from hpopt.reporting.summary import MIN_REPLICATES, Configuration, Summary
+from hpopt.reporting.summary import Configuration, Summary
 from hpopt.search.direction import Direction
 
 PARAMETER_COLUMNS = ("parameter", "model's optimum", "good range", "max / min", "PED-ANOVA", "fANOVA", "p-value")
@@ -35,14 +36,16 @@ def describe_answer(table: StudyTable, summary: Summary) -> str:
 
 def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
     """Describe how far the best configuration can be trusted."""
+    if table.answer is not None:
+        return describe_confirmation(table.answer, table.metric)
     if not summary.configurations:
         return ["No trial is complete yet."]
     best, *others = summary.configurations
     sentences = [_describe_replicates(table, best)]
     if not others:
         return [*sentences, "No other configuration is complete, so there is nothing to compare it with."]
-    gap = _least_loss(table, others[0]) - _least_loss(table, best)
-    distance = f"is {format_number(gap, digits=2)} worse in its best run" if gap else "has the same best value"
+    gap = _level(table, others[0]) - _level(table, best)
+    distance = f"is {format_number(abs(gap), digits=2)} {'worse' if gap > 0 else 'better'}" if gap else "is as good"
     sentences.append(f"The next best configuration (trial {others[0].trials[0]}) {distance}.")
     noise = summary.insights.noise
     if noise is None:
@@ -55,9 +58,10 @@ def describe_confidence(table: StudyTable, summary: Summary) -> list[str]:
 def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
     """Describe which parameters have an effect, and how well the model of the metric fits."""
     sensitivity = insights.sensitivity
+    conditional = [_describe_part(part) for part in insights.conditional]
     if not sensitivity.parameters:
-        return [f"Parameter importance is not available: {sensitivity.reason}."]
-    pairs = [pair.pair for pair in insights.interactions.pairs if pair.is_significant]
+        return [f"Parameter importance is not available: {sensitivity.reason}.", *conditional]
+    pairs = [pair.pair for pair in insights.interactions.significant]
     paired = {name for pair in pairs for name in pair}
     significant = [parameter.name for parameter in sensitivity.parameters if parameter.is_significant]
     not_shown = [
@@ -71,12 +75,19 @@ def describe_importance(table: StudyTable, insights: Insights) -> list[str]:
     sentences += [f"{join_words(pair)} interact." for pair in pairs]
     if not_shown:
         sentences.append(f"Effect not shown by these trials: {join_words(not_shown)}.")
-    return [*sentences, *_describe_fit(table, sensitivity)]
+    return [*sentences, *conditional, *_describe_fit(table, sensitivity)]
+
+
+def _describe_part(part: ConditionalInsights) -> str:
+    names = join_words(part.parameters)
+    if part.reason is not None:
+        return f"No effect of {names} can be estimated, where {part.where}: {part.reason}."
+    return f"The effect of {names} is that where {part.where}."
 
 
 def describe_parameter(parameter: ParameterSensitivity) -> str:
     """Describe in one line how the metric depends on a parameter."""
-    parts = [f"model's optimum {_format_optimum(parameter)}"]
+    parts = [f"where {parameter.where}"] * bool(parameter.where) + [f"model's optimum {_format_optimum(parameter)}"]
     if parameter.ratio is not None:
         parts.append(f"max / min {_format_ratio(parameter)}")
     if not parameter.is_significant:
@@ -105,8 +116,7 @@ def describe_interactions(insights: Insights) -> str:
     pairs = [
         f"{join_words(pair.pair)} ({format_percent(pair.share)}, {format_percent(pair.low)} to "
         f"{format_percent(pair.high)})"
-        for pair in interactions.pairs
-        if pair.is_significant
+        for pair in interactions.significant
     ]
     if not pairs:
         return "No interaction is shown by these trials."
@@ -159,8 +169,8 @@ def format_hours(hours: float) -> str:
 
 
 def tabulate_best(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of the table of the best trial's params, beside the defaults if they ran."""
-    header = ["parameter", "best trial"]
+    """Return the header and the rows of the table of the answer, beside the defaults if they ran."""
+    header = ["parameter", "answer"]
     rows = [[name, format_number(value)] for name, value in (summary.best.params if summary.best else {}).items()]
     if summary.default is not None:
         header.append("default")
@@ -171,14 +181,16 @@ def tabulate_best(summary: Summary) -> tuple[list[str], list[list[str]]]:
 def tabulate_parameters(insights: Insights) -> list[list[str]]:
     """Return the rows of the table of parameters (PARAMETER_COLUMNS), the largest ratio of the metric first."""
     rows = []
+    measured_in = {name: part.importance for part in insights.conditional for name in part.parameters}
     for parameter in insights.sensitivity.parameters:
+        measures = measured_in.get(parameter.name, insights.importance)
         shares = [
-            format_percent(measure.shares.get(parameter.name, 0.0)) if measure.shares else "-"
-            for measure in insights.importance
+            format_percent(measure.shares.get(parameter.name, 0.0)) if measure.shares else "-" for measure in measures
         ]
         optimum = f"{_format_optimum(parameter)}{', at the edge' if parameter.edge else ''}"
         numbers = [_format_ratio(parameter), *shares, format_number(parameter.p_value, digits=2)]
-        rows.append([parameter.name, optimum, _format_good_range(parameter), *numbers])
+        name = f"{parameter.name}, where {parameter.where}" if parameter.where else parameter.name
+        rows.append([name, optimum, _format_good_range(parameter), *numbers])
     return rows
 
 
@@ -206,10 +218,14 @@ def _describe_best(table: StudyTable, summary: Summary) -> str:
     if summary.best is None or summary.best.value is None:
         return f"No result yet: no trial is complete ({counts or 'no trials'})."
     extreme = "lowest" if table.direction is Direction.MINIMIZE else "highest"
-    sentence = (
-        f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
-        f"among {format_count(len(table.trials), 'trial')} ({counts})."
-    )
+    if table.answer is not None:
+        kind = _capitalize(describe_kind(table.answer, table.metric))
+        sentence = f"{kind}: the configuration of trial {table.answer.trial} of {len(table.trials)} ({counts})."
+    else:
+        sentence = (
+            f"Trial {summary.best.trial} reached the {extreme} {table.metric}, {format_metric(summary.best.value)}, "
+            f"among {format_count(len(table.trials), 'trial')} ({counts})."
+        )
     if summary.default is None or summary.default.value is None:
         return sentence
     if summary.default.trial == summary.best.trial:
@@ -221,16 +237,19 @@ def _describe_best(table: StudyTable, summary: Summary) -> str:
 
 def _describe_replicates(table: StudyTable, best: Configuration) -> str:
     n_runs = len(best.trials)
+    confirm = f"`hpopt confirm {table.name}` runs the best configurations again with fresh seeds."
     if n_runs == 1:
-        return "Not confirmed: the best configuration ran once. The best of many single runs is partly luck."
+        return (
+            "Not confirmed: the best configuration ran once, and the best of many single runs is partly luck. "
+            f"{confirm}"
+        )
     values = (
         f"{table.metric} from {format_metric(best.min)} to {format_metric(best.max)}, mean {format_metric(best.mean)}"
     )
     if best.n_seeds < n_runs:
         seeds = format_count(best.n_seeds, "different seed")
-        return f"Not confirmed: the best configuration ran {n_runs} times with only {seeds}: {values}."
-    more = "" if best.n_seeds >= MIN_REPLICATES else f" {MIN_REPLICATES} seeds would confirm it."
-    return f"The best configuration ran with {n_runs} seeds: {values}.{more}"
+        return f"Not confirmed: the best configuration ran {n_runs} times with only {seeds}: {values}. {confirm}"
+    return f"Not confirmed: the best configuration ran with {n_runs} seeds: {values}. {confirm}"
 
 
 def _describe_fit(table: StudyTable, sensitivity: Sensitivity) -> Iterator[str]:
@@ -279,6 +298,8 @@ def _capitalize(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
-def _least_loss(table: StudyTable, configuration: Configuration) -> float:
-    """Return the loss of the best run of a configuration."""
+def _level(table: StudyTable, configuration: Configuration) -> float:
+    """Return the loss by which a configuration is ranked: of its mean over seeds, or of its best run with one seed."""
+    if configuration.n_seeds > 1:
+        return table.loss(configuration.mean)
     return min(table.loss(configuration.min), table.loss(configuration.max))

@@ -10,9 +10,6 @@ from hpopt.findings.detection import detect_findings
 from hpopt.findings.finding import Finding
 from hpopt.hyperparameters import Scalar
 
-# With fewer replicates a standard deviation is too uncertain to confirm the best configuration.
-MIN_REPLICATES = 3
-
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
@@ -34,8 +31,8 @@ class Configuration:
 class Summary:
     """The numbers of a report.
 
-    `best` and `default` are the best complete trial, and the best one with the objective's defaults. `configurations`
-    are in the order of their best runs, `findings` most severe first.
+    `best` is the trial of the answer, `default` the best one with the objective's defaults. `configurations` are the
+    best first, `findings` most severe first.
     """
 
     best: TrialRow | None
@@ -43,10 +40,6 @@ class Summary:
     configurations: tuple[Configuration, ...]
     insights: Insights
     findings: tuple[Finding, ...]
-
-    def is_confirmed(self) -> bool:
-        """Return whether the best configuration ran with enough seeds to estimate the run-to-run variation."""
-        return bool(self.configurations) and self.configurations[0].n_seeds >= MIN_REPLICATES
 
 
 def summarize(table: StudyTable) -> Summary:

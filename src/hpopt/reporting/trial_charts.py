@@ -3,8 +3,11 @@
 Each function returns None if there is nothing to draw.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from hpopt.analysis.axes import Axis as ParameterAxis
 from hpopt.analysis.axes import build_axis, is_fixed
@@ -13,6 +16,7 @@ from hpopt.formats import format_metric, format_number
 from hpopt.reporting import selection
 from hpopt.reporting.chart import Annotations, Axis, Chart, Line, Mark, Panel, Points, Style
 from hpopt.reporting.selection import BEST, COMPLETE, MUTED, ValueRange
+from hpopt.search.conditions import find_conditions, find_missing
 from hpopt.search.space import Range
 
 PRUNED_POINTS = Style(color=MUTED, label="pruned", symbol="cross", size=7)
@@ -93,18 +97,23 @@ def draw_arm_curves(table: StudyTable) -> Chart | None:
 
 def draw_parallel(table: StudyTable) -> Chart | None:
     """Draw the best complete trials as lines through their parameters, each parameter on its own scale."""
-    searched = {name: range_ for name, range_ in table.search_space.items() if not is_fixed(range_)}
-    ranked = [row for row in table.ranked() if searched.keys() <= row.params.keys()][:_N_PARALLEL]
+    space, conditions = table.search_space, find_conditions(table.search_space)
+    # Conditional parameters first, so that no gap separates the metric from the others.
+    searched = [name for name in sorted(space, key=lambda name: not conditions[name]) if not is_fixed(space[name])]
+    ranked = [row for row in table.ranked() if not {*searched} & {*find_missing(space, row.params)}][:_N_PARALLEL]
+    searched = [name for name in searched if any(name in row.params for row in ranked)]
     if len(ranked) < 2 or not searched:  # noqa: PLR2004 - one line is no comparison.
         return None
     n_highlighted = min(_N_HIGHLIGHTED, max(1, len(ranked) // 3))
-    axes = [build_axis(name, range_, [row.params[name] for row in ranked]) for name, range_ in searched.items()]
+    axes = [
+        build_axis(name, space[name], [row.params[name] for row in ranked if name in row.params]) for name in searched
+    ]
     names = (*searched, table.metric)
     lines = [
         _parallel_line(table, row, axes, ranked, _parallel_style(rank, n_highlighted))
         for rank, row in enumerate(ranked)
     ]
-    ends = [_format_ends(axis, range_) for axis, range_ in zip(axes, searched.values(), strict=True)]
+    ends = [_format_ends(axis, space[axis.name]) for axis in axes]
     worst, best = (format_metric(ranked[rank].value or 0.0) for rank in (-1, 0))
     low, high = zip(*ends, (worst, best), strict=True)
     marks: list[Mark] = [*reversed(lines)]
@@ -161,13 +170,19 @@ def _parallel_style(rank: int, n_highlighted: int) -> Style:
 def _parallel_line(
     table: StudyTable, row: TrialRow, axes: Sequence[ParameterAxis], ranked: Sequence[TrialRow], style: Style
 ) -> Line:
-    """Scale the params and the value of a trial to [0, 1]; the best value is at 1 whatever the direction."""
+    """Scale the params and the value of a trial to [0, 1]; the best value is at 1 whatever the direction.
+
+    The line has a gap at the axis of an inactive parameter.
+    """
     best, worst = (table.loss(ranked[rank].value) for rank in (0, -1))
     height = (worst - table.loss(row.value)) / (worst - best) if worst > best else 1.0
-    heights = [axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) for axis in axes]
+    heights = [
+        axis.coordinate(row.params[axis.name]) / (max(axis.nodes) or 1.0) if axis.name in row.params else math.nan
+        for axis in axes
+    ]
     return Line(
         x=(*(axis.name for axis in axes), table.metric),
-        y=(*(min(1.0, max(0.0, scaled)) for scaled in heights), height),
+        y=(*np.clip(heights, 0.0, 1.0).tolist(), height),
         style=style,
         hover=f"trial {row.trial}: {format_metric(row.value or 0.0)}",
     )

@@ -1,9 +1,9 @@
 """Decide which parameters of a search space are active: those whose `when` the params of a trial meet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hpopt.formats import format_number, join_words
+from hpopt.formats import format_number, join_words, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search.space import Range, is_one_of
 
@@ -62,9 +62,24 @@ def extreme_params(space: Mapping[str, Range], which: int) -> dict[str, Scalar]:
     return active_params(space, {name: range_.extremes()[which] for name, range_ in space.items()})
 
 
+def corners(space: Mapping[str, Range]) -> Iterator[dict[str, Scalar]]:
+    """Yield params at the first and the last value of each range, with each condition met in some of them."""
+    conditions = find_conditions(space)
+    for which in (0, -1):
+        extremes = {name: range_.extremes()[which] for name, range_ in space.items()}
+        for condition in conditions.values():
+            yield active_params(space, extremes | {name: values[which] for name, values in condition.items()})
+
+
 def describe_condition(condition: Condition) -> str:
     """Return a condition in words, such as `optimizer = muon or sgd and nesterov = True`."""
     return join_words([f"{name} = {_join_or(values)}" for name, values in condition.items()])
+
+
+def condition_to_toml(condition: Condition) -> str:
+    """Return a condition as `when` of a study file."""
+    values = {name: to_json(values if len(values) > 1 else values[0]) for name, values in condition.items()}
+    return f"when = {{ {', '.join(f'{name} = {value}' for name, value in values.items())} }}"
 
 
 def _join_or(values: Iterable[Scalar]) -> str:

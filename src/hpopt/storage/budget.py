@@ -48,7 +48,8 @@ def compare(
 ) -> str | None:
     """Return the limit in hours or the target that such usage has reached, or None.
 
-    `reserved_hours` are the device hours that the confirmation of a search is expected to take.
+    Hours are those of the family. `reserved_hours` are the device hours that the confirmation of a search is expected
+    to take.
     """
     budget = study.file.budget
     parallelism = wall_hours / device_hours if device_hours else 0.0
@@ -72,8 +73,8 @@ def limit_of(study: Study, usage: BudgetUsage) -> str | None:
     """Return the limit in hours or the target that a study with this usage has reached, or None."""
     return compare(
         study,
-        device_hours=usage.device_hours,
-        wall_hours=usage.wall_hours,
+        device_hours=usage.family_hours,
+        wall_hours=usage.family_wall_hours,
         reserved_hours=usage.reserved_hours,
         best_value=usage.best_value,
     )
@@ -132,7 +133,8 @@ _BEST_VALUE = sa.text("select best_value from hpopt.budget_usage where study_id 
 
 _USAGE = sa.text(
     """
-    select s.state, s.state_reason, counts.*, u.best_value, family.device_hours, family.wall_hours,
+    select s.state, s.state_reason, counts.*, u.device_hours, u.wall_hours, u.best_value,
+           family.device_hours as family_hours, family.wall_hours as family_wall_hours,
            case when :n_reserved > 0 then coalesce((
                select :n_reserved * avg(t.device_seconds) / 3600 from hpopt.trials t
                where t.study_id = s.study_id and t.state = 'COMPLETE'

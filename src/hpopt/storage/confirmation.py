@@ -18,7 +18,7 @@ from hpopt.storage import optuna_write
 from hpopt.storage.budget import finished_reason, read_usage
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
-from hpopt.storage.studies import Study, default_seed, family_of
+from hpopt.storage.studies import Study, default_seed, family_of, require_root
 from hpopt.study.file import Confirm
 
 # What a confirmation appends to the name of its study.
@@ -78,8 +78,14 @@ def find_confirmation(database: Database, root: Study) -> Study | None:
 def create_confirmation(database: Database, root: Study, section: Confirm) -> Study:
     """Create the confirmation of a study, or add fresh seeds to the configurations that it has.
 
-    Raises InputError if fewer than two configurations are complete, or if there is another study of its name.
+    Raises InputError while the study goes on, if fewer than two configurations are complete, or if there is another
+    study of its name.
     """
+    require_root(root)
+    usage = read_usage(database, root)
+    if finished_reason(root, usage) is None:
+        remedy = f"`hpopt {'resume' if usage.state == 'paused' else 'stop'} {root.name}` first"
+        raise InputError(f"study '{root.name}' has not finished; {remedy}, or write [confirm] into its file")
     with database.brief() as connection:
         if lock_study(connection, root.study_id) is None:
             raise InputError(f"study '{root.name}' was deleted")
@@ -270,7 +276,8 @@ _RECORD = sa.text(
     """
 )
 
-# The best configurations that workers ran, by their means over seeds; the trial is the best run of each.
+# The best configurations that workers ran, by their means over seeds (as in hpopt.best_params); the trial is the best
+# run of each.
 _BEST = sa.text(
     """
     select params, (array_agg(trial order by :sign * value, trial))[1] as trial,
@@ -279,7 +286,7 @@ _BEST = sa.text(
     where study_id = :study_id and state = 'COMPLETE' and feasible and value is not null and n_attempts > 0
       and params - cast(:names as text[]) = '{}'
     group by params
-    order by :sign * avg(value), min(trial)
+    order by :sign * sum(value / 4096) / count(*), min(trial)
     limit :top
     """
 )

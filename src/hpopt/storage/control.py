@@ -6,7 +6,7 @@ from itertools import count, islice
 import sqlalchemy as sa
 
 from hpopt.errors import InputError
-from hpopt.formats import storable
+from hpopt.formats import list_values, one_line, storable
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import budget
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
@@ -30,7 +30,7 @@ def pause(database: Database, study: Study, reason: str | None = None) -> StudyS
     A study that is paused already keeps its reason unless another is given. Raises InputError if it is stopped.
     """
     with database.brief() as connection:
-        text = None if reason is None else storable(reason)
+        text = None if reason is None else storable(one_line(reason))
         parameters = {"root_id": study.root_id, "reason": text, "default_reason": _MANUALLY}
         connection.execute(_PAUSE, parameters)
         state = _read_state(connection, study)
@@ -102,19 +102,22 @@ def params_of(database: Database, study: Study, trial: int) -> dict[str, Scalar]
     return {name: row.params[name] for name in sorted(row.params)}
 
 
-def retry(database: Database, study: Study, trials: Collection[int] | None = None) -> StudyState:
-    """Requeue the failed trials of these numbers, or all of them, with their params and seeds.
+def retry(database: Database, study: Study, trials: Collection[int] | None = None) -> tuple[int, StudyState]:
+    """Requeue the failed trials of these numbers, or all of them, with their params and seeds; return how many.
 
     Each counts once in the budget. Raises InputError for a number that is not that of a failed trial.
     """
     parameters = {"study_id": study.study_id, "trials": None if trials is None else list(trials)}
     with database.brief() as connection:
         lock_study(connection, study.study_id)
-        requeued = set(connection.scalars(_RETRY, parameters))
-        others = sorted(set(trials or ()) - requeued)
+        failed = connection.scalars(_FAILED, parameters).all()
+        others = sorted(set(trials or ()) - set(failed))
         if others:
-            raise InputError(f"trial {others[0]} of study '{study.name}' has not failed")
-        return _read_state(connection, study)
+            is_known = others[0] in connection.scalars(_NUMBERS, parameters).all()
+            wrong = f"trial {others[0]} has not failed" if is_known else f"there is no trial {others[0]}"
+            remedy = f"failed: {list_values(failed)}" if failed else "no trial has failed"
+            raise InputError(f"study '{study.name}': {wrong}; {remedy}")
+        return connection.execute(_RETRY, parameters).rowcount, _read_state(connection, study)
 
 
 def _blocked_by(study: Study, usage: BudgetUsage, n_enqueued: int) -> str | None:
@@ -169,13 +172,22 @@ _SET_STATE = sa.text(
     """
 ).bindparams(sa.bindparam("reason", type_=sa.Text))
 
+_NUMBERS = sa.text("select trial from hpopt.trials where study_id = :study_id")
+
+_FAILED = sa.text(
+    """
+    select trial from hpopt.attempts join hpopt.trials using (trial_id)
+    where attempts.study_id = :study_id and attempts.outcome = 'failed' and not is_requeued
+    order by trial
+    """
+)
+
 _RETRY = sa.text(
     """
     update hpopt.attempt a set retry_at = now()
     from public.trials t
     where a.study_id = :study_id and a.outcome = 'failed' and not a.is_requeued and t.trial_id = a.optuna_trial_id
       and (cast(:trials as integer[]) is null or t.number = any(:trials))
-    returning t.number
     """
 )
 

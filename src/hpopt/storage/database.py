@@ -28,9 +28,10 @@ _BRIEF = f"set local lock_timeout = '{_LOCK_TIMEOUT_S} s'; set local idle_in_tra
 # The SQLSTATE of read_only_sql_transaction.
 READ_ONLY = "25006"
 INSUFFICIENT_PRIVILEGE = "42501"
-# What a server, PgBouncer or libpq says of a login that will be refused again. Errors of connections have no SQLSTATE,
-# and in another language than English they count as an unreachable database, which is tried again.
-_FINAL = re.compile(
+# Of a login that will be refused again: invalid_authorization_specification, invalid_password, invalid_catalog_name.
+_FINAL = {"28000", "28P01", "3D000"}
+# What a server, PgBouncer or libpq says of such a login while a connection is opened, when psycopg2 has no SQLSTATE.
+_FINAL_MESSAGE = re.compile(
     r"password authentication failed|SASL authentication failed|no pg_hba\.conf entry|no password supplied"
     r"|(role|user|database) \".*\" does not exist|is not permitted to log in|permission denied for database"
     r"|no such (database|user)|authentication method requirement|server does not support SSL"
@@ -167,8 +168,10 @@ class Database:
     def errors(self) -> Iterator[None]:
         """Raise DatabaseUnreachableError for the errors of drivers and of Optuna that mean an unreachable database.
 
-        Raises DatabaseError where the database refuses the login, and DatabasePermissionError for a right that its user
-        does not have.
+        Raises DatabaseError where the database refuses the login for good, and DatabasePermissionError for a right that
+        its user does not have. The cause is told by its SQLSTATE. Errors of opening a connection have none: English
+        messages are matched (_FINAL_MESSAGE), and in another language a refused login counts as an unreachable
+        database, which is tried again.
         """
         try:
             yield
@@ -177,11 +180,13 @@ class Database:
             cause = _cause(error)
             message = str(cause).strip() or type(cause).__name__
             line = f"{self.address}: {message.splitlines()[0]}"
-            if getattr(cause, "pgcode", None) == INSUFFICIENT_PRIVILEGE:
+            sqlstate = getattr(cause, "pgcode", None)
+            if sqlstate == INSUFFICIENT_PRIVILEGE:
                 raise DatabasePermissionError(line) from error
-            if isinstance(error, DBAPIError) and not _is_unreachable(error):
+            if isinstance(error, DBAPIError) and sqlstate not in _FINAL and not _is_unreachable(error):
                 raise
-            raise (DatabaseError if _FINAL.search(message) else DatabaseUnreachableError)(line) from error
+            is_final = sqlstate in _FINAL if sqlstate else _FINAL_MESSAGE.search(message)
+            raise (DatabaseError if is_final else DatabaseUnreachableError)(line) from error
 
 
 def is_loopback(host: str) -> bool:

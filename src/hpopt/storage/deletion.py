@@ -13,7 +13,7 @@ from hpopt.storage.studies import study_names
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContent:
-    """What is deleted with a study, whose file need not be readable: its trials and its workers, alive or not.
+    """What is deleted with a study, whose file need not be readable: its trials, and how many workers are alive.
 
     `family` are the names and times of creation of the study and of what follows it, whose trials are counted too.
     """
@@ -21,7 +21,6 @@ class StudyContent:
     study_id: int
     family: tuple[tuple[str, datetime], ...]
     n_trials: int
-    n_workers: int
     n_alive: int
 
 
@@ -55,7 +54,6 @@ _CONTENT = sa.text(
                select count(*)::int from hpopt.trials t join hpopt.study member using (study_id)
                where h.study_id in (member.study_id, member.root_id)
            ) as n_trials,
-           count(f.worker_id)::int as n_workers,
            (count(*) filter (where f.stopped_at is null and not f.is_stale))::int as n_alive
     from hpopt.study h
     join public.studies s using (study_id)

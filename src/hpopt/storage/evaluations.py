@@ -15,6 +15,7 @@ from hpopt.storage.budget import limit_reached
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study, load_study
 from hpopt.study import plan
+from hpopt.study.file import StudyFile
 from hpopt.training.run import Evaluation
 
 
@@ -54,25 +55,12 @@ def record(
     recorded with it; none of them may be the first at a rung. With `is_live` False an outbox is replayed, which renews
     no heartbeat.
     """
-    metric = study.file.metric
-    value = evaluation.metrics.get(metric, math.nan)
     rungs = plan.rungs_of(study.file)
-    rung = rungs.reached(evaluation.step, evaluation.n_steps) if math.isfinite(value) else None
-    every = (*earlier, evaluation)
-    values = [each for each in (one.metrics.get(metric, math.nan) for one in every) if math.isfinite(each)]
     parameters = {
         "attempt_id": attempt.attempt_id,
-        "evaluations": to_json([_row(each, metric) for each in every], keep_non_finite=True),
-        "step": evaluation.step,
-        "tokens": max(each.tokens for each in every),
-        "peak": max(
-            (each.metrics["peak_memory_gib"] for each in every if "peak_memory_gib" in each.metrics), default=None
-        ),
-        "value": reduce(study.file.summarize, values, None),
-        "rung": rung,
-        "rung_step": None if rung is None else rung * evaluation.n_steps - 0.5,
         "sign": study.file.direction.sign,
         "is_live": is_live,
+        **_columns(study.file, (*earlier, evaluation)),
     }
     with database.statement() as connection:
         row = connection.execute(_RECORD, parameters).one_or_none()
@@ -84,6 +72,25 @@ def record(
         limit_reached="the study was stopped" if row.state == "stopped" else _limit(database, study, row.file_sha256),
         should_pause=row.state == "paused",
     )
+
+
+def _columns(file: StudyFile, every: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return what is recorded of evaluations, and the rung that the last one of them has reached, if any."""
+    metric, last = file.metric, every[-1]
+    is_finite = math.isfinite(last.metrics.get(metric, math.nan))
+    rung = plan.rungs_of(file).reached(last.step, last.n_steps) if is_finite else None
+    values = [each for each in (one.metrics.get(metric, math.nan) for one in every) if math.isfinite(each)]
+    return {
+        "evaluations": to_json([_row(each, metric) for each in every], keep_non_finite=True),
+        "step": last.step,
+        "tokens": max(each.tokens for each in every),
+        "peak": max(
+            (each.metrics["peak_memory_gib"] for each in every if "peak_memory_gib" in each.metrics), default=None
+        ),
+        "value": reduce(file.summarize, values, None),
+        "rung": rung,
+        "rung_step": None if rung is None else rung * last.n_steps - 0.5,
+    }
 
 
 def _row(evaluation: Evaluation, metric: str) -> dict[str, Any]:

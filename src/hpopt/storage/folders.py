@@ -20,7 +20,10 @@ class ReplacedFolder:
 
 
 def keep_folder(database: Database, study: Study, attempt: Attempt, folder: Path) -> list[ReplacedFolder]:
-    """Record the folder of a complete trial, and return those that are not of the best `study.file.keep` trials."""
+    """Record the folder of a complete trial, and return those that another one replaces.
+
+    Those of the best `study.file.keep` trials stay; of each configuration of a confirmation, that of the lowest seed.
+    """
     parameters = {
         "attempt_id": attempt.attempt_id,
         "folder": str(folder),
@@ -30,7 +33,7 @@ def keep_folder(database: Database, study: Study, attempt: Attempt, folder: Path
     }
     with database.brief() as connection:
         connection.execute(_KEEP, parameters)
-        rows = connection.execute(_REPLACED, parameters).all()
+        rows = connection.execute(_REPLACED if study.is_root else _REPLACED_OF_CONFIRMATION, parameters).all()
     return [ReplacedFolder(row.attempt_id, row.host, Path(row.folder)) for row in rows]
 
 
@@ -53,6 +56,18 @@ _REPLACED = sa.text(
         where t.study_id = :study_id and t.folder is not null
     ) kept
     where rank > :keep
+    """
+)
+
+_REPLACED_OF_CONFIRMATION = sa.text(
+    """
+    select attempt_id, host, folder
+    from (
+        select a.attempt_id, t.host, t.folder, row_number() over (partition by t.params order by t.seed) as rank
+        from hpopt.trials t join hpopt.attempt a using (optuna_trial_id)
+        where t.study_id = :study_id and t.folder is not null
+    ) kept
+    where rank > 1
     """
 )
 

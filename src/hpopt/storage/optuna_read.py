@@ -29,8 +29,9 @@ _MAX_DISTRIBUTIONS = 1024
 class ReadingStorage(RDBStorage):
     """Optuna's storage with a faster reader: 5,000 trials of 20 evaluations take a tenth of the time.
 
-    It reads what other tools have damaged, where Optuna's own raises: an attribute that is not JSON is its text, a
-    parameter without a valid distribution and value is left out, and a trial without its values has failed.
+    It reads what other tools have damaged, where Optuna's own raises: an attribute that is not JSON is its text, one
+    that Optuna or optuna-dashboard cannot parse (artifacts, notes) is left out, a parameter without a valid
+    distribution and value is left out, and a trial without its values has failed.
     """
 
     def get_all_studies(self) -> list[FrozenStudy]:
@@ -99,7 +100,7 @@ def _frozen_study(row: sa.RowMapping) -> FrozenStudy:
         direction=None,
         directions=[StudyDirection[name] for name in row["directions"] or ("NOT_SET",)],
         user_attrs=_parse_attributes(row["user_attrs"]),
-        system_attrs=_parse_attributes(row["system_attrs"]),
+        system_attrs=_parse_system_attributes(row["system_attrs"]),
         study_id=row["study_id"],
     )
 
@@ -109,9 +110,6 @@ def _frozen_trial(row: sa.RowMapping) -> FrozenTrial:
     has_values = values is not None and len(values) == row["n_objectives"] and not any(map(math.isnan, values))
     state = TrialState[row["state"]]
     params, distributions = _read_params(row)
-    system_attrs = _parse_attributes(row["system_attrs"])
-    if not isinstance(system_attrs.get("fixed_params", {}), dict):
-        del system_attrs["fixed_params"]
     return FrozenTrial(
         number=row["number"],
         state=TrialState.FAIL if state is TrialState.COMPLETE and not has_values else state,
@@ -122,7 +120,7 @@ def _frozen_trial(row: sa.RowMapping) -> FrozenTrial:
         params=params,
         distributions=distributions,
         user_attrs=_parse_attributes(row["user_attrs"]),
-        system_attrs=system_attrs,
+        system_attrs=_parse_system_attributes(row["system_attrs"]),
         intermediate_values=dict(zip(row["steps"], row["intermediate"], strict=True)),
         trial_id=row["trial_id"],
     )
@@ -160,6 +158,24 @@ def _distribution(text: str) -> BaseDistribution | None:
 
 def _parse_attributes(attributes: Mapping[str, str | None]) -> dict[str, Any]:
     return {key: _parse_or_text(value) for key, value in attributes.items()}
+
+
+def _parse_system_attributes(attributes: Mapping[str, str | None]) -> dict[str, Any]:
+    """Parse attributes, and leave out those of another form than Optuna and optuna-dashboard read them with."""
+    parsed = _parse_attributes(attributes)
+    return {key: value for key, value in parsed.items() if _is_usable(key, value)}
+
+
+def _is_usable(key: str, value: Any) -> bool:  # noqa: ANN401 - whatever an attribute is.
+    if key.startswith(("artifacts:", "dashboard:artifacts:")):
+        meta = _parse_or_text(value) if isinstance(value, str) else value
+        return isinstance(value, str) and isinstance(meta, dict) and {"artifact_id", "filename"} <= meta.keys()
+    if key == "study:metric_names":
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if key.startswith("dashboard:"):
+        expected = int if key.endswith("note_ver") else str if "note_str:" in key else object
+        return isinstance(value, expected)
+    return key != "fixed_params" or isinstance(value, dict)
 
 
 def _parse_or_text(text: str | None) -> Any:  # noqa: ANN401 - whatever an attribute is.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from hpopt.analysis.answer import AnswerKind, ConfirmedCandidate
+from hpopt.analysis.answer import Answer, AnswerKind, ConfirmedCandidate
 from hpopt.analysis.trials import ExternalTrials, Outcome
 from hpopt.hyperparameters import Scalar
 
@@ -37,10 +37,11 @@ class Enqueued:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetUsage:
-    """What a study has spent: trials, device hours, hours in which a worker was at work, and its best value.
+    """What a study has spent: trials, device hours, hours in which a trial was running, and its best value.
 
-    Hours are those of its family; `reserved_hours` are the device hours that its confirmation is expected to take.
-    `n_enqueued` trials wait for their first attempt. `state` is open, paused or stopped.
+    `family_hours` and `family_wall_hours` are those of the study and of what follows it, which limits bound together;
+    `reserved_hours` are the device hours that its confirmation is expected to take. `n_enqueued` trials wait for their
+    first attempt. `state` is open, paused or stopped.
     """
 
     state: str
@@ -51,8 +52,15 @@ class BudgetUsage:
     n_enqueued: int
     device_hours: float
     wall_hours: float
-    reserved_hours: float
     best_value: float | None
+    family_hours: float = 0.0
+    family_wall_hours: float = 0.0
+    reserved_hours: float = 0.0
+
+    @property
+    def n_waiting(self) -> int:
+        """Trials that wait for an attempt, their first or a further one."""
+        return self.n_enqueued + self.n_pending_retry
 
     @property
     def n_started(self) -> int:
@@ -88,6 +96,20 @@ class Best:
     candidates: tuple[ConfirmedCandidate, ...] = ()
     test_metrics: Mapping[str, float] | None = None
     arm: str | None = None
+
+    @property
+    def confirmed(self) -> Answer | None:
+        """The answer of the confirmation, or None if there is none."""
+        if self.optimism is None or self.noise_std is None:
+            return None
+        return Answer(
+            kind=self.answer,
+            trial=self.trial,
+            optimism=self.optimism,
+            noise_std=self.noise_std,
+            candidates=self.candidates,
+            test_metrics=self.test_metrics,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +158,8 @@ class Progress:
     """Where a study stands: its budget, the outcomes of its trials, its workers, and its best against the defaults.
 
     `finished_reason` is None while the study goes on, or what follows it: its `confirmation`, which is None before it
-    starts. `n_by_outcome` counts finished trials by outcome and the others
-    as `running` and `waiting`.
+    starts. `n_by_outcome` counts finished trials by outcome and the others as `running` and `waiting`. `recent_seconds`
+    are the device seconds of the trials that finished last.
     """
 
     name: str
@@ -152,6 +174,7 @@ class Progress:
     workers: tuple[WorkerRow, ...]
     best: Best | None
     default_value: float | None
+    recent_seconds: tuple[float, ...] = ()
     external: ExternalTrials = field(default_factory=ExternalTrials)
     confirmation: "Progress | None" = None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpopt.analysis.answer import Answer, AnswerKind, ConfirmedCandidate
+from hpopt.analysis.answer import AnswerKind, ConfirmedCandidate
 from hpopt.analysis.trials import ArmsDesign, CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.formats import storable, to_json
@@ -63,6 +63,7 @@ def progress(database: Database, study: Study) -> Progress:
         workers = connection.execute(_WORKERS, parameters).mappings().all()
         default_value = connection.scalar(_DEFAULT_VALUE, parameters)
         state_since = connection.execute(_STATE_SINCE, parameters).scalar_one()
+        recent = connection.execute(_RECENT_SECONDS, parameters).scalars().all()
     usage = budget.read_usage(database, study)
     follower = confirmation.find_confirmation(database, study) if study.is_root else None
     return Progress(
@@ -78,6 +79,7 @@ def progress(database: Database, study: Study) -> Progress:
         workers=tuple(WorkerRow(**row) for row in workers),
         best=find_best(database, study),
         default_value=default_value,
+        recent_seconds=tuple(recent),
         external=find_external(database, study),
         confirmation=None if follower is None else progress(database, follower),
     )
@@ -110,6 +112,7 @@ def read_table(database: Database, study: Study, *, has_configs: bool = False) -
         curves = {row.trial: row for row in connection.execute(_CURVES, parameters)}
         details = {row.trial: row for row in connection.execute(_DETAILS, parameters)} if has_configs else {}
     rows = (_trial_row(study, row, curves.get(row["trial"]), details.get(row["trial"])) for row in trials)
+    best = find_best(database, study)
     return StudyTable(
         name=study.name,
         metric=study.file.metric,
@@ -121,7 +124,7 @@ def read_table(database: Database, study: Study, *, has_configs: bool = False) -
         rungs=rungs_of(study.file),
         external=find_external(database, study),
         origin=_origin(study),
-        answer=_answer(find_best(database, study)),
+        answer=None if best is None else best.confirmed,
         design=_design(database, study),
     )
 
@@ -135,20 +138,6 @@ def _design(database: Database, study: Study) -> ArmsDesign | None:
         data=data_by_arm(study.file, study.defaults),
         indifference=study.file.compare.indifference,
         is_finished=budget.finished_reason(study, budget.read_usage(database, study)) is not None,
-    )
-
-
-def _answer(best: Best | None) -> Answer | None:
-    """Return the answer of the confirmation of a study, or None if there is none."""
-    if best is None or best.optimism is None or best.noise_std is None:
-        return None
-    return Answer(
-        kind=best.answer,
-        trial=best.trial,
-        optimism=best.optimism,
-        noise_std=best.noise_std,
-        candidates=best.candidates,
-        test_metrics=best.test_metrics,
     )
 
 
@@ -259,6 +248,20 @@ _DEFAULT_VALUE = sa.text(
     join public.trial_user_attributes u on u.trial_id = t.trial_id and u.key = :default_mark
     where t.study_id = :study_id and t.state = 'COMPLETE' and t.feasible
     order by t.trial limit 1
+    """
+)
+
+# Of the last ones only, so that durations keep up with the sampler and the pruner.
+_RECENT_SECONDS = sa.text(
+    """
+    select sum(a.device_seconds)
+    from (
+        select trial_id from hpopt.attempt
+        where study_id = :study_id and outcome is not null and not is_requeued
+        order by ended_at desc limit 40
+    ) finished
+    join hpopt.attempt a using (trial_id)
+    group by trial_id
     """
 )
 

@@ -166,10 +166,10 @@ def require_version(study: Study) -> None:
 
 
 def require_root(study: Study) -> None:
-    """Raise InputError for a study that the workers of another one run."""
+    """Raise InputError for a study that follows another one: workers run the family, and its root has the answer."""
     if not study.is_root:
         root = study.name.partition("@")[0]
-        raise InputError(f"study '{study.name}' is run by the workers of '{root}'; name that one")
+        raise InputError(f"study '{study.name}' belongs to '{root}'; name that one")
 
 
 def require_data(database: Database, study: Study, fingerprint: str | None) -> None:

@@ -101,11 +101,11 @@ where t.state = 'COMPLETE' and t.feasible and t.value is not null
 """
 
 # The answer of each family, under the name of its root: that of its confirmation, else the best configuration of the
-# search by its mean over seeds. Of those with the most seeds, so that a single run that was lucky does not replace one
-# that was repeated. `trial` is its best run in the search, value_low and value_high bound the 95% interval of the mean.
-# As in hpopt.leaderboard and hpopt.learning_curves, a query about one study reads only that study because trials are
-# grouped by study_name too. Of a comparison it is the better arm, else the first, once all runs have finished; each arm
-# where their data differ.
+# search by its mean over seeds. Of those with the most seeds, so that a single run that is better by chance does not
+# replace one that was repeated. `trial` is its best run in the search, value_low and value_high bound the 95% interval
+# of the mean. avg() fails for values above 1e154, whose squares it adds. As in hpopt.leaderboard and
+# hpopt.learning_curves, a query about one study reads only that study because trials are grouped by study_name too.
+# Of a comparison it is the better arm, else the first, once all runs have finished; each arm where their data differ.
 _BEST_PARAMS = """
 create or replace view hpopt.best_params as
 (select distinct on (configurations.study_id, configurations.study_name)
@@ -128,7 +128,7 @@ create or replace view hpopt.best_params as
        null::text as arm
 from (
     select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
-           avg(t.value) as mean,
+           sum(t.value / 4096) / count(*) * 4096 as mean,
            case when count(distinct t.seed) > 1 then
                hpopt.t_quantile(count(distinct t.seed)::int - 1) / sqrt(count(distinct t.seed))
                -- The square of a larger value is not finite.
@@ -219,7 +219,7 @@ select s.study_name, f.position, f.code, nullif(f.subject, '') as subject, f.mes
 from hpopt.finding f join public.studies s using (study_id)
 """
 
-# What a study has spent of the limits of its budget. A query pays for the columns that it selects. The hours at work
+# What a study has spent of the limits of its budget. A query pays for the columns that it selects. The wall hours
 # are those of all attempts without their overlaps; a running or lost one worked until its last heartbeat.
 _BUDGET_USAGE = """
 create or replace view hpopt.budget_usage as

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
-from hpopt.formats import to_json
 from hpopt.hyperparameters import HYPERPARAMETERS, Scalar
-from hpopt.search.conditions import describe_condition, find_conditions, is_active
+from hpopt.search.conditions import condition_to_toml, describe_condition, find_conditions, is_active
 from hpopt.search.space import Categorical, Float, Int, Range, describe_mismatch, is_one_of
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, config_class, in_type
@@ -87,7 +86,7 @@ def suggest_condition(study: StudyFile, name: str) -> str | None:
     useful = [value for value in values if not entry.is_unused({str(entry.switch): value})]
     if len(useful) == len(values) or not 0 < len(useful) <= _MAX_SUGGESTED:
         return None
-    return f"when = {{ {entry.switch} = {to_json(useful if len(useful) > 1 else useful[0])} }}"
+    return condition_to_toml({str(entry.switch): tuple(useful)})
 
 
 def describe_unused(study: StudyFile) -> list[str]:

@@ -34,7 +34,7 @@ class Budget(BaseModel):
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Device hours of all workers together."""
     wall_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours in which a worker was at work on a trial; a night between two runs does not count."""
+    """Hours in which a trial was running; a night between two runs does not count."""
     target: float | None = None
     """Stop when the best value reaches this."""
 
@@ -56,7 +56,7 @@ class Sampler(BaseModel):
 
 
 class Pruner(BaseModel):
-    """How an unpromising trial is stopped early."""
+    """How an unpromising trial is stopped early: at rungs, fractions of its schedule at which trials are compared."""
 
     model_config = STRICT
 
@@ -65,7 +65,7 @@ class Pruner(BaseModel):
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One trial in this many continues from a rung, and the next rung has this many times the steps."""
     min_fraction: Annotated[float, Field(gt=0, le=1)] = 1 / 9
-    """The first rung, as a fraction of a trial's schedule."""
+    """The first rung, as a fraction of a trial's schedule; rungs within a searched warmup are left out."""
 
 
 class Confirm(BaseModel):

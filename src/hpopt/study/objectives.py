@@ -11,13 +11,18 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
+from hpopt.formats import printable
 from hpopt.hyperparameters import TYPE_NAMES, check_type, check_value
 from hpopt.training.config import PRETRAIN_METRICS, PretrainConfig
+
+# A longer import is announced, since nothing else is printed meanwhile.
+SLOW_IMPORT_S = 3.0
 
 # The objectives that come with hpopt: what each takes, and what it reports.
 OBJECTIVES: dict[str, tuple[type[Any], tuple[str, ...]]] = {"pretrain": (PretrainConfig, PRETRAIN_METRICS)}
@@ -49,15 +54,16 @@ def config_class(objective: str) -> type[Any]:
 def import_function(objective: str) -> Callable[..., Any]:
     """Import the function of `package.module:function`. Raises ConfigError with the key `objective`.
 
-    What the import prints goes to standard error, so that standard output has the answer of a command only. A module
-    of the current folder is preferred to an installed one of the same name.
+    What the import prints goes to standard error, so that standard output has the answer of a command only; so does a
+    line where it takes longer than SLOW_IMPORT_S. A module of the current folder is preferred to an installed one of
+    the same name.
     """
     module_name, _, function_name = objective.partition(":")
     if not module_name or not function_name:
         problem = f"'{objective}' is neither {', '.join(OBJECTIVES)} nor package.module:function"
         raise ConfigError("objective", problem + did_you_mean(objective, OBJECTIVES))
     try:
-        with _as_a_script(module_name), redirect_stdout(sys.stderr):
+        with _announced(module_name), _as_a_script(module_name), redirect_stdout(sys.stderr):
             _import_from_here(module_name.partition(".")[0])
             module = importlib.import_module(module_name)
     # The code of users can raise anything, and a script calls sys.exit.
@@ -82,6 +88,19 @@ def _import_from_here(package: str) -> None:
         except BaseException:
             del sys.modules[package]
             raise
+
+
+@contextmanager
+def _announced(module_name: str) -> Iterator[None]:
+    """Print a line on standard error while an import takes longer than SLOW_IMPORT_S."""
+    line = f"hpopt: the import of {printable(module_name)} is still running"
+    timer = threading.Timer(SLOW_IMPORT_S, partial(print, line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

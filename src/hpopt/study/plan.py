@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any
+from math import ceil
+from typing import Any, TypeGuard
 
 from hpopt.hyperparameters import Scalar
-from hpopt.search.conditions import active_params, extreme_params
+from hpopt.search.conditions import active_params, corners
 from hpopt.search.design import grid_points, one_at_a_time_points
 from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.search.space import as_sampled
@@ -16,6 +17,8 @@ from hpopt.training.config import PretrainConfig, flops_per_token
 
 # As num_train_epochs, max_steps and n_iterations; warmup_steps and eval_steps are no lengths.
 _LENGTH = re.compile("((max|n|num|total)_)?(train(ing)?_)?(epochs?|steps|iters|iterations|updates|tokens)")
+# As warmup_ratio of the schedule, and num_warmup_steps.
+_WARMUP = re.compile("(?:(?:lr|n|num)_)?warmup_(ratio|fraction|steps|iters)")
 
 
 def confirmation_file(file: StudyFile) -> StudyFile:
@@ -85,24 +88,22 @@ def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective
 def count_steps(file: StudyFile) -> int | None:
     """Return the optimizer steps of a complete trial, or None if they differ between trials."""
     if file.objective == "pretrain" and (file.arms or value_of(file, "max_tokens") != 0):
-        lengths = {config.n_steps for config in _extreme_configs(file)}
-        return lengths.pop() if len(lengths) == 1 else None
-    n_steps = value_of(file, "max_steps")
-    return n_steps if isinstance(n_steps, int) else None
+        n_steps = {config.n_steps for config in _extreme_configs(file)}
+        return n_steps.pop() if len(n_steps) == 1 else None
+    max_steps = value_of(file, "max_steps")
+    return max_steps if isinstance(max_steps, int) else None
 
 
 def place_rungs(file: StudyFile) -> list[int]:
-    """Return the optimizer steps of the rungs; empty without a pruner or if the steps differ between trials.
+    """Return the steps of the evaluations at which trials are compared: at each rung, the first one from there on.
 
-    At a rung between two evaluations, trials are compared by the second one.
+    Empty without a pruner, if the steps differ between trials, and for an objective without a constant `eval_steps`.
     """
-    n_steps = count_steps(file)
-    rungs = rungs_of(file)
-    if n_steps is None:
+    n_steps, eval_steps = count_steps(file), value_of(file, "eval_steps")
+    if n_steps is None or not isinstance(eval_steps, int) or eval_steps < 1:
         return []
-    fractions = rungs.fractions if rungs.at_every_evaluation_from is None else (rungs.at_every_evaluation_from,)
-    steps = [max(1, round(fraction * n_steps)) for fraction in fractions]
-    return [step for step in steps if step < n_steps]
+    steps = [ceil(step / eval_steps) * eval_steps for step in rungs_of(file).place(n_steps)]
+    return [step for step in dict.fromkeys(steps) if step < n_steps]
 
 
 def searched_lengths(file: StudyFile) -> list[str]:
@@ -110,22 +111,38 @@ def searched_lengths(file: StudyFile) -> list[str]:
     return [name for name in file.search_space if _LENGTH.fullmatch(name)]
 
 
+def searched_warmups(file: StudyFile) -> dict[str, float]:
+    """Return the longest value of each searched parameter that by its name sets the length of the warmup."""
+    names = [name for name in file.search_space if _WARMUP.fullmatch(name)]
+    values = {name: [v for v in file.search_space[name].extremes() if _is_number(v)] for name in names}
+    return {name: max(numbers) for name, numbers in values.items() if numbers}
+
+
 def rungs_of(file: StudyFile) -> Rungs:
-    """Return the rungs of the pruner."""
-    pruner = file.pruner
-    return build_rungs(pruner.name, min_fraction=pruner.min_fraction, reduction_factor=pruner.reduction_factor)
+    """Return the rungs of the pruner, beyond the longest warmup of the search space."""
+    pruner, longest = file.pruner, {"fraction": 0.0, "steps": 0.0}
+    for name, value in searched_warmups(file).items():
+        unit = "steps" if name.endswith(("steps", "iters")) else "fraction"
+        longest[unit] = max(longest[unit], value)
+    return build_rungs(
+        pruner.name,
+        min_fraction=pruner.min_fraction,
+        reduction_factor=pruner.reduction_factor,
+        warmup_fraction=min(longest["fraction"], 1.0),
+        warmup_steps=longest["steps"],
+    )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
-    """Return the tokens and floating-point operations of a complete trial, or None for an objective of the user's.
-
-    Those of a search are for the highest values of its ranges, those of a comparison the mean of its arms.
-    """
+    """Return the tokens and floating-point operations of the largest trial, None for an objective of the user's."""
     if file.objective != "pretrain":
         return None
-    configs = _extreme_configs(file) if file.arms else _extreme_configs(file)[-1:]
-    n_tokens = sum(config.tokens for config in configs)
-    return n_tokens // len(configs), sum(flops_per_token(config) * config.tokens for config in configs) / len(configs)
+    costs = [(config.tokens, flops_per_token(config) * config.tokens) for config in _extreme_configs(file)]
+    return max(costs, key=lambda cost: cost[1])
 
 
 def count_runs(file: StudyFile) -> int | None:
@@ -134,7 +151,7 @@ def count_runs(file: StudyFile) -> int | None:
 
 
 def _extreme_configs(file: StudyFile) -> list[PretrainConfig]:
-    """Return the configs of the arms, or those of the first and the last value of each range."""
+    """Return the configs of the arms, or those at the corners of the search space."""
     if file.arms:
         return [file.config({}, arm=arm) for arm in file.arms]
-    return [file.config(extreme_params(file.search_space, which)) for which in (0, -1)]
+    return [file.config(params) for params in corners(file.search_space)]

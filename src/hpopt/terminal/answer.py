@@ -1,31 +1,68 @@
 """Render the plan and the answer of a study for a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from hpopt.analysis.answer import Answer
 from hpopt.findings.finding import Finding
-from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, to_json
+from hpopt.formats import (
+    format_amount,
+    format_count,
+    format_duration,
+    format_metric,
+    format_number,
+    format_percent,
+    join_words,
+    one_line,
+    to_json,
+)
 from hpopt.hyperparameters import Hyperparameter
+from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, describe_confirmation, describe_kind, tabulate_candidates
 from hpopt.search.conditions import describe_condition
 from hpopt.search.space import Categorical, Range
 from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.conditions import describe_unused
 from hpopt.study.file import StudyFile
-from hpopt.study.plan import count_runs, count_steps, defaults, estimate_trial, place_rungs, searched_lengths, value_of
+from hpopt.study.plan import (
+    count_runs,
+    count_steps,
+    defaults,
+    estimate_trial,
+    place_rungs,
+    rungs_of,
+    searched_lengths,
+    searched_warmups,
+    value_of,
+)
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
     from hpopt.storage.studies import Study
 
-# The order in which outcomes are listed.
-_OUTCOMES = ("complete", "pruned", "diverged", "failed", "running", "waiting")
+# The order in which outcomes are listed: those of finished trials, and of others.
+_FINISHED = ("complete", "pruned", "diverged", "failed")
+_UNFINISHED = ("running", "waiting")
 _PROSE_WIDTH = 88
 _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+@dataclass(frozen=True)
+class TableOrLines:
+    """A table if it fits the console, else its content in lines that wrap."""
+
+    table: Table
+    lines: Sequence[RenderableType]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=10_000)
+        fits = console.measure(self.table, options=unbounded).maximum <= options.max_width
+        yield self.table if fits else Group(*self.lines)
 
 
 def format_range(parameter: Range) -> str:
@@ -38,17 +75,25 @@ def format_range(parameter: Range) -> str:
 
 
 def format_cost(progress: Progress) -> str:
-    """Format what a study has cost: trials by outcome, tokens and device time."""
-    counts = [f"{progress.n_by_outcome[kind]} {kind}" for kind in _OUTCOMES if progress.n_by_outcome.get(kind)]
-    trials = format_count(progress.usage.n_finished, "trial") + (f" ({', '.join(counts)})" if counts else "")
-    device_time = format_duration(progress.usage.device_hours * 3600)
-    return f"{trials}, {progress.tokens / 1e6:.1f}M tokens, {device_time} of device time"
+    """Format what a study and its confirmation have cost: trials by outcome, tokens and device time."""
+    finished, others = (
+        [f"{progress.n_by_outcome[kind]} {kind}" for kind in kinds if progress.n_by_outcome.get(kind)]
+        for kinds in (_FINISHED, _UNFINISHED)
+    )
+    n_finished = sum(progress.n_by_outcome.get(kind, 0) for kind in _FINISHED)
+    parts = [format_count(n_finished, "trial") + (f" ({', '.join(finished)})" if finished else ""), *others]
+    tokens = progress.tokens
+    if progress.confirmation is not None:
+        parts.append(f"{format_count(progress.confirmation.usage.n_finished, 'run')} of the confirmation")
+        tokens += progress.confirmation.tokens
+    parts += [f"{format_amount(tokens)} tokens"] if tokens else []
+    return ", ".join([*parts, f"{format_duration(progress.usage.family_hours * 3600)} of device time"])
 
 
 def format_finished(trial: FinishedTrial, metric: str) -> str:
     """Format the outcome of a trial as one line."""
     value = "" if trial.value is None else f"  {metric} {format_metric(trial.value)}"
-    reason = f"  ({trial.reason})" if trial.reason else ""
+    reason = f"  ({one_line(trial.reason)})" if trial.reason else ""
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {format_duration(trial.device_seconds)}{reason}"
 
 
@@ -65,15 +110,18 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
     for name, value in best.params.items():
         searched = study.file.search_space.get(name)
         cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
-        table.add_row(name, Text(format_number(value), style="bold"), *cells)
+        table.add_row(format_number(name), Text(format_number(value), style="bold"), *cells)
     head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
-    if best.trial in (*progress.external.used, *progress.external.left_out):
+    if best.confirmed is not None:
+        kind = describe_kind(best.confirmed, progress.metric)
+        head = Text.assemble(f"{progress.name}: ", (kind, "bold"), f", the configuration of trial {best.trial}")
+    elif best.trial in (*progress.external.used, *progress.external.left_out):
         head.append(f" in trial {best.trial}, which was added outside of hpopt")
     elif best.value_low is None or best.value_high is None:
         head.append(f" in trial {best.trial} (one run, not confirmed by replicates)")
     else:
         values = f"{format_metric(best.value_low)} to {format_metric(best.value_high)}"
-        head.append(f", the mean of {best.n_seeds} seeds ({values}, best in trial {best.trial})")
+        head.append(f", the mean of {best.n_seeds} seeds ({values}, best in trial {best.trial}), not confirmed")
     lines = [Text(f"cost: {format_cost(progress)}")]
     if best.folder is not None:
         lines.append(Text(f"files of trial {best.trial}: {best.host}:{best.folder}", overflow="fold"))
@@ -82,7 +130,18 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
         lines.append(Text(external, style="yellow"))
     if progress.default_value is not None:
         lines.insert(0, Text(f"the defaults reach {progress.metric} {format_metric(progress.default_value)}"))
-    return Group(head, table, *lines)
+    return Group(head, table, *(() if best.confirmed is None else _confirmation(best.confirmed, progress)), *lines)
+
+
+def _confirmation(answer: Answer, progress: Progress) -> tuple[RenderableType, ...]:
+    """Return the table of the configurations that were confirmed, and what it shows."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in CANDIDATE_COLUMNS:
+        table.add_column(title, justify="left" if title == "answer" else "right")
+    for row in tabulate_candidates(answer):
+        table.add_row(*row)
+    _, _, *sentences = describe_confirmation(answer, progress.metric)
+    return table, *map(Text, sentences)
 
 
 def render_findings(findings: Sequence[Finding]) -> RenderableType:
@@ -106,11 +165,9 @@ def render_plan(file: StudyFile) -> RenderableType:
     for name, parameter in file.search_space.items():
         table.add_row(name, format_range(parameter), format_number(default_values.get(name)))
     budget = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in file.budget if value is not None)
-    rungs = place_rungs(file)
     lines = [
         f"{file.name}: {file.direction} {file.metric} (objective: {file.objective})",
-        f"sampler {file.sampler.name}, pruner {file.pruner.name}"
-        + (f" at steps {', '.join(map(str, rungs))} of {count_steps(file)}" if rungs else ""),
+        f"sampler {file.sampler.name}, pruner {file.pruner.name}{_describe_rungs(file)}",
         *_length_lines(file),
         *describe_unused(file),
         f"budget: {budget}",
@@ -120,19 +177,18 @@ def render_plan(file: StudyFile) -> RenderableType:
 
 
 def render_rows(names: list[str], rows: list[list[Any]]) -> RenderableType:
-    """Render the rows of a query as a table, or a single row as a list of its columns."""
+    """Render the rows of a query as a table, or as lists of their columns: a single row, or rows too wide for one."""
     cells = [[Text(_format_cell(cell)) for cell in row] for row in rows]
     if len(rows) == 1:
-        record = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        for name, cell in zip(names, cells[0], strict=True):
-            record.add_row(Text(name, style="dim"), cell)
-        return record
+        return _record(names, cells[0])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name)
-    for row in cells:
+    records: list[RenderableType] = []
+    for number, row in enumerate(cells, start=1):
         table.add_row(*row)
-    return table
+        records += [Text(f"-[ record {number} ]-", style="dim"), _record(names, row)]
+    return TableOrLines(table, records)
 
 
 def render_dictionary(entries: list[Hyperparameter]) -> RenderableType:
@@ -166,27 +222,58 @@ def render_entry(entry: Hyperparameter) -> RenderableType:
     return Group(Text(entry.name, style="bold"), table)
 
 
+def _record(names: list[str], cells: list[Text]) -> Table:
+    record = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    record.add_column()
+    record.add_column(overflow="fold")
+    for name, cell in zip(names, cells, strict=True):
+        record.add_row(Text(name, style="dim"), cell)
+    return record
+
+
+def _describe_rungs(file: StudyFile) -> str:
+    """Return where the pruner compares trials: at steps, or at fractions of them where the evaluations are unknown."""
+    rungs, steps, first = rungs_of(file), place_rungs(file), rungs_of(file).at_every_evaluation_from
+    if steps:
+        where = ", ".join(map(str, steps))
+        return f" at {'each evaluation from step' if first else 'steps'} {where} of {count_steps(file)}"
+    if first:
+        return f" at each evaluation from {format_percent(first)} of a trial's steps on"
+    shares = join_words([format_percent(fraction) for fraction in rungs.fractions])
+    return f" at the first evaluation from {shares} of a trial's steps on" if shares else ""
+
+
 def describe_cost(file: StudyFile) -> list[str]:
     """Describe what a complete trial and the whole study cost, in lines."""
+    n, less = count_runs(file), "" if file.pruner.name == "none" else "; less with pruning"
     cost = estimate_trial(file)
     if cost is None:
-        return []
+        n_steps = count_steps(file)
+        of = "" if n_steps is None else f" of {format_count(n_steps, 'step')}"
+        return [] if n is None else [f"cost: at most {format_count(n, 'trial')}{of}{less}"]
     tokens, flops = cost
-    lines = [f"a complete trial trains on {tokens / 1e6:.2f}M tokens, about {flops / 1e12:,.1f} TFLOP"]
-    n = count_runs(file)
-    if n is not None:
-        less = "" if file.arms else "; less with pruning"
-        lines.append(f"cost: at most {n * tokens / 1e6:.1f}M tokens, about {n * flops / 1e15:,.3f} PFLOP{less}")
-    return lines
+    lines = [f"a complete trial trains on {_describe_training(tokens, flops)}"]
+    return lines if n is None else [*lines, f"cost: at most {_describe_training(n * tokens, n * flops)}{less}"]
+
+
+def _describe_training(tokens: int, flops: float) -> str:
+    return f"{format_amount(tokens)} tokens, about {format_amount(flops, separator=' ')}FLOP"
 
 
 def _length_lines(file: StudyFile) -> list[str]:
-    """Return a line where a pruner compares trials of unlike length."""
-    names = searched_lengths(file)
-    if file.pruner.name == "none" or not names:
+    """Return a line each where a pruner compares trials of unlike length, and where it waits for the warmup."""
+    if file.pruner.name == "none":
         return []
-    line = f"{join_words(names)} changes the length of a trial: the pruner compares trials at the same fractions of "
-    return [f'{line}unlike schedules; fix {names[0]}, or set pruner.name = "none"']
+    names, lines = searched_lengths(file), []
+    if names:
+        line = f"{join_words(names)} changes the length of a trial: the pruner compares trials at the same fractions"
+        lines.append(f'{line} of unlike schedules; fix {names[0]}, or set pruner.name = "none"')
+    warmups = [f"{name} up to {value:g}" for name, value in searched_warmups(file).items()]
+    if warmups:
+        rungs = place_rungs(file)
+        first = f"the first rung is step {rungs[0]}, not within" if rungs else "no trials are compared within"
+        lines.append(f"warmup is searched: {first} the longest ({join_words(warmups)})")
+    return lines
 
 
 def _leak_lines(file: StudyFile) -> list[Text]:

@@ -1,35 +1,23 @@
 """Render where studies stand for a terminal, and describe their state in one line."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words
+from hpopt.formats import format_count, format_duration, format_metric, format_number, join_words, one_line
+from hpopt.reporting.confirmation import describe_kind
 from hpopt.storage.progress import Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
-from hpopt.terminal.answer import format_finished
+from hpopt.storage.studies import Study
+from hpopt.terminal.answer import TableOrLines, format_finished
 
 _BAR_WIDTH = 40
 _STATE_WIDTH = 44
 _STYLES = {"pruned": "dim", "diverged": "yellow", "failed": "red"}
-
-
-@dataclass(frozen=True)
-class _TableOrLines:
-    """A table if it fits the console, else its content in lines that wrap."""
-
-    table: Table
-    lines: Sequence[RenderableType]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        unbounded = options.update(width=10_000)
-        fits = console.measure(self.table, options=unbounded).maximum <= options.max_width
-        yield self.table if fits else Group(*self.lines)
 
 
 def render_status(progress: Progress, finished: list[FinishedTrial], seconds_left: float | None) -> RenderableType:
@@ -45,7 +33,10 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         since = f"since {progress.state_since.astimezone():%Y-%m-%d %H:%M}"
         line = describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
-    parts.append(_best_line(progress))
+    if progress.best is not None or not progress.n_by_outcome.get("complete"):
+        parts.append(_best_line(progress))
+    if progress.confirmation is not None:
+        parts.append(_confirmation_line(progress.confirmation))
     external = progress.external.describe()
     if external:
         parts.append(Text(external, style="yellow"))
@@ -59,7 +50,7 @@ def render_overview(studies: list[Progress]) -> RenderableType:
     """Render one line for each study, or several on a narrow console."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("study")
-    for title in ("trials", "running", "best", "device time"):
+    for title in ("trials", "running", "waiting", "best", "device time"):
         table.add_column(title, justify="right")
     table.add_column("state", max_width=_STATE_WIDTH)
     lines: list[RenderableType] = []
@@ -67,10 +58,12 @@ def render_overview(studies: list[Progress]) -> RenderableType:
         best = "-" if study.best is None else f"{study.metric} {format_metric(study.best.value)}"
         state = Text(_state(study), style="bold yellow" if study.usage.state == "paused" else "")
         hours = format_duration(study.usage.device_hours * 3600)
-        table.add_row(study.name, _trials(study), str(study.usage.n_running), best, hours, state)
-        spent = f"{_trials(study)} trials, {study.usage.n_running} running, best {best}, device time {hours}"
-        lines += [Text(study.name, style="bold", overflow="fold"), Padding(Group(spent, state), (0, 0, 0, 2))]
-    return _TableOrLines(table, lines)
+        n_running, n_waiting, name = study.usage.n_running, study.usage.n_waiting, one_line(study.name)
+        table.add_row(name, _trials(study), str(n_running), str(n_waiting), best, hours, state)
+        counts = f"{_trials(study)} trials, {n_running} running, {n_waiting} waiting"
+        spent = f"{counts}, best {best}, device time {hours}"
+        lines += [Text(name, style="bold", overflow="fold"), Padding(Group(spent, state), (0, 0, 0, 2))]
+    return TableOrLines(table, lines)
 
 
 def describe_state(name: str, now: StudyState) -> str:
@@ -95,7 +88,7 @@ def describe_state(name: str, now: StudyState) -> str:
 def describe_pause(name: str, reason: str | None, *, n_failed: int = 0) -> str:
     """Return a line that a study is paused, why, and the commands that retry its failed trials and resume it."""
     retry = f"`hpopt retry {name} --failed` requeues {format_count(n_failed, 'failed trial')}, " if n_failed else ""
-    return f"study '{name}' is paused: {reason}; {retry}`hpopt resume {name}` resumes it"
+    return f"study '{name}' is paused: {one_line(str(reason))}; {retry}`hpopt resume {name}` resumes it"
 
 
 def describe_enqueued(name: str, state: str, sampled: Sequence[str], added: Enqueued) -> str:
@@ -108,19 +101,32 @@ def describe_enqueued(name: str, state: str, sampled: Sequence[str], added: Enqu
         f" with seed{'' if is_one else 's'} {join_words([str(seed) for seed in added.seeds])}" if added.seeds else ""
     )
     what = f"{trials} {'is' if is_one else 'are'} enqueued{seeds}"
-    if added.blocked_by is not None:
-        return f"{what}; {added.blocked_by}: change the budget in the file and `hpopt create` it again"
+    ends = added.blocked_by or ("the study is stopped" if state == "stopped" else None)
+    if ends is not None:
+        remedies = ["change the budget in the study file and run `hpopt create FILE`"] if added.blocked_by else []
+        remedies += [f"run `hpopt resume {name}`"] if state != "open" else []
+        which = "will not run" if is_one or state == "stopped" else "not all of them will run"
+        return f"{what}, but {which}: {ends}; {', and '.join(remedies)}"
     ahead = f"after {format_count(added.n_ahead, 'waiting trial')}" if added.n_ahead else "next"
     rest = f"; sampled: {', '.join(sampled)}" if sampled else ""
     paused = "" if state == "open" else f"; {name} is {state}: `hpopt resume {name}`"
     return f"{what}; {'it is' if is_one else 'they are'} tried {ahead}{rest}{paused}"
 
 
+def describe_confirmation(name: str, confirmation: Study, n_seeds: int) -> str:
+    """Return a line on the runs that a confirmation was given, and what runs them."""
+    n = confirmation.n_candidates
+    runs = f"{format_count(n, 'configuration')} with {format_count(n_seeds, 'fresh seed')} each"
+    return f"{confirmation.name}: {runs}, {n * n_seeds} runs, are enqueued; workers of {name} run them next"
+
+
 def _state(progress: Progress) -> str:
     if progress.finished_reason:
-        return progress.finished_reason
+        return one_line(progress.finished_reason)
+    if progress.confirmation is not None:
+        return f"confirmation: {_trials(progress.confirmation)} runs, {_state(progress.confirmation)}"
     if progress.usage.state != "open":
-        return f"{progress.usage.state}: {progress.usage.state_reason}"
+        return one_line(f"{progress.usage.state}: {progress.usage.state_reason}")
     n_stale = sum(worker.is_stale for worker in progress.workers)
     stale = f", {n_stale} of {len(progress.workers)} heartbeats expired" if n_stale else ""
     return ("running" if progress.workers else "waiting for workers") + stale
@@ -131,29 +137,40 @@ def _trials(progress: Progress) -> str:
 
 
 def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
+    n_waiting = progress.usage.n_waiting
     parts = [
-        f"{_trials(progress)} trials",
-        f"{format_duration(progress.usage.wall_hours * 3600)}",
+        f"{_trials(progress)} trials" + (f", {n_waiting} waiting" if n_waiting else ""),
+        f"wall time {format_duration(progress.usage.wall_hours * 3600)}",
         f"device time {format_duration(progress.usage.device_hours * 3600)}",
     ]
     if progress.finished_reason:
-        parts.append(progress.finished_reason)
+        parts.append(one_line(progress.finished_reason))
     elif progress.usage.state == "open" and seconds_left is not None:
         parts.append(f"about {format_duration(seconds_left)} left")
     elif progress.usage.state == "stopped":
-        parts.append(f"stopped: {progress.usage.state_reason}; running trials end at their next evaluation")
+        parts.append(
+            f"stopped: {one_line(str(progress.usage.state_reason))}; running trials end at their next evaluation"
+        )
     return Text.assemble((progress.name, "bold"), "  ", "  ".join(parts))
 
 
 def _best_line(progress: Progress) -> Text:
     if progress.best is None:
         return Text("no trial has completed yet", style="dim")
-    params = "  ".join(f"{name}={format_number(value)}" for name, value in progress.best.params.items())
+    params = "  ".join(f"{format_number(name)}={format_number(value)}" for name, value in progress.best.params.items())
+    if progress.best.confirmed is not None:
+        kind = describe_kind(progress.best.confirmed, progress.metric)
+        return Text.assemble((kind, "bold green"), f", trial {progress.best.trial}: {params}")
     return Text.assemble(
         f"best {progress.metric} ",
         (f"{format_metric(progress.best.value)}", "bold green"),
         f" in trial {progress.best.trial}: {params}",
     )
+
+
+def _confirmation_line(confirmation: Progress) -> Text:
+    state = (confirmation.finished_reason and "finished") or _state(confirmation)
+    return Text.assemble((confirmation.name, "bold"), f"  {_trials(confirmation)} runs  {state}")
 
 
 def _fleet(progress: Progress) -> RenderableType:
@@ -179,7 +196,7 @@ def _fleet(progress: Progress) -> RenderableType:
         ]
         title = " ".join(cells[name] for name in ("worker", "job", "device") if cells.get(name))
         lines.append(Text(f"{title}: {', '.join(parts) or 'between trials'}", style=style, overflow="fold"))
-    return _TableOrLines(table, lines)
+    return TableOrLines(table, lines)
 
 
 def _worker_cells(worker: WorkerRow) -> dict[str, str]:

@@ -18,12 +18,11 @@ from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.storage.studies import Study
 from hpopt.terminal.answer import format_finished
 from hpopt.terminal.status import describe_pause, render_status
+from hpopt.terminal.time_left import seconds_left
 
 # How many of the last finished trials are shown.
 N_FINISHED_SHOWN = 6
 _EVERY_S = 1.0
-# The pace of fewer finished trials says little.
-_PACE_TRIALS = 3
 # The time of a trial is that of the start of its transaction, which is visible after its end.
 _OVERLAP = timedelta(seconds=10)
 
@@ -34,18 +33,6 @@ def watch(
     """Show a study until `stop` is set or `is_running` returns False."""
     follow = _live if console.is_terminal else _plain
     follow(database, study, console, stop, is_running)
-
-
-def seconds_left(progress: Progress, wall_hours: float | None) -> float | None:
-    """Estimate the seconds to the end of the study from its pace, or return None while there is too little to tell."""
-    estimates = []
-    elapsed = progress.usage.wall_hours * 3600
-    if progress.planned_trials is not None and progress.usage.n_finished >= _PACE_TRIALS:
-        n_left = max(0, progress.planned_trials - progress.usage.n_finished)
-        estimates.append(elapsed / progress.usage.n_finished * n_left)
-    if wall_hours is not None:
-        estimates.append(max(0.0, wall_hours * 3600 - elapsed))
-    return min(estimates, default=None)
 
 
 def has_work(database: Database, study: Study) -> bool:
@@ -69,7 +56,7 @@ def _live(
             except DatabaseError as error:
                 live.update(Text(f"waiting for the database: {error}", style="yellow"), refresh=True)
             else:
-                left_s = seconds_left(progress, study.file.budget.wall_hours)
+                left_s = seconds_left(progress, study.file.budget)
                 live.update(render_status(progress, finished, left_s), refresh=True)
             if stop.wait(_EVERY_S):
                 return
@@ -126,7 +113,7 @@ class _Log:
         if not new:
             return []
         progress = queries.progress(database, self.study)
-        left_s = seconds_left(progress, self.study.file.budget.wall_hours)
+        left_s = seconds_left(progress, self.study.file.budget)
         n_shown = len(self.shown)
         self.shown |= {trial.trial for trial in new}
         self.last = new[-1].finished_at

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpopt.errors import ConfigError
+from hpopt.formats import one_line
 from hpopt.hyperparameters import default_of
 
 # owner/name, and after an @ a branch, a tag or a commit.
@@ -60,7 +61,7 @@ def read_rows(dataset: str, dataset_config: str, revision: str | None) -> Iterat
     except Exception as error:
         # datasets has no exception class for these.
         if str(error).startswith(("BuilderConfig ", "Config name is missing")):
-            raise ConfigError("dataset_config", f"{dataset!r}: {' '.join(str(error).split())}") from error
+            raise ConfigError("dataset_config", f"{dataset!r}: {one_line(str(error))}") from error
         raise _unreadable("dataset", dataset, error) from error
 
 

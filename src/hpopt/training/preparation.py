@@ -36,30 +36,7 @@ def prepare_folder(folder: Path, config: PretrainConfig, should_stop: Callable[[
     temporary = folder.with_name(f"{folder.name}.tmp")
     # Under the lock, an existing one was left by a process that was killed.
     shutil.rmtree(temporary, ignore_errors=True)
-    # Before the documents, whose reading may take long.
-    loaded = load_tokenizer(config)
-    documents, revision = _open_documents(config)
-    kept, n_dropped = corpus.drop_near_duplicates(_raise_if_stopped(documents, should_stop))
-    splits = corpus.split_documents(kept)
-    temporary.mkdir()
-    tokenizer, end = loaded or train_tokenizer(splits["train"], config.vocab_size)
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    token_bytes_V = count_token_bytes(tokenizer, config.vocab_size)
-    np.save(temporary / "token_bytes.npy", token_bytes_V)
-    dtype = np.dtype(np.uint16 if config.vocab_size <= 2**16 else np.uint32)
-    tokens = _write_tokens(temporary / TOKENS_FILE, tokenizer, end, splits, dtype)
-    n_bytes = {split: sum(len(text.encode()) for text in texts) for split, texts in splits.items()}
-    check_byte_count(config, int(token_bytes_V[tokens["validation"]].sum()), n_bytes["validation"])
-    meta: dict[str, Any] = {
-        "fingerprint": _fingerprint(splits, identify(tokenizer, end)),
-        "revision": revision,
-        "dtype": dtype.name,
-        "vocab_size": tokenizer.get_vocab_size(),
-        "n_documents": {split: len(texts) for split, texts in splits.items()},
-        "n_dropped": n_dropped,
-        "n_bytes": n_bytes,
-        "n_tokens": {split: len(values) for split, values in tokens.items()},
-    }
+    meta = _write(temporary, config, should_stop)
     meta["sizes"] = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
     (temporary / META_FILE).write_text(json.dumps(meta, indent=1))
     # Otherwise the new name can reach the disk before what is in the files, and a crash leaves them short.
@@ -69,6 +46,34 @@ def prepare_folder(folder: Path, config: PretrainConfig, should_stop: Callable[[
     temporary.rename(folder)
     _sync(folder.parent)
     return meta
+
+
+def _write(folder: Path, config: PretrainConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """Write the tokenizer and the tokens of a config to a new folder, and return their description."""
+    # Before the documents, whose reading may take long.
+    loaded = load_tokenizer(config)
+    documents, revision = _open_documents(config)
+    kept, n_dropped = corpus.drop_near_duplicates(_raise_if_stopped(documents, should_stop))
+    splits = corpus.split_documents(kept)
+    folder.mkdir()
+    tokenizer, end = loaded or train_tokenizer(splits["train"], config.vocab_size)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    token_bytes_V = count_token_bytes(tokenizer, config.vocab_size)
+    np.save(folder / "token_bytes.npy", token_bytes_V)
+    dtype = np.dtype(np.uint16 if config.vocab_size <= 2**16 else np.uint32)
+    tokens = _write_tokens(folder / TOKENS_FILE, tokenizer, end, splits, dtype)
+    n_bytes = {split: sum(len(text.encode()) for text in texts) for split, texts in splits.items()}
+    check_byte_count(config, int(token_bytes_V[tokens["validation"]].sum()), n_bytes["validation"])
+    return {
+        "fingerprint": _fingerprint(splits, identify(tokenizer, end)),
+        "revision": revision,
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "n_documents": {split: len(texts) for split, texts in splits.items()},
+        "n_dropped": n_dropped,
+        "n_bytes": n_bytes,
+        "n_tokens": {split: len(values) for split, values in tokens.items()},
+    }
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from hpopt.formats import storable
+from hpopt.formats import one_line, storable
 from hpopt.study.file import POSTGRES_MAX_INT
 from hpopt.training.run import Evaluation
 
@@ -57,7 +57,7 @@ def show(value: object) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001 - it is code of the user's.
         text = f"a value of type {type(value).__name__}"
-    text = storable(" ".join(text.split()))
+    text = storable(one_line(text))
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from hpopt.analysis.trials import Outcome
 from hpopt.errors import DISK_ERRNOS, Diverged, Interrupted
-from hpopt.formats import storable
+from hpopt.formats import one_line, storable
 from hpopt.search.conditions import extreme_params
 from hpopt.storage.evaluations import Decision
 from hpopt.study.file import StudyFile
@@ -227,7 +227,7 @@ def _end(error: BaseException, stop: _StopRequest, log: Callable[[str], None]) -
 def _describe(error: BaseException) -> str:
     """Return the message of an error on one line, also of one whose __str__ fails."""
     try:
-        message = storable(" ".join(str(error).split()))
+        message = storable(one_line(str(error)))
     except Exception:  # noqa: BLE001 - it is code of the user's.
         return "its message cannot be shown"
     return message if len(message) <= _MAX_REASON else f"{message[:_MAX_REASON]}..."

@@ -89,8 +89,9 @@ class Outbox:
             self._n_unsent += 1
             with suppress(OSError), self.path.open("a") as file:
                 if file.tell() == 0:
-                    file.write(json.dumps(self._owner) + "\n")
-                file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(self._owner))
+                # Before the line, not after it: the one before can be incomplete.
+                file.write("\n" + json.dumps(line))
 
 
 def read(path: Path) -> Unsent | None:
