@@ -196,8 +196,11 @@ def test_arms_with_different_data_are_shown_side_by_side(compared):
 
 def test_a_comparison_that_has_not_finished_has_no_verdict(compared, tmp_path):
     hpopt = compared()
+    hpopt.output("create", tmp_path / "ab.toml")
+    assert query(hpopt, "select n from hpopt.comparisons") == [{"n": 3}]
     (tmp_path / "ab.toml").write_text(STUDY.replace("seeds = 3", "seeds = 4"))
     assert hpopt("create", tmp_path / "ab.toml").stderr == "changed: seeds: 4, was 3\n"
+    assert "no verdict; `hpopt compare ab` shows the runs" in hpopt.output("status", "ab")
     result = hpopt("compare", "ab")
     reason = "no verdict: not all runs have finished; the verdict follows when they have"
     assert (result.code, result.stderr) == (3, f"hpopt: {reason}\n")
@@ -254,3 +257,17 @@ def test_a_trial_that_another_program_enqueued_without_an_arm_fails_with_the_rea
         {"state": "FAIL", "reason": "arm: enqueued, but None is not one of baseline, treatment", "arm": None}
     ]
     assert query(hpopt, "select verdict from hpopt.comparisons") == [{"verdict": "better"}]
+
+
+def test_a_run_that_failed_is_left_out_until_it_is_retried(compared, tmp_path):
+    """The number of finished runs is the same before and after."""
+    fails = OBJECTIVE.replace("    noise = ", "    assert (seed, x) != (2, 0.4), 'broken'\n    noise = ")
+    hpopt = compared(objective=fails)
+    assert "Left out: treatment failed with seed 2." in hpopt.output("compare", "ab")
+    assert query(hpopt, "select n from hpopt.comparisons") == [{"n": 2}]
+    (tmp_path / "compared.py").write_text(OBJECTIVE)
+    sys.modules.pop("compared")
+    hpopt.output("retry", "ab", "--failed")
+    assert hpopt("worker", "ab", "--device", "cpu").code == 0
+    assert query(hpopt, "select n from hpopt.comparisons") == [{"n": 3}]
+    assert "study 'ab' runs its arms; raise seeds in its file" in hpopt.refused("confirm", "ab")

@@ -123,14 +123,16 @@ def confirm(
     home: HomeOption = HOME,
 ) -> None:
     """Run the best configurations again with fresh seeds, or add seeds to those that did."""
-    from hpopt.storage import confirmation
+    from hpopt.storage import confirmation, control
     from hpopt.storage.connect import open_database
     from hpopt.storage.studies import load_study
     from hpopt.study.file import Confirm
     from hpopt.terminal.status import describe_confirmation
 
     with open_database(storage, home) as database:
-        child = confirmation.create_confirmation(database, load_study(database, study), Confirm(top=top, seeds=seeds))
+        row = load_study(database, study)
+        control.refuse_arms(row)
+        child = confirmation.create_confirmation(database, row, Confirm(top=top, seeds=seeds))
     out.print(describe_confirmation(study, child, seeds), soft_wrap=True)
 
 

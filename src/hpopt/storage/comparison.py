@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from hpopt.analysis.answer import AnswerKind
 from hpopt.errors import DatabasePermissionError
 from hpopt.formats import storable, to_json
-from hpopt.storage import budget, queries
+from hpopt.storage import queries
 from hpopt.storage.configurations import lock_study
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study
@@ -22,7 +22,7 @@ def compare_study(database: Database, study: Study) -> "ArmsComparison":
     # It imports scipy, which takes a second.
     from hpopt.analysis.arms import compare_arms  # noqa: PLC0415
 
-    n_runs = budget.read_usage(database, study).n_finished
+    n_runs = _count_runs(database, study)
     table = queries.read_table(database, study)
     compared = compare_arms(table)
     assert compared is not None  # noqa: S101 - only called for a study with arms.
@@ -33,11 +33,15 @@ def compare_study(database: Database, study: Study) -> "ArmsComparison":
 
 def record_comparison(database: Database, study: Study) -> None:
     """Record what a finished comparison shows, unless it is recorded."""
-    n_finished = budget.read_usage(database, study).n_finished
     with database.begin() as connection:
-        n_runs = connection.scalar(_N_RUNS, {"study_id": study.study_id})
-    if n_runs != n_finished:
+        recorded = connection.scalar(_N_RECORDED, {"study_id": study.study_id})
+    if recorded != _count_runs(database, study):
         compare_study(database, study)
+
+
+def _count_runs(database: Database, study: Study) -> int:
+    with database.begin() as connection:
+        return int(connection.execute(_N_RUNS, {"study_id": study.study_id}).scalar_one())
 
 
 def _record(database: Database, study: Study, compared: "ArmsComparison", *, n_runs: int) -> None:
@@ -112,7 +116,10 @@ def _answer_row(study: Study, side: "SideSummary", kind: AnswerKind) -> dict[str
     }
 
 
-_N_RUNS = sa.text("select max(n_runs) from hpopt.comparison where study_id = :study_id")
+_N_RECORDED = sa.text("select max(n_runs) from hpopt.comparison where study_id = :study_id")
+
+# Retries count too: a comparison is outdated by one that ends as its trial did before.
+_N_RUNS = sa.text("select count(*) from hpopt.attempt where study_id = :study_id and ended_at is not null")
 
 _DELETE = sa.text(
     """

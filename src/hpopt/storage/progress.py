@@ -177,6 +177,7 @@ class Progress:
     recent_seconds: tuple[float, ...] = ()
     external: ExternalTrials = field(default_factory=ExternalTrials)
     confirmation: "Progress | None" = None
+    is_comparison: bool = False
 
     @property
     def n_failed(self) -> int:

@@ -82,6 +82,7 @@ def progress(database: Database, study: Study) -> Progress:
         recent_seconds=tuple(recent),
         external=find_external(database, study),
         confirmation=None if follower is None else progress(database, follower),
+        is_comparison=bool(study.file.arms),
     )
 
 

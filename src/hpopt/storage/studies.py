@@ -216,9 +216,8 @@ def _update(database: Database, study: Study, source: StudySource) -> dict[str, 
         )
     with database.brief() as connection:
         _enqueue(connection, study.study_id, source.file)
-        # Findings and comparisons with another pruner, indifference or version can be outdated.
+        # Findings with another pruner or of another version can be outdated.
         row = {**_from_source(source), "n_analyzed": None}
-        connection.execute(sa.delete(tables.comparison).where(tables.comparison.c.study_id == study.study_id))
         connection.execute(sa.update(tables.study).where(tables.study.c.root_id == study.study_id).values(row))
         changes = file_changes(source.file, study.file)
         if study.versions["hpopt"] != __version__:
@@ -227,6 +226,8 @@ def _update(database: Database, study: Study, source: StudySource) -> dict[str, 
         rows = [{**who, "key": key, "old_value": old, "new_value": new} for key, (new, old) in changes.items()]
         if rows:
             connection.execute(insert(tables.study_change), rows)
+            # More seeds or another indifference can have another verdict.
+            connection.execute(_FORGET_COMPARISON, {"study_id": study.study_id})
     return changes
 
 
@@ -318,6 +319,13 @@ def _versions() -> dict[str, str]:
             continue
     return versions
 
+
+_FORGET_COMPARISON = sa.text(
+    """
+    with compared as (delete from hpopt.comparison where study_id = :study_id)
+    delete from hpopt.answer where study_id = :study_id and arm <> ''
+    """
+)
 
 _STUDIES = """
     select h.study_id, s.study_name as name, h.file, h.root_id, h.role, h.created_at, h.data_fingerprint, h.versions,

@@ -259,7 +259,7 @@ comparison = Table(
     Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), primary_key=True),
     # In the order of the study file.
     Column("position", SmallInteger, primary_key=True),
-    # Finished runs of the study, from which it follows.
+    # Ended attempts of the study, from which it follows.
     Column("n_runs", Integer, nullable=False),
     Column("baseline", Text, nullable=False),
     Column("treatment", Text, nullable=False),

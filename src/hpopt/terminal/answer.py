@@ -97,11 +97,18 @@ def format_finished(trial: FinishedTrial, metric: str) -> str:
     return f"trial {trial.trial:3d}  {trial.outcome:8s}{value}  {format_duration(trial.device_seconds)}{reason}"
 
 
+def describe_missing(progress: Progress) -> str:
+    """Return why a study has no answer: without a complete trial, or a comparison before its end."""
+    if not progress.is_comparison or not progress.n_by_outcome.get("complete"):
+        return "no trial has completed yet"
+    return f"no verdict; `hpopt compare {progress.name}` shows the runs"
+
+
 def render_answer(progress: Progress, study: "Study") -> RenderableType:
     """Render the best parameters with their defaults and ranges, and the cost of the study."""
     best = progress.best
     if best is None:
-        return Text(f"{progress.name}: no trial has completed yet\ncost: {format_cost(progress)}")
+        return Text(f"{progress.name}: {describe_missing(progress)}\ncost: {format_cost(progress)}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("parameter")
     for title in ("best", "default"):

@@ -13,7 +13,7 @@ from hpopt.formats import format_count, format_duration, format_metric, format_n
 from hpopt.reporting.confirmation import describe_kind
 from hpopt.storage.progress import Enqueued, FinishedTrial, Progress, StudyState, WorkerRow
 from hpopt.storage.studies import Study
-from hpopt.terminal.answer import TableOrLines, format_finished
+from hpopt.terminal.answer import TableOrLines, describe_missing, format_finished
 
 _BAR_WIDTH = 40
 _STATE_WIDTH = 44
@@ -156,15 +156,16 @@ def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
 
 def _best_line(progress: Progress) -> Text:
     if progress.best is None:
-        return Text("no trial has completed yet", style="dim")
+        return Text(describe_missing(progress), style="dim")
     params = "  ".join(f"{format_number(name)}={format_number(value)}" for name, value in progress.best.params.items())
     if progress.best.confirmed is not None:
         kind = describe_kind(progress.best.confirmed, progress.metric)
         return Text.assemble((kind, "bold green"), f", trial {progress.best.trial}: {params}")
+    arm = "" if progress.best.arm is None else f" of {progress.best.arm} ({progress.best.answer})"
     return Text.assemble(
         f"best {progress.metric} ",
         (f"{format_metric(progress.best.value)}", "bold green"),
-        f" in trial {progress.best.trial}: {params}",
+        f"{arm or f' in trial {progress.best.trial}'}: {params}",
     )
 
 
