@@ -33,7 +33,7 @@ def render_status(progress: Progress, finished: list[FinishedTrial], seconds_lef
         since = f"since {progress.state_since.astimezone():%Y-%m-%d %H:%M}"
         line = describe_pause(progress.name, progress.usage.state_reason, n_failed=progress.n_failed)
         parts.append(Text(f"{line} ({since})", style="bold yellow"))
-    if progress.best is not None or not progress.n_by_outcome.get("complete"):
+    if progress.best is not None or progress.is_comparison or not progress.n_by_outcome.get("complete"):
         parts.append(_best_line(progress))
     if progress.confirmation is not None:
         parts.append(_confirmation_line(progress.confirmation))
