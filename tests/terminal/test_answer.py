@@ -129,7 +129,7 @@ def test_rows_that_are_too_wide_for_a_table_are_lists_of_columns():
 def test_the_cost_counts_finished_trials_by_outcome_and_the_others_beside_them():
     usage = BudgetUsage(
         state="open", state_reason=None, n_finished=3, n_running=1, n_pending_retry=0, n_enqueued=2,
-        device_hours=0.5, wall_hours=0.5, best_value=None,
+        device_hours=0.4, wall_hours=0.5, best_value=None, family_hours=0.5,
     )  # fmt: skip
     progress = Progress(
         name="small", metric="val_loss", state_since=datetime(2026, 11, 22, tzinfo=UTC), planned_trials=9, n_steps=9,

@@ -91,7 +91,7 @@ class Best:
     answer: AnswerKind = AnswerKind.UNCONFIRMED
     optimism: float | None = None
     noise_std: float | None = None
-    candidates: tuple[ConfirmedCandidate, ...] = ()
+    candidates: tuple[ConfirmedCandidate, ...] | None = None
     test_metrics: Mapping[str, float] | None = None
 
     @property
@@ -104,7 +104,7 @@ class Best:
             trial=self.trial,
             optimism=self.optimism,
             noise_std=self.noise_std,
-            candidates=self.candidates,
+            candidates=self.candidates or (),
             test_metrics=self.test_metrics,
         )
 

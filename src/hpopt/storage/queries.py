@@ -37,10 +37,12 @@ def find_best(database: Database, study: Study) -> Best | None:
         row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
     if row is None:
         return None
-    candidates = tuple(
-        ConfirmedCandidate(**{**one, "params": _in_order(study, one["params"]), "values": tuple(one["values"])})
-        for one in row["candidates"] or ()
-    )
+    candidates = None
+    if row["candidates"] is not None:
+        candidates = tuple(
+            ConfirmedCandidate(**{**one, "params": _in_order(study, one["params"]), "values": tuple(one["values"])})
+            for one in row["candidates"]
+        )
     fields = {"params": _in_order(study, row["params"]), "answer": AnswerKind(row["answer"]), "candidates": candidates}
     return Best(**{**row, **fields})
 
