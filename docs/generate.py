@@ -18,7 +18,7 @@ from hpopt.formats import format_number
 from hpopt.hyperparameters import HYPERPARAMETERS, Hyperparameter
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.storage.progress import Best
-from hpopt.study.file import Budget, Confirm, Pruner, Sampler, StudyFile
+from hpopt.study.file import Budget, Compare, Confirm, Pruner, Sampler, StudyFile
 from hpopt.testing import check
 
 DOCS = Path(__file__).parent
@@ -137,7 +137,8 @@ def _type_name(hint: Any) -> str:  # noqa: ANN401 - any annotation.
 def study_file() -> str:
     """Return docs/study-file.md."""
     parts = [_GENERATED, _STUDY_FILE_INTRODUCTION]
-    sections: dict[str, type[BaseModel]] = {"budget": Budget, "sampler": Sampler, "pruner": Pruner, "confirm": Confirm}
+    sections: dict[str, type[BaseModel]] = {"budget": Budget, "sampler": Sampler, "pruner": Pruner}
+    sections |= {"confirm": Confirm, "compare": Compare}
     own = {name: field for name, field in StudyFile.model_fields.items() if name not in sections}
     parts += ["## Top level", "", *_table(own)]
     for name, model in sections.items():

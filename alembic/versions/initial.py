@@ -1,4 +1,4 @@
-"""Create the tables of studies, their changes, workers, attempts, evaluations, rungs, findings and answers."""
+"""Create the tables of studies, their changes, workers, attempts, evaluations, rungs, findings and results."""
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -38,7 +38,7 @@ def upgrade() -> None:
         sa.Column("state_since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint("state in ('open', 'paused', 'stopped')", name="study_state_check"),
         sa.CheckConstraint("summary in ('last', 'best')", name="study_summary_check"),
-        sa.CheckConstraint("role in ('search', 'confirm')", name="study_role_check"),
+        sa.CheckConstraint("role in ('search', 'compare', 'confirm')", name="study_role_check"),
         sa.ForeignKeyConstraint(
             ["parent_id"], ["hpopt.study.study_id"], name="study_parent_id_fkey", ondelete="SET NULL"
         ),
@@ -100,6 +100,7 @@ def upgrade() -> None:
         sa.Column("trial_id", sa.Integer(), nullable=False),
         sa.Column("attempt_number", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=True),
+        sa.Column("arm", sa.Text(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("heartbeat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
@@ -210,35 +211,65 @@ def upgrade() -> None:
     op.create_table(
         "answer",
         sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("arm", sa.Text(), server_default="", nullable=False),
         sa.Column("confirmation_id", sa.Integer(), nullable=False),
         sa.Column("n_runs", sa.Integer(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("params", postgresql.JSONB(), nullable=False),
         sa.Column("trial", sa.Integer(), nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
-        sa.Column("value_low", sa.Double(), nullable=False),
-        sa.Column("value_high", sa.Double(), nullable=False),
+        sa.Column("value_low", sa.Double(), nullable=True),
+        sa.Column("value_high", sa.Double(), nullable=True),
         sa.Column("n_seeds", sa.Integer(), nullable=False),
-        sa.Column("optimism", sa.Double(), nullable=False),
-        sa.Column("noise_std", sa.Double(), nullable=False),
-        sa.Column("candidates", postgresql.JSONB(), nullable=False),
+        sa.Column("optimism", sa.Double(), nullable=True),
+        sa.Column("noise_std", sa.Double(), nullable=True),
+        sa.Column("candidates", postgresql.JSONB(), nullable=True),
         sa.Column("test_metrics", postgresql.JSONB(), nullable=True),
         sa.Column("answered_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("kind in ('confirmed', 'tie')", name="answer_kind_check"),
+        sa.CheckConstraint(
+            "kind in ('unconfirmed', 'confirmed', 'tie', 'better', 'equivalent', 'undecided')", name="answer_kind_check"
+        ),
         sa.ForeignKeyConstraint(
             ["confirmation_id"], ["hpopt.study.study_id"], name="answer_confirmation_id_fkey", ondelete="CASCADE"
         ),
         sa.ForeignKeyConstraint(
             ["study_id"], ["hpopt.study.study_id"], name="answer_study_id_fkey", ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint("study_id", name="answer_pkey"),
+        sa.PrimaryKeyConstraint("study_id", "arm", name="answer_pkey"),
         schema="hpopt",
     )
     op.create_index("answer_confirmation_id_idx", "answer", ["confirmation_id"], schema="hpopt")
+    op.create_table(
+        "comparison",
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("position", sa.SmallInteger(), nullable=False),
+        sa.Column("n_runs", sa.Integer(), nullable=False),
+        sa.Column("baseline", sa.Text(), nullable=False),
+        sa.Column("treatment", sa.Text(), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("difference", sa.Double(), nullable=True),
+        sa.Column("low", sa.Double(), nullable=True),
+        sa.Column("high", sa.Double(), nullable=True),
+        sa.Column("p_value", sa.Double(), nullable=True),
+        sa.Column("permutation_p_value", sa.Double(), nullable=True),
+        sa.Column("detectable", sa.Double(), nullable=True),
+        sa.Column("verdict", sa.Text(), nullable=True),
+        sa.Column("needed_seeds_low", sa.Integer(), nullable=True),
+        sa.Column("needed_seeds_high", sa.Integer(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("compared_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("(verdict is null) <> (reason is null)", name="comparison_reason_check"),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["hpopt.study.study_id"], name="comparison_study_id_fkey", ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_id", "position", name="comparison_pkey"),
+        schema="hpopt",
+    )
 
 
 def downgrade() -> None:
     views.drop_views(op.get_bind())
+    op.drop_table("comparison", schema="hpopt")
     op.drop_index("answer_confirmation_id_idx", table_name="answer", schema="hpopt")
     op.drop_table("answer", schema="hpopt")
     op.drop_table("finding", schema="hpopt")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hpopt.errors import Interrupted
     from hpopt.storage.database import Database
     from hpopt.storage.progress import Best
+    from hpopt.storage.studies import Study
     from hpopt.training.run import Evaluation, Run
 
 __version__ = "0.1.0"
@@ -58,14 +59,14 @@ def best(study: str, *, storage: "str | Database | None" = None) -> "Best":
         row of the view `hpopt.best_params`.
 
     Raises:
-        hpopt.errors.NoAnswerError: No trial is complete yet.
+        hpopt.errors.NoAnswerError: No trial is complete yet, or a comparison has no verdict.
         hpopt.errors.InputError: There is no study of this name.
 
     """
-    from hpopt.storage import queries, studies  # noqa: PLC0415 - import hpopt stays fast.
+    from hpopt.storage.studies import load_study  # noqa: PLC0415 - import hpopt stays fast.
 
     with _database(storage) as database:
-        return queries.best(database, studies.load_study(database, study))
+        return _best(database, load_study(database, study))
 
 
 def trials(study: str, *, storage: "str | Database | None" = None) -> "pd.DataFrame":
@@ -158,7 +159,15 @@ def run(file: str | Path, *, workers: int | None = None, storage: "str | Databas
                 while processes.supervise() and has_work(database, study):
                     time.sleep(_POLL_S)
         refuse_paused(queries.progress(database, study))
-        return queries.best(database, study)
+        return _best(database, study)
+
+
+def _best(database: "Database", study: "Study") -> "Best":
+    from hpopt.storage import comparison, queries  # noqa: PLC0415
+
+    if study.file.arms:
+        comparison.record_comparison(database, study)
+    return queries.best(database, study)
 
 
 def _database(storage: "str | Database | None", *, create: bool = False) -> "AbstractContextManager[Database]":

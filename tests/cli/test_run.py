@@ -451,6 +451,34 @@ def test_a_killed_worker_is_replaced_and_its_trial_is_retried(workspace):
 
 
 @pytest.mark.long
+def test_a_comparison_that_is_killed_continues_with_its_pairs(workspace):
+    """Two workers are killed with the command in the middle of two treatments; the same command finishes."""
+    workspace.write_held(trials=1)
+    text = (workspace.folder / "small.toml").read_text()
+    head, fixed = text.partition("[budget]")[0], text.partition("[fixed]")[2]
+    arms = "seeds = 3\n[arms.baseline]\n[arms.treatment]\nx = 0.4\n[fixed]"
+    (workspace.folder / "small.toml").write_text(f"{head}{arms}{fixed}")
+    noisy = HELD_OBJECTIVE.replace("1 / step}", "(1 + 0.1 * config.seed + 0.01 * config.x * config.seed) / step}")
+    (workspace.folder / "held.py").write_text(noisy)
+    command = ("run", "small.toml", "--workers", "2", "--heartbeat-every", "0.5", "--stale-after", "2")
+    run = workspace.start(*command)
+    workspace.wait_until_held(2)
+    run.kill()
+    run.communicate(timeout=TIMEOUT_S)
+    workspace.wait_for(lambda: not workspace.workers(), "end of the workers")
+    workspace.release()
+    again = workspace.hpopt(*command)
+    assert again.returncode == 0, (again, workspace.logs())
+    assert "treatment is better than baseline." in again.stdout
+    trials = workspace.rows("select arm, seed, state, n_attempts from hpopt.trials order by trial_id")
+    assert sorted((row["seed"], row["arm"], row["state"]) for row in trials) == [
+        (seed, arm, "COMPLETE") for seed in range(3) for arm in ("baseline", "treatment")
+    ]
+    assert any(row["n_attempts"] > 1 for row in trials)
+    assert len(workspace.rows("select * from hpopt.comparisons")) == 1
+
+
+@pytest.mark.long
 def test_a_database_that_restarts_costs_neither_a_trial_nor_a_worker(embedded):
     embedded.write_held(trials=3)
     embedded.start_server()

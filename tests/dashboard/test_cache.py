@@ -277,3 +277,11 @@ def test_a_write_is_shown_at_once(storage: BaseStorage):
     length = {"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(note))}
     assert page.request(f"{PATH}/note", method="PUT", body=note, **length)[0].startswith("204")
     assert page.get_study()["note"]["body"] == "Looks good."
+
+
+def test_a_study_without_parameters_has_no_importances(storage: BaseStorage):
+    """A comparison has none; optuna-dashboard divides by their number."""
+    study = optuna.create_study(storage=storage)
+    study.add_trials([create_trial(value=float(i)) for i in range(3)])
+    status, _, body = Page(storage).request(f"/api/studies/{study._study_id}/param_importances")
+    assert (status, json.loads(body)) == ("200 OK", {"param_importances": [[]]})

@@ -1,6 +1,7 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from planted_studies import TRUTHS, Truth, plant
 
-from hpopt.analysis.trials import CurvePoint, StudyTable, TrialRow
+from hpopt.analysis.insights import compute_insights
+from hpopt.analysis.trials import ArmsDesign, CurvePoint, StudyTable, TrialRow
 from hpopt.reporting.chart import (
     Annotations,
     Axis,
@@ -28,6 +30,7 @@ from hpopt.reporting.summary import Summary, summarize
 from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Float, Int
 
+ARMS = {"baseline": {"learning_rate": 0.02}, "warm": {"learning_rate": 0.03}, "hot": {"learning_rate": 0.3}}
 SPACE = {
     "learning_rate": Float(low=1e-3, high=0.3, log=True),
     "momentum": Float(low=0.8, high=0.99),
@@ -35,6 +38,21 @@ SPACE = {
     "schedule": Categorical(choices=("cosine", "linear")),
 }
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def build_comparison(**changes: Any) -> StudyTable:
+    """Three arms with three seeds: the second is a bit better than the first, the third is worse."""
+    noise = ((0.0, 0.001, 0.002), (0.02, 0.0, 0.001), (-0.01, 0.002, 0.0))
+    rows = []
+    for seed, (shared, *own) in enumerate(noise):
+        for arm, effect, more in zip(ARMS, (0.0, -0.02, 0.1), (0.0, *own), strict=True):
+            value = 3.0 + shared + effect + more
+            row = build_trial(len(rows), value=value, arm=arm, seed=seed, params=ARMS[arm], config=ARMS[arm])
+            rows.append(replace(row, curve=(*row.curve[:-1], replace(row.curve[-1], value=value))))
+    design = ArmsDesign(arms=ARMS, data=dict.fromkeys(ARMS, ("text",)), indifference=0.01)
+    fields: dict[str, Any] = {"name": "arms", "metric": "val_loss", "direction": Direction.MINIMIZE}
+    fields |= {"objective": "pretrain", "file_text": "", "search_space": {}, "trials": tuple(rows), "design": design}
+    return StudyTable(**{**fields, **changes})
 
 
 def build_trial(number: int, *, state: str = "COMPLETE", **changes: Any) -> TrialRow:
@@ -130,7 +148,14 @@ def planted_summary(planted: StudyTable) -> Summary:
 
 @pytest.fixture(scope="session")
 def planted_charts(planted: StudyTable, planted_summary: Summary) -> dict[str, Chart]:
-    return draw_charts(planted, planted_summary.insights)
+    """The charts of a search, and that of a comparison."""
+    compared = draw_charts(build_comparison(), compute_insights(build_comparison()))
+    return {"comparison": compared["comparison"], **draw_charts(planted, planted_summary.insights)}
+
+
+@pytest.fixture(scope="session")
+def comparison() -> StudyTable:
+    return build_comparison()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hpopt.errors import ConfigError
 from hpopt.search import tpe
 from hpopt.search.conditions import find_conditions
-from hpopt.search.sampler import Draw, grid_points, propose, to_distributions
+from hpopt.search.design import grid_points
+from hpopt.search.sampler import Draw, propose, to_distributions
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.search.tpe import Observations
 from hpopt.study.checks import check_params
@@ -101,7 +102,7 @@ def test_an_enqueued_point_keeps_its_values_and_the_other_active_ones_are_sample
 @settings(max_examples=60, deadline=None)
 @given(space=spaces(kinds=("choices", "int", "step", "one")))
 def test_a_grid_has_every_point_of_the_active_parameters_once(space):
-    points = grid_points(space)
+    points = list(grid_points(space))
     distinct = {frozenset((name, repr(value)) for name, value in point.items()) for point in points}
     assert len(distinct) == len(points)
     for point in points:

@@ -11,7 +11,8 @@ from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
 from optuna.trial import TrialState, create_trial
 
 from hpopt.search import tpe
-from hpopt.search.sampler import Draw, grid_points, propose
+from hpopt.search.design import grid_points
+from hpopt.search.sampler import Draw, propose
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.search.tpe import ColumnTPESampler, Observations, log_density
 
@@ -169,7 +170,7 @@ def test_a_grid_has_every_combination_of_the_values():
         "x": Float(low=0.0, high=0.3, step=0.1),
         "optimizer": Categorical(choices=("muon", "adamw")),
     }
-    points = grid_points(space)
+    points = list(grid_points(space))
     assert len(points) == len({tuple(point.items()) for point in points}) == 2 * 4 * 2
     assert points[0] == {"n": 1, "x": 0.0, "optimizer": "muon"}
     assert points[-1] == {"n": 3, "x": 0.3, "optimizer": "adamw"}

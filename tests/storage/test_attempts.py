@@ -424,4 +424,5 @@ def test_the_row_of_the_best_has_its_documented_columns_and_no_invented_interval
         "folder": None,
         "answer": "unconfirmed",
         **dict.fromkeys(("optimism", "noise_std", "candidates", "test_metrics")),
+        "arm": None,
     }

@@ -21,7 +21,9 @@ from hpopt.study.reading import parse_study_file
 ROOT = Path(__file__).parents[2]
 
 
-TABLES = {"study", "study_change", "worker", "attempt", "evaluation", "rung", "finding", "answer", "alembic_version"}
+TABLES = {"study", "study_change", "worker", "attempt", "evaluation", "rung", "finding", "answer", "comparison"} | {
+    "alembic_version"
+}
 RELATIONS = "select table_name from information_schema.tables where table_schema = 'hpopt'"
 # Everything that a refused upgrade must not have changed.
 CONTENT = """

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from hpopt import __version__
 from hpopt.errors import DatabaseError, InputError, StudyFileError
-from hpopt.search.sampler import grid_points
+from hpopt.search.design import grid_points
 from hpopt.storage import budget, queries, studies
 from hpopt.storage.database import Database
 from hpopt.storage.studies import create_study, find_study, load_study, reload, require_data
@@ -200,6 +200,64 @@ momentum = { choices = [0.9, 0.95] }
     assert budget.planned_trials(study, budget.read_usage(database, study)) == 6
 
 
+def test_a_grid_with_seeds_has_whole_replicates_in_order_and_more_seeds_are_added_to_it(database):
+    """An interrupted design then has the same seeds of all configurations, which are compared in pairs."""
+    text = """
+name = "replicates"
+seeds = 2
+[budget]
+trials = 100
+[sampler]
+name = "grid"
+[search_space]
+ns_steps = { low = 3, high = 5, type = "int" }
+[fixed]
+seed = 7
+"""
+    study = create_study(database, parse_study_file(text, "grid.toml"))
+    create_study(database, parse_study_file(text.replace("seeds = 2", "seeds = 3"), "grid.toml"))
+    trials = studies.open_optuna(database, study).trials
+    runs = [(trial.user_attrs["seed"], trial.system_attrs["fixed_params"]["ns_steps"]) for trial in trials]
+    assert runs == [(seed, steps) for seed in (7, 8, 9) for steps in (3, 4, 5)]
+    assert study.file.pruner.name == "none"
+
+
+def test_an_enqueued_configuration_has_its_seed_and_note(database, study_file):
+    entries = """
+[[enqueue]]
+params = { learning_rate = 0.1 }
+seed = 7
+note = "the paper's"
+[[enqueue]]
+learning_rate = 0.1
+"""
+    study = create_study(database, parse_study_file(study_file + entries, "s.toml"))
+    trials = studies.open_optuna(database, study).trials[-2:]
+    assert [trial.system_attrs["fixed_params"] for trial in trials] == [{"learning_rate": 0.1}] * 2
+    assert [trial.user_attrs for trial in trials] == [{"note": "the paper's", "seed": 7}, {}]
+
+
+def test_the_base_has_what_an_enqueued_configuration_of_one_at_a_time_leaves_out(database):
+    text = """
+name = "ofat"
+seeds = 2
+[sampler]
+name = "one_at_a_time"
+base = { ns_steps = 4 }
+[search_space]
+ns_steps = { low = 3, high = 5, type = "int" }
+momentum = { low = 0.9, high = 0.98, num = 3 }
+[[enqueue]]
+params = { momentum = 0.97 }
+note = "beyond"
+"""
+    study = create_study(database, parse_study_file(text, "s.toml"))
+    trials = studies.open_optuna(database, study).trials
+    runs = [(trial.user_attrs.get("seed"), *trial.system_attrs["fixed_params"].values()) for trial in trials]
+    points = [(4, 0.95), (3, 0.95), (5, 0.95), (4, 0.9), (4, 0.94), (4, 0.98)]
+    assert runs == [(None, 4, 0.97), *((seed, *point) for seed in (0, 1) for point in points)]
+
+
 def test_an_enqueued_configuration_that_is_a_point_of_the_grid_is_counted_once(database):
     """0.0 + 3 * 0.1 is not 0.3 in binary arithmetic, and the budget would have a trial too many."""
     text = """
@@ -239,7 +297,7 @@ momentum = { low = 0.5, high = 0.99, step = 0.01 }
             )
         ).all()
     assert [number for number, _ in rows] == list(range(1000))
-    assert [json.loads(params) for _, params in rows] == grid_points(study.file.search_space)
+    assert [json.loads(params) for _, params in rows] == list(grid_points(study.file.search_space))
 
 
 def test_defaults_and_steps_are_those_of_the_objective_when_the_study_was_created(own_study):
@@ -286,7 +344,7 @@ def test_defaults_and_steps_are_updated_when_the_study_is_created_again(database
     ("text", "problem"),
     [
         ('name = "tiny"\n[budget', "not TOML: "),
-        ('name = "tiny"\n[budget]\ntrials = 4\n', "search_space: missing"),
+        ('name = "tiny"\n[budget]\ntrials = "4"\n', "budget.trials: '4' is not a whole number"),
         ('name = "tiny"\nnew_key = 1\n', "new_key: unknown key"),
     ],
 )

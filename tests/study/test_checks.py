@@ -137,8 +137,11 @@ def test_a_wrong_search_space_is_refused(line, message):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ('[sampler]\nname = "tpee"', "sampler.name: 'tpee' is not one of tpe, random, grid; did you mean 'tpe'?"),
-        ("[sampler]\nname = 5", "sampler.name: 5 is not one of tpe, random, grid"),
+        (
+            '[sampler]\nname = "tpee"',
+            "sampler.name: 'tpee' is not one of tpe, random, grid, one_at_a_time; did you mean 'tpe'?",
+        ),
+        ("[sampler]\nname = 5", "sampler.name: 5 is not one of tpe, random, grid, one_at_a_time"),
         ("[sampler]\nseed = -1", "sampler.seed: -1 is below 0"),
         ('[pruner]\nname = "ahsa"', "pruner.name: 'ahsa' is not one of asha, median, none; did you mean 'asha'?"),
         ("[pruner]\nreduction_factor = 1", "pruner.reduction_factor: 1 is below 2"),
@@ -161,6 +164,18 @@ def test_a_wrong_search_space_is_refused(line, message):
         (
             "[[enqueue]]\n[[enqueue]]\nlearning_rat = 0.1",
             "enqueue[1].learning_rat: not searched; did you mean 'learning_rate'?",
+        ),
+        (
+            "[[enqueue]]\nparams = { learning_rat = 0.1 }",
+            "enqueue[0].learning_rat: not searched; did you mean 'learning_rate'?",
+        ),
+        ("[[enqueue]]\nparams = {}\nsed = 1", "enqueue[0].sed: unknown key; did you mean 'seed'?"),
+        ("[[enqueue]]\nparams = {}\nseed = -1", "enqueue[0].seed: -1 is below 0"),
+        ("[[enqueue]]\nparams = {}\nnote = 5", "enqueue[0].note: 5 is not a string"),
+        ('[[enqueue]]\nparams = {}\nnote = "a\\u0000"', "enqueue[0].note: has a NUL, which PostgreSQL does not store"),
+        (
+            "[[enqueue]]\nseed = 7",
+            "enqueue[0].seed: not searched; known: learning_rate",
         ),
     ],
 )
@@ -219,16 +234,6 @@ def test_max_steps_is_not_searched_where_max_tokens_is_given():
     assert refusal_of(replaced(RATE, STEPS) + "[fixed]\nmax_tokens = 1_000_000") == (
         "s.toml: search_space.max_steps: has no effect with max_tokens = 1000000; remove it, or search max_tokens too"
     )
-
-
-def test_a_grid_over_a_range_without_steps_is_refused():
-    grid = '[sampler]\nname = "grid"'
-    message = (
-        "s.toml: search_space.learning_rate: a grid needs a list of values; add a step, or write { choices = [...] }"
-    )
-    assert refusal_of(STUDY + grid) == message
-    axes = 'learning_rate = { choices = [0.01, 0.03] }\nns_steps = { low = 1, high = 3, type = "int" }'
-    parse(replaced(RATE, axes + "\nmomentum = { low = 0.8, high = 0.9, step = 0.05 }") + grid)
 
 
 def test_a_parameter_without_effect_is_not_searched():

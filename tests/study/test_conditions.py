@@ -3,7 +3,7 @@
 import pytest
 
 from hpopt.errors import ConfigError, StudyFileError
-from hpopt.search.sampler import grid_points
+from hpopt.search.design import grid_points
 from hpopt.study.checks import check_enqueued_trial
 from hpopt.study.conditions import describe_unused
 from hpopt.study.file import space_difference

@@ -106,7 +106,7 @@ def test_a_choice_that_toml_has_no_word_for_is_refused_with_how_to_write_it(choi
 
 def test_an_error_is_one_line_even_if_the_key_is_not():
     """A log collector would take the second line for another message."""
-    assert refusal_of('"two\\nlines" = 1\n' + STUDY).startswith("s.toml: two lines: unknown key; known: budget, ")
+    assert refusal_of('"two\\nlines" = 1\n' + STUDY).startswith("s.toml: two lines: unknown key; known: arms, budget, ")
 
 
 def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path):

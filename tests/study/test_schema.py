@@ -25,5 +25,7 @@ def test_the_schema_has_every_hyperparameter_with_its_bounds():
         {"$ref": "#/$defs/Categorical"},
     ]
     assert set(properties["fixed"]["properties"]) == set(PretrainConfig.__dataclass_fields__)
-    assert set(properties["enqueue"]["items"]["properties"]) == set(properties["search_space"]["properties"])
+    enqueued, searched = properties["enqueue"]["items"]["properties"], set(properties["search_space"]["properties"])
+    assert set(enqueued) == {*searched, "params", "seed", "note"}
+    assert set(enqueued["params"]["properties"]) == searched
     assert "seed" not in properties["search_space"]["properties"]

@@ -169,7 +169,7 @@ def test_a_stopped_study_is_confirmed_only_when_it_is_asked_for(workers):
 
 
 def test_one_configuration_is_not_confirmed(workers):
-    study = workers.create(STUDY.replace("trials = 9", "trials = 1"))
+    study = workers.create(STUDY.partition("x = {")[0].replace("trials = 9", "trials = 1") + "x = { choices = [0.3] }")
     assert workers.run(study) == "trials budget exhausted (1)"
     with pytest.raises(InputError, match="fewer than two complete configurations"):
         confirmation.create_confirmation(workers.database, study, Confirm())

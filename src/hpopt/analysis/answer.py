@@ -8,11 +8,14 @@ from hpopt.hyperparameters import Scalar
 
 
 class AnswerKind(StrEnum):
-    """How far the best configuration of a study can be trusted."""
+    """How far the best configuration of a study can be trusted; of a comparison, what it shows of this arm."""
 
     UNCONFIRMED = "unconfirmed"
     CONFIRMED = "confirmed"
     TIE = "tie"
+    BETTER = "better"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def compare_pairs(
         )
     alpha = (1 - CONFIDENCE) / n_comparisons
     error = std / n**0.5
-    half_width, half_width_of_equivalence = (float(stats.t.isf(a, n - 1)) * error for a in (alpha / 2, alpha))
+    half_width, half_width_of_equivalence = (confidence_half_width(std, n, alpha=a) for a in (alpha, 2 * alpha))
     verdict = Verdict.UNDECIDED
     if indifference is not None and abs(mean) + half_width_of_equivalence < indifference:
         verdict = Verdict.EQUIVALENT
@@ -124,6 +124,11 @@ def compare_pairs(
         verdict=verdict,
         needed=needed_seeds(effect, std, n, n_comparisons) if verdict is Verdict.UNDECIDED and effect else None,
     )
+
+
+def confidence_half_width(std: float, n: int, *, alpha: float = 1 - CONFIDENCE) -> float:
+    """Return half the width of the interval of a mean of n values with a standard deviation (Student's t)."""
+    return float(stats.t.isf(alpha / 2, n - 1)) * std / float(n**0.5)
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hpopt.analysis.arms import ArmsComparison, compare_arms
 from hpopt.analysis.budget import BudgetDependence, estimate_budget_dependence
 from hpopt.analysis.cliff import Divergence, find_divergence
 from hpopt.analysis.conditional import Part, split_table
@@ -55,6 +56,7 @@ class Insights:
     pruning: PruningCheck
     duplicates: tuple[DuplicateTrials, ...]
     conditional: tuple[ConditionalInsights, ...] = ()
+    comparison: ArmsComparison | None = None
 
 
 @limit_blas_threads
@@ -83,6 +85,7 @@ def _analyze(table: StudyTable, whole: StudyTable, model: Model | None, least_no
         budget=estimate_budget_dependence(whole, model.surrogate if model else None),
         pruning=check_pruning(table),
         duplicates=find_duplicates(table),
+        comparison=compare_arms(table),
     )
 
 

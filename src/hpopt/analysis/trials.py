@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from hpopt.analysis.answer import Answer
 from hpopt.formats import list_values
@@ -67,7 +67,8 @@ class TrialRow:
 
     `value` is the metric of a COMPLETE trial and the last reported one of a PRUNED trial. `outcome` is None until the
     trial has finished; a diverged trial is PRUNED. `metrics` are those of the last evaluation, finite or not.
-    `is_default` marks the trial that runs the objective's default parameters.
+    `is_default` marks the trial that runs the objective's default parameters. A run of a comparison has its `arm`, its
+    resolved `config`, and the learning rates at the points of its curve if the objective reports them.
     """
 
     trial: int
@@ -85,6 +86,23 @@ class TrialRow:
     outcome: Outcome | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_default: bool = False
+    arm: str | None = None
+    config: Mapping[str, Any] | None = None
+    learning_rates: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmsDesign:
+    """The arms of a comparison, by name, the baseline first: their values of the parameters that any of them sets.
+
+    `data` is what chooses the text of each arm. `indifference` is the smallest difference that matters.
+    `is_finished` tells whether all runs have finished.
+    """
+
+    arms: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, tuple[Any, ...]]
+    indifference: float | None = None
+    is_finished: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +135,8 @@ class StudyTable:
 
     `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
     and with which file, data and versions the study was created, so that it can be reproduced. `answer` is that of its
-    confirmation. `n_parts` is the number of tables that a study with conditional parameters was split into, for which
-    p-values are corrected.
+    confirmation, `design` the arms of a comparison. `n_parts` is the number of tables that a study with conditional
+    parameters was split into, for which p-values are corrected.
     """
 
     name: str
@@ -132,6 +150,7 @@ class StudyTable:
     external: ExternalTrials = field(default_factory=ExternalTrials)
     origin: Mapping[str, str] = field(default_factory=dict)
     answer: Answer | None = None
+    design: ArmsDesign | None = None
     n_parts: int = 1
 
     def complete(self) -> tuple[TrialRow, ...]:

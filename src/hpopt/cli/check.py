@@ -35,7 +35,13 @@ def check(
     if is_child:
         _try(source, device)
         return
-    out.print(render_plan(source.file))
+    if source.file.arms:
+        # It imports scipy, which takes a second.
+        from hpopt.terminal.comparison import render_arms
+
+        out.print(render_arms(source.file))
+    else:
+        out.print(render_plan(source.file))
     if is_tried:
         _try_in_subprocess(file, device)
 
@@ -73,7 +79,7 @@ def _try(source: "StudySource", device: str) -> None:
     problems, losses = rehearse(
         partial(load_function, file.objective),
         file.metric,
-        file.config(params),
+        file.config(params, arm=next(iter(file.arms), None)),
         device=find_device(device),
         log=err.write,
         on_evaluation=show,

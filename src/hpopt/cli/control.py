@@ -98,6 +98,7 @@ def enqueue(
         raise InputError("expected NAME=VALUE, or --trial")
     with open_database(storage, home) as database:
         row = load_study(database, study)
+        control.refuse_arms(row)
         space = row.file.search_space
         given = parse_assignments(assignments, space)
         values = ({} if trial is None else control.params_of(database, row, trial)) | given

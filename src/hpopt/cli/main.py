@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hpopt import __version__
-from hpopt.cli import check, control, db, launch, run, studies
+from hpopt.cli import check, compare, control, db, launch, run, studies
 from hpopt.cli.options import PipeClosedError, err, out
 from hpopt.errors import HpoptError
 from hpopt.formats import one_line
@@ -33,7 +33,7 @@ app = typer.Typer(
 for command in (
     *(run.run, studies.create, studies.delete, check.check, run.worker, studies.status),
     *(control.pause, control.resume, control.stop, control.retry, control.enqueue, control.confirm),
-    *(studies.best, studies.report, studies.dashboard, studies.params),
+    *(studies.best, compare.compare, studies.report, studies.dashboard, studies.params),
 ):
     app.command()(command)
 app.add_typer(launch.app, name="launch")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpopt.cli.compare import answer_comparison
 from hpopt.cli.options import (
     HOME,
     DeviceOption,
@@ -172,12 +173,16 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
             watch(database, study, err, stop, lambda: workers.supervise() and has_work(database, study))
         progress = _read_progress(database, study)
     refuse_paused(progress)
+    is_finished = progress.finished_reason is not None or progress.usage.state == "stopped"
+    if study.file.arms and is_finished:
+        answer_comparison(database, study)
+        show_findings(analyze(database, study))
+        return
     out.print(render_answer(progress, study))
     if progress.best is not None:
         show_findings(analyze(database, study))
     if progress.usage.state == "paused":
         err.print(describe_pause(study.name, progress.usage.state_reason), soft_wrap=True)
-    is_finished = progress.finished_reason is not None or progress.usage.state == "stopped"
     if is_finished and progress.best is None:
         retry = f"; `hpopt retry {study.name} --failed` runs its failed trials again" if progress.n_failed else ""
         raise NoAnswerError(

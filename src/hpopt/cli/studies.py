@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hpopt.cli.compare import answer_comparison
 from hpopt.cli.options import (
     HOME,
     FileArgument,
@@ -129,9 +130,12 @@ def best(
     with open_database(storage, home) as database:
         row = load_study(database, study)
         require_root(row)
+        if row.file.arms:
+            answer_comparison(database, row, is_shown=output_format == "table")
         answer = queries.best(database, row)
         if output_format == "table":
-            out.print(render_answer(queries.progress(database, row), row))
+            if not row.file.arms:
+                out.print(render_answer(queries.progress(database, row), row))
             show_findings(analyze(database, row))
             return
         findings = analyze(database, row)

@@ -28,6 +28,7 @@ FRESH_FOR_S = 1.0
 STABLE_AFTER_S = 12.0
 _STUDY_PAGE = re.compile(r"/dashboard/studies/(\d+)(/|$)")
 _STUDY = re.compile(r"/api/studies/(\d+)")
+_IMPORTANCES = re.compile(r"/api/studies/(\d+)/param_importances")
 
 
 class Response(NamedTuple):
@@ -36,6 +37,10 @@ class Response(NamedTuple):
     status: str
     headers: list[tuple[str, str]]
     body: bytes
+
+
+# optuna-dashboard divides by the number of parameters.
+_NO_IMPORTANCES = Response("200 OK", [("Content-Type", "application/json")], b'{"param_importances": [[]]}')
 
 
 class CacheKey(NamedTuple):
@@ -121,6 +126,8 @@ class CacheMiddleware:
         cached = self._responses.get(key)
         if cached is not None and time.monotonic() - cached.made_s < self._fresh_for_s:
             return cached.response
+        if self._lacks_params(key.path):
+            return _encode(_NO_IMPORTANCES, key)
         study = _STUDY.fullmatch(key.path)
         snapshot = None if study is None else self._snapshots.read(int(study[1]))
         additions = None if snapshot is None else self._get_additions(snapshot)
@@ -134,6 +141,12 @@ class CacheMiddleware:
         if key.accepts_gzip:
             self._store(key, CachedResponse(response, time.monotonic(), snapshot, additions))
         return response
+
+    def _lacks_params(self, path: str) -> bool:
+        """Return whether the importances of a study are asked for whose trials have no params, as in a comparison."""
+        study = _IMPORTANCES.fullmatch(path)
+        snapshot = None if study is None else self._snapshots.read(int(study[1]))
+        return snapshot is not None and not any(trial.params for trial in snapshot.trials)
 
     def _is_valid(self, cached: CachedResponse, snapshot: Snapshot | None, additions: FiguresAndNotes | None) -> bool:
         """Return whether the same response would be made again."""

@@ -38,7 +38,7 @@ N_PREBUILT_STUDIES = 3
 _CARD_HEIGHT_PX = 450
 _N_SENSITIVITIES = 8
 # Without the history, of which optuna-dashboard draws its own.
-CHART_NAMES = ("sensitivity", "importance", "interactions", "budget", "parallel", "curves")
+CHART_NAMES = ("comparison", "sensitivity", "importance", "interactions", "budget", "parallel", "curves")
 # Readers choose a light or a dark page, and a figure cannot know which: these colors are legible on both.
 _COLORS_FOR_BOTH_SCHEMES = {TEXT: "#7f8792", MUTED: "#8a929e", COMPLETE: "#2f8fcc", GRID: "rgba(122,130,142,0.25)"}
 

@@ -16,9 +16,10 @@ def detect_findings(table: StudyTable, insights: Insights) -> tuple[Finding, ...
         *parameters.find_edges(table, insights),
         *parameters.find_budget_dependence(insights),
         *trials.find_pruned_winners(insights),
-        *trials.find_tie(table, insights.noise),
+        # A comparison has a verdict of its own.
+        *(trials.find_tie(table, insights.noise) if table.design is None else ()),
         *parameters.find_divergence(insights),
-        *trials.find_shortage(table),
+        *(trials.find_shortage(table) if table.design is None else ()),
         *parameters.find_interactions(insights),
         *parameters.find_bias(insights),
     ]

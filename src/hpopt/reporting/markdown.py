@@ -4,9 +4,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
+from hpopt.analysis.arms import ArmsComparison
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
 from hpopt.reporting.chart import Chart
+from hpopt.reporting.comparison import (
+    SIDE_COLUMNS,
+    describe_basis,
+    describe_changes,
+    describe_comparison,
+    tabulate_sides,
+)
 from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
@@ -34,7 +42,21 @@ def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     """Return the report as Markdown; its pictures are NAME.png in the same folder."""
     insights = summary.insights
     lines = [f"# {table.name}", "", f"{describe_objective(table)}.", ""]
-    lines += ["## Answer", "", describe_answer(table, summary), "", *_best_params(table, summary)]
+    if insights.comparison is None:
+        lines += _search_sections(table, summary, charts)
+    else:
+        lines += ["## Comparison", "", *_comparison(insights.comparison), *_pictures(charts, "comparison")]
+        lines += ["## Warnings", "", *(_warnings(summary) or ["None."]), ""]
+    pruning = [describe_pruning(insights.pruning)] if insights.comparison is None else []
+    lines += ["## Cost", "", *_paragraph([*describe_cost(table, insights.cost), *pruning])]
+    lines += [*_pictures(charts, "curves"), "## Method", ""]
+    lines += [*(f"- {name}: {value}" for name, value in table.origin.items()), ""]
+    return "\n".join([*map(_without_html, lines), *_study_file(table), ""])
+
+
+def _search_sections(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]) -> list[str]:
+    insights = summary.insights
+    lines = ["## Answer", "", describe_answer(table, summary), "", *_best_params(table, summary)]
     lines += ["## Warnings", "", *(_warnings(summary) or ["None."]), ""]
     lines += ["## Confidence", "", *_paragraph(describe_confidence(table, summary))]
     if table.answer is not None:
@@ -48,18 +70,25 @@ def render_text(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
     lines += [f"- {sentence}" for sentence in describe_measures(insights)]
     lines += [f"- Interactions: {describe_interactions(insights)}", f"- Training length: {describe_budget(insights)}"]
     lines += ["", *_pictures(charts, "importance", "sensitivity", "interactions", "budget", "parallel", "correlations")]
-    lines += ["## Cost", "", *_paragraph([*describe_cost(table, insights.cost), describe_pruning(insights.pruning)])]
-    lines += [*_pictures(charts, "curves"), "## Method", ""]
-    lines += [*(f"- {name}: {value}" for name, value in table.origin.items()), ""]
-    return "\n".join([*map(_without_html, lines), *_study_file(table), ""])
+    return lines
+
+
+def _comparison(compared: ArmsComparison) -> list[str]:
+    """Return what each arm shows against the first, the table of the arms, and what each changes."""
+    texts = [line for text in describe_comparison(compared) for line in (text, "")]
+    details = [f"- {text}" for one in compared.comparisons for text in (describe_changes(one), describe_basis(one))]
+    return [*texts, *_table(SIDE_COLUMNS, tabulate_sides(compared)), "", *details, ""]
 
 
 def render_note(table: StudyTable, summary: Summary) -> str:
     """Return the note of a study: objective, best params, confidence, importance, warnings and study file."""
     lines = [f"hpopt study `{table.name}`. {describe_objective(table)}.", ""]
-    lines += [describe_answer(table, summary), "", *_best_params(table, summary)]
-    lines += _paragraph(describe_confidence(table, summary)[:1])
-    lines += _paragraph(describe_importance(table, summary.insights))
+    if summary.insights.comparison is not None:
+        lines += _comparison(summary.insights.comparison)
+    else:
+        lines += [describe_answer(table, summary), "", *_best_params(table, summary)]
+        lines += _paragraph(describe_confidence(table, summary)[:1])
+        lines += _paragraph(describe_importance(table, summary.insights))
     lines += ["### Warnings", "", *(_warnings(summary) or ["None."]), ""]
     last = ["", "*Written by `hpopt dashboard`. Saving a note replaces it.*"]
     return "\n".join([*map(_without_html, [*lines, "### Study file", ""]), *_study_file(table), *last])

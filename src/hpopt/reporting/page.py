@@ -13,10 +13,18 @@ from shlex import quote
 from plotly.offline import get_plotlyjs
 
 from hpopt.analysis.answer import AnswerKind
+from hpopt.analysis.arms import ArmsComparison
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
 from hpopt.reporting import interactive
 from hpopt.reporting.chart import Chart, Style
+from hpopt.reporting.comparison import (
+    SIDE_COLUMNS,
+    describe_basis,
+    describe_changes,
+    describe_comparison,
+    tabulate_sides,
+)
 from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
 from hpopt.reporting.selection import DARK_COLORS
 from hpopt.reporting.sentences import (
@@ -45,14 +53,17 @@ _SYMBOLS = {"circle": "●", "cross": "✕", "star": "★", "line": "▬", "area
 def render_page(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]) -> str:
     """Return the page as HTML."""
     figures = _Figures(charts)
-    sections = [
-        _answer(table, summary),
-        _warnings(summary),
-        _confidence(table, summary, figures),
-        _importance(table, summary, figures),
-        _cost(table, summary, figures),
-        _method(table),
-    ]
+    compared = summary.insights.comparison
+    if compared is not None:
+        sections = [_comparison(compared, figures), _warnings(summary)]
+    else:
+        sections = [
+            _answer(table, summary),
+            _warnings(summary),
+            _confidence(table, summary, figures),
+            _importance(table, summary, figures),
+        ]
+    sections += [_cost(table, summary, figures), _method(table)]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -94,6 +105,17 @@ def _answer(table: StudyTable, summary: Summary) -> str:
     command = f"<code>hpopt best {escape(quote(table.name))} --format args</code>"
     usage = f"<p class='soft'>As arguments of a training job: {command}</p>"
     return _section("Answer", f'<div class="answer">{value}{_table(*tabulate_best(summary))}</div>{sentence}{usage}')
+
+
+def _comparison(compared: ArmsComparison, figures: "_Figures") -> str:
+    """Return the arms, what each changes, and what it shows against the first."""
+    style = ' class="warn"' if compared.fault else ""
+    verdicts = "".join(f"<p{style}>{escape(text)}</p>" for text in describe_comparison(compared))
+    details = [text for one in compared.comparisons for text in (describe_changes(one), describe_basis(one))]
+    soft = "".join(f'<p class="soft">{escape(text)}</p>' for text in details)
+    return _section(
+        "Comparison", f"{verdicts}{_table(SIDE_COLUMNS, tabulate_sides(compared))}{soft}{figures.whole('comparison')}"
+    )
 
 
 def _confidence(table: StudyTable, summary: Summary, figures: "_Figures") -> str:
@@ -151,7 +173,8 @@ def _cost(table: StudyTable, summary: Summary, figures: "_Figures") -> str:
     boxes = "".join(
         f'<div class="tile"><b>{value}</b><span class="soft">{name}</span></div>' for name, value in tiles.items()
     )
-    text = _paragraphs([*describe_cost(table, cost), describe_pruning(summary.insights.pruning)])
+    pruning = [describe_pruning(summary.insights.pruning)] if table.design is None else []
+    text = _paragraphs([*describe_cost(table, cost), *pruning])
     return _section("Cost", f'<div class="tiles">{boxes}</div>{text}{figures.whole("curves")}')
 
 

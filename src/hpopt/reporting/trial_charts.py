@@ -24,6 +24,8 @@ COMPLETE_POINTS = Style(color=COMPLETE, label="complete", opacity=0.85)
 BEST_POINTS = Style(color=BEST, label="best trial", symbol="star", size=15)
 # The trials drawn in parallel coordinates: a few are highlighted, so that their agreement can be seen.
 _N_HIGHLIGHTED, _N_PARALLEL = 10, 60
+# Of the baseline, the first treatment, and the others.
+_ARM_COLORS = (COMPLETE, BEST, MUTED)
 # The axes go from 0 to 1; the rest is for the annotations at their ends.
 _PARALLEL_LIMITS = (-0.12, 1.12)
 
@@ -73,6 +75,23 @@ def draw_curves(table: StudyTable) -> Chart | None:
         panels=(panel,),
         caption=f"The best {len(best)} of {len(table.complete())} complete trials, and the longest {len(pruned)} of "
         f"{len(table.pruned())} pruned trials.",
+    )
+
+
+def draw_arm_curves(table: StudyTable) -> Chart | None:
+    """Draw the learning curves of the complete runs of each arm of a comparison."""
+    rows = [row for row in table.complete() if selection.thin_curve(row)]
+    values = [point.value for row in rows for point in selection.thin_curve(row)]
+    shown = selection.choose_value_range(table, values)
+    if shown is None or table.design is None:
+        return None
+    unit = "tokens" if selection.has_tokens(rows) else "steps"
+    arms = list(table.design.arms)
+    styles = {arm: Style(color=_ARM_COLORS[min(i, 2)], label=arm, width=1.5) for i, arm in enumerate(arms)}
+    marks = tuple(_draw_curve(row, unit, styles[row.arm]) for row in rows if row.arm in styles)
+    panel = Panel(x=Axis(title=unit), y=build_metric_axis(table, shown), marks=marks)
+    return Chart(
+        name="curves", title="Learning curves of the arms", panels=(panel,), caption="The complete runs of each arm."
     )
 
 

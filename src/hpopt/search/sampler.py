@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import RandomSampler
 
 from hpopt.hyperparameters import Scalar
-from hpopt.search.conditions import Condition, find_conditions, is_active
+from hpopt.search.conditions import Condition, is_active
 from hpopt.search.space import Categorical, Int, Range
 from hpopt.search.tpe import ColumnTPESampler, Observations
 
@@ -101,20 +101,3 @@ def to_distribution(parameter: Range) -> BaseDistribution:
     if isinstance(parameter, Int):
         return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-
-
-def grid_points(space: Space) -> list[dict[str, Scalar]]:
-    """Return every combination of the values of a space of choices, integers and floats with a step.
-
-    A point has the parameters that are active there.
-    """
-    points: list[dict[str, Scalar]] = [{}]
-    for name, condition in find_conditions(space).items():
-        parameter = space[name]
-        values = parameter.choices if isinstance(parameter, Categorical) else tuple(parameter.values())
-        points = [
-            extended
-            for point in points
-            for extended in ([{**point, name: value} for value in values] if is_active(condition, point) else [point])
-        ]
-    return [{name: point[name] for name in space if name in point} for point in points]

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -12,6 +13,9 @@ from hpopt.hyperparameters import TYPE_NAMES, Scalar, not_one_of
 
 # How close to a multiple of the step a value must be, in steps; that of Optuna's FloatDistribution.
 GRID_TOLERANCE = 1e-8
+
+# More values of one parameter are a search, and a list of them would fill the memory.
+MAX_POINTS = 10_000
 
 # Optuna stores every parameter as a double, which is exact for integers up to this.
 LARGEST_EXACT_INT = 2**53
@@ -53,6 +57,15 @@ When = Annotated[
     ),
 ]
 
+Num = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        le=MAX_POINTS,
+        description="Points of a fixed design from low to high, equidistant; with log, in the logarithm.",
+    ),
+]
+
 
 class Float(BaseModel):
     """Real numbers from low to high, both included."""
@@ -66,11 +79,14 @@ class Float(BaseModel):
     """Sample evenly in the logarithm: as many values from 0.001 to 0.01 as from 0.01 to 0.1."""
     step: Annotated[float, Field(gt=0)] | None = None
     """Take only low, low + step, low + 2 step and so on."""
+    num: Num = None
     when: When = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_bounds(self.low, self.high, self.step, above=0 if self.log else None)
+        if self.num is not None and self.step is not None:
+            raise ValueError("num and step exclude each other; remove one")
         if self.log and self.step is not None:
             raise ValueError("log and step exclude each other; remove one")
         return self
@@ -90,6 +106,10 @@ class Float(BaseModel):
         The arithmetic is decimal, as for the high of Optuna's FloatDistribution: 0.1 + 2 steps of 0.1 is 0.3.
         """
         return (self._value_at(i) for i in range(self._n_steps() + 1))
+
+    def points(self) -> tuple[float, ...]:
+        """Return the values in a fixed design, ascending. Raises ValueError without num and step."""
+        return tuple(self.values()) if self.num is None else _spaced(self.low, self.high, self.num, log=self.log)
 
     def extremes(self) -> tuple[float, ...]:
         """Return the lowest and the highest value; with a step, the highest that it reaches."""
@@ -120,10 +140,13 @@ class Int(BaseModel):
     """Sample evenly in the logarithm: as many values from 1 to 10 as from 10 to 100."""
     step: Annotated[int, Field(ge=1)] = 1
     """Take only low, low + step, low + 2 step and so on."""
+    num: Num = None
     when: When = {}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.num is not None and self.step > 1:
+            raise ValueError("num and step exclude each other; remove one")
         _check_bounds(self.low, self.high, self.step if self.step > 1 else None, above=0 if self.log else None)
         if self.log and self.step > 1:
             raise ValueError("log and step exclude each other; remove one")
@@ -136,6 +159,12 @@ class Int(BaseModel):
     def contains(self, value: object) -> bool:
         """Return whether the value is in the range."""
         return type(value) is int and value in self.values()
+
+    def points(self) -> Sequence[int]:
+        """Return the values in a fixed design, ascending: num of them, rounded, each once, or all."""
+        if self.num is None:
+            return self.values()
+        return tuple(dict.fromkeys(map(round, _spaced(self.low, self.high, self.num, log=self.log))))
 
     def extremes(self) -> tuple[int, ...]:
         """Return the lowest and the highest value; with a step, the highest that it reaches."""
@@ -176,6 +205,10 @@ class Categorical(BaseModel):
     def contains(self, value: object) -> bool:
         """Return whether the value is one of the choices; true is not 1."""
         return is_one_of(value, self.choices)
+
+    def points(self) -> tuple[Scalar, ...]:
+        """Return the values in a fixed design: all choices."""
+        return self.choices
 
     def extremes(self) -> tuple[Scalar, ...]:
         """Return all choices, which have no order."""
@@ -227,6 +260,21 @@ def describe_mismatch(range_: Range, value: object) -> str:
     if type(value) not in (int, expected):
         return f"{value!r} is not {TYPE_NAMES[expected]}"
     return f"{value!r} is outside {range_.describe()}"
+
+
+def _spaced(low: float, high: float, num: int, *, log: bool) -> tuple[float, ...]:
+    """Return up to num values from low to high, both exactly included, with equal distances or ratios.
+
+    Distances are fractions and ratios have 12 digits, so that 0.1 to 0.3 has 0.2 and 0.001 to 0.1 has 0.01.
+    """
+    first, last = Fraction(str(low)), Fraction(str(high))
+    parts = [Fraction(i, num - 1) for i in range(num)]
+    if log:
+        ratio = math.log(high) - math.log(low)
+        values = [float(f"{math.exp(math.log(low) + part * ratio):.12g}") for part in parts]
+    else:
+        values = [float(first + part * (last - first)) for part in parts]
+    return tuple(dict.fromkeys((low, *(min(max(value, low), high) for value in values[1:-1]), high)))
 
 
 def _check_bounds(low: float, high: float, step: float | None, *, above: float | None) -> None:

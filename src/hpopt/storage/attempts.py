@@ -18,7 +18,7 @@ from hpopt.formats import one_line, storable, to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_write, tables
 from hpopt.storage.budget import find_limit_reached
-from hpopt.storage.configurations import SEED, lock_study
+from hpopt.storage.configurations import ARM, SEED, lock_study
 from hpopt.storage.database import Database
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 
@@ -48,6 +48,7 @@ class Attempt:
     number: int
     attempt_number: int = 1
     seed: int | None = None
+    arm: str | None = None
     params: Mapping[str, Scalar]
     can_be_pruned: bool = True
 
@@ -129,11 +130,13 @@ def start(
     seed: int | None,
     config: Mapping[str, Any] | None,
     data_fingerprint: str | None,
+    arm: str | None = None,
 ) -> None:
-    """Record the sampled params of a trial, and the config and data that it trains with. Raises Fenced."""
+    """Record the sampled params of a trial, and the arm, config and data that it trains with. Raises Fenced."""
     parameters = {
         "attempt_id": attempt.attempt_id,
         "seed": seed,
+        "arm": arm,
         "config": None if config is None else to_json(config, keep_non_finite=True),
         "data_fingerprint": data_fingerprint,
     }
@@ -234,7 +237,13 @@ def _read_attempt(connection: sa.Connection, attempt_id: int) -> Attempt:
         seed, params = None, {**params, "seed": seed}
     # The defaults are what all others are compared with, and a replicate that was pruned would be none.
     can_be_pruned = not {DEFAULT_CONFIGURATION, SEED} & trial.user_attrs.keys()
-    return Attempt(**{**row, "seed": seed}, params=params, can_be_pruned=can_be_pruned)
+    arm = trial.user_attrs.get(ARM)
+    return Attempt(
+        **{**row, "seed": seed},
+        arm=arm if isinstance(arm, str) else None,
+        params=params,
+        can_be_pruned=can_be_pruned,
+    )
 
 
 _RECORD_CONTACT = sa.text("select hpopt.record_contact(:worker_id)")
@@ -253,7 +262,7 @@ _ATTEMPT = sa.text(
 
 _NEXT_RETRY = sa.text(
     """
-    select study_id, trial_id, optuna_trial_id, attempt_number, seed from hpopt.attempts
+    select study_id, trial_id, optuna_trial_id, attempt_number, seed, arm from hpopt.attempts
     where study_id = :study_id and is_requeued and is_last
       and coalesce(retry_at, '-infinity') <= now()
     order by trial_id limit 1
@@ -269,15 +278,16 @@ _ADD_ATTEMPT = sa.text(
 
 _ADD_RETRY = sa.text(
     """
-    insert into hpopt.attempt (study_id, worker_id, optuna_trial_id, trial_id, attempt_number, seed)
-    values (:study_id, :worker_id, :optuna_trial_id, :trial_id, :attempt_number + 1, :seed) returning attempt_id
+    insert into hpopt.attempt (study_id, worker_id, optuna_trial_id, trial_id, attempt_number, seed, arm)
+    values (:study_id, :worker_id, :optuna_trial_id, :trial_id, :attempt_number + 1, :seed, :arm) returning attempt_id
     """
 )
 
 _START = sa.text(
     """
     update hpopt.attempt
-    set seed = :seed, config = cast(:config as jsonb), data_fingerprint = :data_fingerprint, heartbeat_at = now()
+    set seed = :seed, arm = :arm, config = cast(:config as jsonb), data_fingerprint = :data_fingerprint,
+        heartbeat_at = now()
     where attempt_id = :attempt_id and ended_at is null
     """
 )

@@ -1,4 +1,4 @@
-"""Identify the configurations of a study by params and seed, and enqueue those that it does not have."""
+"""Identify the configurations of a study by arm, params and seed, and enqueue those that it does not have."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,20 +11,23 @@ from hpopt.hyperparameters import Scalar
 from hpopt.storage import optuna_write
 
 Params = frozenset[tuple[str, str]]
+# Arm, params and seed.
+Key = tuple[str | None, Params, int | None]
 
-# The user attribute of a trial with the seed that it was enqueued with.
-SEED = "seed"
+# The user attributes of a trial with the seed and the arm that it was enqueued with.
+SEED, ARM = "seed", "arm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Params and a seed, which identify a trial, and the user attributes of the trial.
+    """Params, a seed and the arm of a comparison, which identify a trial, and the user attributes of the trial.
 
     Without a seed it is the one of the objective's config. Params that are left out are sampled.
     """
 
     params: Mapping[str, Scalar]
     seed: int | None = None
+    arm: str | None = None
     user_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,11 +47,11 @@ class Configurations:
         self._connection = connection
         self._study_id = study_id
         self._default_seed = default_seed
-        self._trials: dict[tuple[Params, int | None], int] = {}
+        self._trials: dict[Key, int] = {}
         for row in connection.execute(_CONFIGURATIONS, {"study_id": study_id}):
             seed = default_seed if row.seed is None else row.seed
             for params in _read_params(row):
-                self._trials.setdefault((_identity(params), seed), row.trial)
+                self._trials.setdefault((row.arm, _identity(params), seed), row.trial)
 
     def find(self, configuration: Configuration) -> int | None:
         """Return the number of the trial of a configuration, or None."""
@@ -56,22 +59,27 @@ class Configurations:
 
     def seeds(self, params: Mapping[str, Scalar]) -> set[int | None]:
         """Return the seeds of the trials with these params."""
-        return {seed for known, seed in self._trials if known == _identity(params)}
+        return {seed for _, known, seed in self._trials if known == _identity(params)}
 
     def enqueue(self, configurations: Iterable[Configuration]) -> list[int]:
         """Enqueue those that no trial has, in one statement, and return their numbers."""
-        new = {self._key(one): one for one in configurations if self.find(one) is None}
-        attributes = [
-            one.user_attrs if one.seed is None else {**one.user_attrs, SEED: one.seed} for one in new.values()
-        ]
-        queue = [(one.params, attrs) for one, attrs in zip(new.values(), attributes, strict=True)]
-        numbers = optuna_write.enqueue(self._connection, self._study_id, queue)
+        new: dict[Key, tuple[Mapping[str, Scalar], dict[str, Any]]] = {}
+        for one in configurations:
+            if self.find(one) is None:
+                _, attributes = new.setdefault(self._key(one), (one.params, {}))
+                attributes.update(_user_attrs(one))
+        numbers = optuna_write.enqueue(self._connection, self._study_id, list(new.values()))
         self._trials.update(zip(new, numbers, strict=True))
         return numbers
 
-    def _key(self, configuration: Configuration) -> tuple[Params, int | None]:
+    def _key(self, configuration: Configuration) -> Key:
         seed = configuration.seed
-        return _identity(configuration.params), self._default_seed if seed is None else seed
+        return configuration.arm, _identity(configuration.params), self._default_seed if seed is None else seed
+
+
+def _user_attrs(configuration: Configuration) -> dict[str, Any]:
+    given = {SEED: configuration.seed, ARM: configuration.arm}
+    return {**configuration.user_attrs, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _read_params(row: Any) -> Iterator[Mapping[str, Scalar]]:  # noqa: ANN401 - a row of _CONFIGURATIONS.
@@ -100,8 +108,11 @@ _LOCK_STUDY = sa.text(
 _CONFIGURATIONS = sa.text(
     """
     select t.trial, t.params, e.value_json as fixed_params,
-           coalesce(t.seed, case when u.value_json ~ '^[0-9]{1,18}$' then u.value_json::bigint end) as seed
+           coalesce(t.seed, case when u.value_json ~ '^[0-9]{1,18}$' then u.value_json::bigint end) as seed,
+           coalesce(t.arm, case when h.role = 'compare' then trim('"' from a.value_json) end) as arm
     from hpopt.trials t
+    join hpopt.study h using (study_id)
+    left join public.trial_user_attributes a on a.trial_id = t.trial_id and a.key = 'arm'
     left join public.trial_system_attributes e on e.trial_id = t.trial_id and e.key = 'fixed_params'
     left join public.trial_user_attributes u on u.trial_id = t.trial_id and u.key = 'seed'
     where t.study_id = :study_id

@@ -273,7 +273,7 @@ _RECORD = sa.text(
             :study_id, :confirmation_id, :n_runs, :kind, cast(:params as jsonb), :trial, :value, :value_low,
             :value_high, :n_seeds, :optimism, :noise_std, cast(:candidates as jsonb), cast(:test_metrics as jsonb)
         )
-        on conflict (study_id) do update
+        on conflict (study_id, arm) do update
         set confirmation_id = excluded.confirmation_id, n_runs = excluded.n_runs, kind = excluded.kind,
             params = excluded.params, trial = excluded.trial, value = excluded.value,
             value_low = excluded.value_low, value_high = excluded.value_high, n_seeds = excluded.n_seeds,

@@ -84,6 +84,14 @@ def enqueue(
     return Enqueued(trials=tuple(added), seeds=seeds, is_new=True, n_ahead=sum(ahead), blocked_by=blocked_by)
 
 
+def refuse_arms(study: Study) -> None:
+    """Raise InputError for a comparison, which has the runs of its arms alone."""
+    if study.file.arms:
+        raise InputError(
+            f"study '{study.name}' runs its arms; raise seeds in its file and `hpopt create` it again for more pairs"
+        )
+
+
 def params_of(database: Database, study: Study, trial: int) -> dict[str, Scalar]:
     """Return the params of a trial. Raises InputError if there is no such trial, or if it has not started."""
     query = sa.text("select params from hpopt.trials where study_id = :study_id and trial = :trial")

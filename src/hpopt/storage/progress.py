@@ -72,6 +72,8 @@ class BudgetUsage:
 class Best:
     """A row of the view hpopt.best_params: the answer of a confirmation, or the best configuration by its mean.
 
+    Of a comparison it is the better `arm`, else the first one; `params` has what any of its arms sets.
+
     From value_low to value_high is the 95% interval of the mean over its n_seeds seeds: None for a value of a single
     run. `folder` on `host` has the files of the trial, such as its checkpoint, if the study keeps them. `optimism`,
     `noise_std`, `candidates` and `test_metrics` are those of a confirmation, as in hpopt.analysis.answer.Answer.
@@ -93,6 +95,7 @@ class Best:
     noise_std: float | None = None
     candidates: tuple[ConfirmedCandidate, ...] | None = None
     test_metrics: Mapping[str, float] | None = None
+    arm: str | None = None
 
     @property
     def confirmed(self) -> Answer | None:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpopt.analysis.answer import AnswerKind, ConfirmedCandidate
-from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable, TrialRow
+from hpopt.analysis.trials import ArmsDesign, CurvePoint, Outcome, StudyTable, TrialRow
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.formats import storable, to_json
 from hpopt.hyperparameters import Scalar
@@ -19,22 +19,27 @@ from hpopt.storage.database import Database
 from hpopt.storage.observations import find_external
 from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
+from hpopt.study.arms import data_by_arm
 from hpopt.study.plan import rungs_of
 
 
 def best(database: Database, study: Study) -> Best:
     """Return the best parameters. Raises NoAnswerError while no trial is complete."""
     row = find_best(database, study)
+    if row is None and study.file.arms:
+        raise NoAnswerError(f"study '{study.name}' has no answer; `hpopt compare {study.name}` says why")
     if row is None:
         raise NoAnswerError(f"study '{study.name}' has no completed trial yet")
     return row
 
 
 def find_best(database: Database, study: Study) -> Best | None:
-    """Return the best parameters, or None while no trial is complete."""
+    """Return the best parameters, or None while no trial is complete; of arms with unlike data, the first arm's."""
     query = sa.text("select * from hpopt.best_params where study_name = :name")
     with database.begin() as connection:
-        row = connection.execute(query, {"name": study.name}).mappings().one_or_none()
+        rows = connection.execute(query, {"name": study.name}).mappings().all()
+    order = {arm: position for position, arm in enumerate(study.file.arms)}
+    row = min(rows, key=lambda row: order.get(row["arm"], len(order)), default=None)
     if row is None:
         return None
     candidates = None
@@ -92,8 +97,12 @@ def finished_trials(
     return [FinishedTrial(**{**row, "outcome": Outcome(row["outcome"])}) for row in reversed(rows)]
 
 
-def read_table(database: Database, study: Study) -> StudyTable:
-    """Return all trials of a study with their learning curves, for analysis and reports."""
+def read_table(database: Database, study: Study, *, has_configs: bool = False) -> StudyTable:
+    """Return all trials of a study with their learning curves, for analysis and reports.
+
+    Those of a comparison have their resolved configs and learning rates too, others with `has_configs`.
+    """
+    has_configs = has_configs or bool(study.file.arms)
     parameters = {
         "study_id": study.study_id,
         "metric": study.file.metric,
@@ -103,6 +112,8 @@ def read_table(database: Database, study: Study) -> StudyTable:
     with database.begin() as connection:
         trials = connection.execute(_TRIALS, parameters).mappings().all()
         curves = {row.trial: row for row in connection.execute(_CURVES, parameters)}
+        details = {row.trial: row for row in connection.execute(_DETAILS, parameters)} if has_configs else {}
+    rows = (_trial_row(study, row, curves.get(row["trial"]), details.get(row["trial"])) for row in trials)
     best = find_best(database, study)
     return StudyTable(
         name=study.name,
@@ -111,11 +122,24 @@ def read_table(database: Database, study: Study) -> StudyTable:
         objective=study.file.objective,
         file_text=study.text,
         search_space=study.file.search_space,
-        trials=tuple(_trial_row(study, row, curves.get(row["trial"])) for row in trials),
+        trials=tuple(rows),
         rungs=rungs_of(study.file),
         external=find_external(database, study),
         origin=_origin(study),
         answer=None if best is None else best.confirmed,
+        design=_design(database, study),
+    )
+
+
+def _design(database: Database, study: Study) -> ArmsDesign | None:
+    """Return the arms of a comparison, or None for another study."""
+    if not study.file.arms:
+        return None
+    return ArmsDesign(
+        arms=study.file.arm_values(study.defaults),
+        data=data_by_arm(study.file, study.defaults),
+        indifference=study.file.compare.indifference,
+        is_finished=budget.finished_reason(study, budget.read_usage(database, study)) is not None,
     )
 
 
@@ -126,14 +150,19 @@ def _origin(study: Study) -> dict[str, str]:
     return {"created": created, "study file (SHA-256, first 16)": study.file_sha256[:16], **data, **study.versions}
 
 
-def _trial_row(study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None) -> TrialRow:
+def _trial_row(
+    study: Study, row: sa.RowMapping, curve: sa.Row[Any] | None, details: sa.Row[Any] | None = None
+) -> TrialRow:
     outcome = None if row["outcome"] is None else Outcome(row["outcome"])
+    of_arm = study.file.arm_values(study.defaults).get(row["arm"], {})
     params = {
         name: to_json(value) if isinstance(value, list | dict) else value
-        for name, value in _in_order(study, row["params"]).items()
+        for name, value in {**of_arm, **_in_order(study, row["params"])}.items()
         if name not in study.file.search_space or _is_analyzable(study.file.search_space[name], value)
     }
-    fields = {**row, "params": params, "outcome": outcome}
+    fields: dict[str, Any] = {**row, "params": params, "outcome": outcome}
+    if details is not None:
+        fields |= {"config": details.config, "learning_rates": tuple(details.learning_rates or ())}
     if curve is None:
         return TrialRow(**fields)
     values = _best_so_far(study, curve.values) if study.file.summary == "best" else curve.values
@@ -268,7 +297,7 @@ _WORKERS = sa.text(
 _TRIALS = sa.text(
     """
     select t.trial, t.state, t.value, t.params, t.seed, t.n_attempts, t.started_at, t.finished_at, t.device_seconds,
-           t.tokens, t.reason,
+           t.tokens, t.reason, t.arm,
            case when t.state in ('COMPLETE', 'PRUNED', 'FAIL')
                then coalesce(t.outcome, case t.state when 'FAIL' then 'failed' else lower(t.state) end)
            end as outcome,
@@ -288,5 +317,18 @@ _CURVES = sa.text(
            array_agg((metrics ->> :metric)::double precision order by step) as values,
            (array_agg(metrics order by step desc))[1] as metrics
     from hpopt.learning_curves where study_name = :name group by trial
+    """
+)
+
+# What only a comparison reads of its runs.
+_DETAILS = sa.text(
+    """
+    select t.trial, t.config, e.learning_rates
+    from hpopt.trials t
+    left join (
+        select trial, array_agg(hpopt.number(metrics ->> 'learning_rate') order by step) as learning_rates
+        from hpopt.learning_curves where study_name = :name group by trial
+    ) e using (trial)
+    where t.study_id = :study_id
     """
 )

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,6 @@ from sqlalchemy.dialects.postgresql import insert
 from hpopt import __version__
 from hpopt.errors import InputError, did_you_mean
 from hpopt.formats import storable, to_json
-from hpopt.search import sampler
 from hpopt.storage import tables
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
@@ -34,6 +33,8 @@ from hpopt.study.reading import StudySource, parse_stored
 
 # The user attribute of the trial that runs the defaults. All others are compared with it, so it is never pruned.
 DEFAULT_CONFIGURATION = "default configuration"
+# The user attribute of a trial with the note of its entry in the study file.
+NOTE = "note"
 
 _GIT_TIMEOUT_S = 2
 _VERSIONED = ("optuna", "torch", "transformers")
@@ -70,7 +71,7 @@ class Study:
     @property
     def is_enqueued_whole(self) -> bool:
         """Whether all its trials are enqueued, so that workers sample none."""
-        return not self.is_root or self.file.sampler.name == "grid"
+        return not self.is_root or self.file.is_fixed_design
 
 
 def create_study(
@@ -120,7 +121,7 @@ def _read_study(row: sa.RowMapping) -> Study:
     fields: dict[str, Any] = {**row}
     text = fields.pop("file")
     file = parse_stored(text, f"study '{row['name']}'")
-    return Study(**fields, text=text, file=file if row["role"] == "search" else plan.confirmation_file(file))
+    return Study(**fields, text=text, file=plan.confirmation_file(file) if row["role"] == "confirm" else file)
 
 
 def run_folder(home: Path, name: str, created_at: datetime) -> Path:
@@ -195,6 +196,7 @@ def _create(database: Database, source: StudySource) -> None:
     row = {
         "study_id": study_id,
         "root_id": study_id,
+        "role": "compare" if source.file.arms else "search",
         "created_by": _user_and_host(),
         "git_commit": _git_commit(),
         **_from_source(source),
@@ -214,8 +216,9 @@ def _update(database: Database, study: Study, source: StudySource) -> dict[str, 
         )
     with database.brief() as connection:
         _enqueue(connection, study.study_id, source.file)
-        # Findings with another pruner or of another version can be outdated.
+        # Findings and comparisons with another pruner, indifference or version can be outdated.
         row = {**_from_source(source), "n_analyzed": None}
+        connection.execute(sa.delete(tables.comparison).where(tables.comparison.c.study_id == study.study_id))
         connection.execute(sa.update(tables.study).where(tables.study.c.root_id == study.study_id).values(row))
         changes = file_changes(source.file, study.file)
         if study.versions["hpopt"] != __version__:
@@ -258,15 +261,24 @@ def _create_optuna_study(database: Database, file: StudyFile) -> optuna.Study:
 
 
 def _enqueue(connection: sa.Connection, study_id: int, file: StudyFile) -> None:
-    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, the grid."""
-    is_grid = file.sampler.name == "grid"
-    defaults = None if is_grid else file.default_params()
-    points = sampler.grid_points(file.search_space) if is_grid else []
-    initial = [Configuration(params=params) for params in (*file.enqueue, *points)]
-    if defaults is not None:
-        initial.insert(0, Configuration(params=defaults, user_attrs={DEFAULT_CONFIGURATION: True}))
+    """Enqueue what is tried first and is new: the defaults if they are in the space, the file's, a fixed design.
+
+    A design has the first seed of all its configurations or arms before the second of any, so that whole replicates are
+    left if it is interrupted.
+    """
+    first_seed = default_seed(file, plan.defaults(file))
+    initial = [
+        Configuration(params=params, seed=entry.seed, user_attrs={NOTE: entry.note} if entry.note else {})
+        for params, entry in zip(plan.enqueued_params(file), file.enqueue, strict=True)
+    ]
+    if file.is_fixed_design:
+        points = [Configuration(params=params) for params in plan.design_points(file)]
+        points = [Configuration(params={}, arm=arm) for arm in file.arms] or points
+        initial += [replace(point, seed=seed) for seed in plan.replicate_seeds(file, first_seed) for point in points]
+    elif (params := file.default_params()) is not None:
+        initial.insert(0, Configuration(params=params, user_attrs={DEFAULT_CONFIGURATION: True}))
     lock_study(connection, study_id)
-    Configurations(connection, study_id, default_seed(file, plan.defaults(file))).enqueue(initial)
+    Configurations(connection, study_id, first_seed).enqueue(initial)
 
 
 def default_seed(file: StudyFile, defaults: Mapping[str, Any]) -> int | None:

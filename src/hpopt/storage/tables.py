@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from hpopt.analysis.answer import AnswerKind
 from hpopt.analysis.trials import Outcome
 
 SCHEMA = "hpopt"
@@ -33,7 +34,7 @@ SCHEMA = "hpopt"
 STATES = ("open", "paused", "stopped")
 
 # A study that is not the first of its family follows its parent.
-ROLES = ("search", "confirm")
+ROLES = ("search", "compare", "confirm")
 
 metadata = MetaData(
     schema=SCHEMA,
@@ -137,6 +138,8 @@ attempt = Table(
     Column("trial_id", ForeignKey("public.trials.trial_id", ondelete="CASCADE"), nullable=False),
     Column("attempt_number", SmallInteger, nullable=False, server_default="1"),
     Column("seed", BigInteger),
+    # Of a run of a comparison.
+    Column("arm", Text),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("heartbeat_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("ended_at", DateTime(timezone=True)),
@@ -218,11 +221,15 @@ finding = Table(
     CheckConstraint("severity in ('error', 'warning', 'note')", name="severity"),
 )
 
-# The answer of a confirmation, by the root of its family.
+# The answer of a confirmation, by the root of its family, or of a comparison: its better arm, else its first one. Where
+# the arms have different data, each of them.
 answer = Table(
     "answer",
     metadata,
     Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), primary_key=True),
+    # Empty for a confirmation.
+    Column("arm", Text, primary_key=True, server_default=""),
+    # The study whose runs these are: the confirmation, or the comparison itself.
     Column("confirmation_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), nullable=False),
     # Finished runs of the confirmation, from which it follows.
     Column("n_runs", Integer, nullable=False),
@@ -231,16 +238,45 @@ answer = Table(
     # The trial of the parent with these params.
     Column("trial", Integer, nullable=False),
     Column("value", Double, nullable=False),
-    # The 95% interval of the true mean.
-    Column("value_low", Double, nullable=False),
-    Column("value_high", Double, nullable=False),
+    # The 95% interval of the true mean; null for a single run.
+    Column("value_low", Double),
+    Column("value_high", Double),
     Column("n_seeds", Integer, nullable=False),
-    # How much better the best single value of the search is than its confirmed mean.
-    Column("optimism", Double, nullable=False),
-    Column("noise_std", Double, nullable=False),
-    Column("candidates", JSONB, nullable=False),
+    # Of a confirmation: how much better the best single value of the search is than its confirmed mean.
+    Column("optimism", Double),
+    Column("noise_std", Double),
+    Column("candidates", JSONB),
     Column("test_metrics", JSONB),
     Column("answered_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    CheckConstraint("kind in ('confirmed', 'tie')", name="kind"),
+    CheckConstraint(f"kind in {tuple(map(str, AnswerKind))}", name="kind"),
     Index(None, "confirmation_id"),
+)
+
+# The comparisons of a study's arms, each with the first.
+comparison = Table(
+    "comparison",
+    metadata,
+    Column("study_id", ForeignKey("hpopt.study.study_id", ondelete="CASCADE"), primary_key=True),
+    # In the order of the study file.
+    Column("position", SmallInteger, primary_key=True),
+    # Finished runs of the study, from which it follows.
+    Column("n_runs", Integer, nullable=False),
+    Column("baseline", Text, nullable=False),
+    Column("treatment", Text, nullable=False),
+    # Pairs of complete runs with one seed.
+    Column("n", Integer, nullable=False),
+    # The 95% interval of the mean of treatment minus baseline.
+    Column("difference", Double),
+    Column("low", Double),
+    Column("high", Double),
+    Column("p_value", Double),
+    Column("permutation_p_value", Double),
+    Column("detectable", Double),
+    Column("verdict", Text),
+    Column("needed_seeds_low", Integer),
+    Column("needed_seeds_high", Integer),
+    # Why there is no verdict.
+    Column("reason", Text),
+    Column("compared_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("(verdict is null) <> (reason is null)", name="reason"),
 )

@@ -24,7 +24,9 @@ select a.study_id, a.trial_id, a.attempt_number, a.optuna_trial_id, a.attempt_id
            where later.trial_id = a.trial_id and later.attempt_number > a.attempt_number
        ) as is_last,
        a.is_requeued,
-       a.folder
+       a.folder,
+       a.arm,
+       hpopt.parent(a.study_id) as parent
 from hpopt.attempt a
 """
 
@@ -67,7 +69,9 @@ select s.study_name,
        t.trial_id as optuna_trial_id,
        t.study_id,
        w.host,
-       g.folder
+       g.folder,
+       g.arm,
+       hpopt.parent(t.study_id) as parent
 from public.trials t
 join public.studies s on s.study_id = t.study_id
 left join hpopt.attempts g on g.optuna_trial_id = t.trial_id
@@ -101,9 +105,10 @@ where t.state = 'COMPLETE' and t.feasible and t.value is not null
 # replace one that was repeated. `trial` is its best run in the search, value_low and value_high bound the 95% interval
 # of the mean. avg() fails for values above 1e154, whose squares it adds. As in hpopt.leaderboard and
 # hpopt.learning_curves, a query about one study reads only that study because trials are grouped by study_name too.
+# Of a comparison it is the better arm, else the first, once all runs have finished; each arm where their data differ.
 _BEST_PARAMS = """
 create or replace view hpopt.best_params as
-select distinct on (configurations.study_id, configurations.study_name)
+(select distinct on (configurations.study_id, configurations.study_name)
        configurations.study_name,
        coalesce(answer.value, case when configurations.n_seeds > 1 then mean else best.value end) as value,
        coalesce(answer.value_low, mean - half_width) as value_low,
@@ -119,7 +124,8 @@ select distinct on (configurations.study_id, configurations.study_name)
        answer.optimism,
        answer.noise_std,
        answer.candidates,
-       answer.test_metrics
+       answer.test_metrics,
+       null::text as arm
 from (
     select t.study_id, t.study_name, t.params, d.sign, greatest(count(distinct t.seed), 1)::int as n_seeds,
            sum(t.value / 4096) / count(*) * 4096 as mean,
@@ -135,7 +141,10 @@ from (
         from public.study_directions where objective = 0
     ) d on d.study_id = t.study_id
     where t.state = 'COMPLETE' and t.feasible and t.value is not null
-      and not exists (select from hpopt.study h where h.study_id = t.study_id and h.root_id <> h.study_id)
+      and not exists (
+          select from hpopt.study h
+          where h.study_id = t.study_id and (h.root_id <> h.study_id or h.role = 'compare')
+      )
     group by t.study_id, t.study_name, t.params, d.sign
 ) configurations
 cross join lateral (
@@ -150,14 +159,26 @@ left join lateral (
     order by t.seed limit 1
 ) kept on true
 order by configurations.study_id, configurations.study_name, configurations.n_seeds desc,
-         sign * case when configurations.n_seeds > 1 then mean else best.value end, best.trial
+         sign * case when configurations.n_seeds > 1 then mean else best.value end, best.trial)
+union all
+select s.study_name, a.value, a.value_low, a.value_high, a.n_seeds, 'compare', a.params, a.trial, a.answered_at,
+       kept.host, kept.folder, a.kind, a.optimism, a.noise_std, a.candidates, a.test_metrics, a.arm
+from hpopt.answer a
+join public.studies s using (study_id)
+left join lateral (
+    select t.host, t.folder
+    from hpopt.trials t
+    where t.study_id = a.study_id and t.arm = a.arm and t.folder is not null
+    order by t.seed limit 1
+) kept on true
+where a.arm <> ''
 """
 
 # A retry repeats the steps since the checkpoint: of each step, the evaluation of the last attempt is shown.
 _LEARNING_CURVES = """
 create or replace view hpopt.learning_curves as
 select distinct on (t.study_id, t.study_name, t.trial_id, e.step)
-       t.study_name, t.trial, e.step, e.tokens, e.seconds, e.metrics, e.recorded_at
+       t.study_name, t.trial, e.step, e.tokens, e.seconds, e.metrics, e.recorded_at, t.arm, t.parent
 from hpopt.trials t
 join hpopt.attempt a on a.trial_id = t.trial_id
 join hpopt.evaluation e on e.optuna_trial_id = a.optuna_trial_id
@@ -232,6 +253,15 @@ select s.study_id,
 from hpopt.study s
 """
 
+# What a comparison shows of each arm against the first, once all runs have finished: a verdict, or the reason why there
+# is none.
+_COMPARISONS = """
+create or replace view hpopt.comparisons as
+select s.study_name, c.baseline, c.treatment, c.n, c.difference, c.low, c.high, c.p_value, c.permutation_p_value,
+       c.detectable, c.verdict, c.needed_seeds_low, c.needed_seeds_high, c.reason, c.compared_at, c.position
+from hpopt.comparison c join public.studies s using (study_id)
+"""
+
 _CHANGES = """
 create or replace view hpopt.changes as
 select s.study_name, c.changed_at, c.changed_by, c.key, c.old_value, c.new_value
@@ -249,6 +279,7 @@ VIEWS = {
     "findings": _FINDINGS,
     "budget_usage": _BUDGET_USAGE,
     "changes": _CHANGES,
+    "comparisons": _COMPARISONS,
 }
 
 # A number in text, such as JSON; null for anything else.
@@ -273,6 +304,17 @@ $$
 _UTC = """
 create or replace function hpopt.utc(given timestamp) returns timestamptz language sql immutable as $$
     select case when given > '0001-01-02' and given < '9999-12-31' then given at time zone 'UTC' end
+$$
+"""
+
+# The name of the first study of the family of a study; null for itself, and for studies of other programs.
+_PARENT = """
+create or replace function hpopt.parent(of_study_id integer) returns text language sql stable strict as $$
+    select (
+        select s.study_name
+        from hpopt.study h join public.studies s on s.study_id = h.root_id
+        where h.study_id = of_study_id and h.root_id <> of_study_id
+    )
 $$
 """
 
@@ -430,6 +472,7 @@ FUNCTIONS = {
     "number": _NUMBER,
     "finite_value": _FINITE_VALUE,
     "utc": _UTC,
+    "parent": _PARENT,
     "parsed_param_value": _PARSED_PARAM_VALUE,
     "param_value": _PARAM_VALUE,
     "t_quantile": _T_QUANTILE,

@@ -8,9 +8,12 @@ from hpopt.errors import ConfigError, did_you_mean
 from hpopt.hyperparameters import Scalar, not_one_of
 from hpopt.search.conditions import active_params, find_conditions
 from hpopt.search.space import Categorical, Float, Int, Range, describe_mismatch
+from hpopt.study.arms import check_arms
 from hpopt.study.conditions import check_active, check_conditions, check_used
+from hpopt.study.designs import check_design, check_size
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
+from hpopt.study.plan import enqueued_params
 from hpopt.training import sources
 from hpopt.training.config import PREPARED_BY, PretrainConfig
 from hpopt.training.hub import is_hub_name
@@ -34,10 +37,15 @@ def check_study(study: StudyFile) -> None:
             if name not in taken:
                 raise ConfigError(f"{section}.{name}", f"{study.objective} does not take it{did_you_mean(name, taken)}")
     _check_values(study)
+    check_arms(study)
+    if not study.arms and "search_space" not in study.model_fields_set:
+        raise ConfigError("search_space", "missing")
+    check_design(study)
     check_conditions(study)
     _check_enqueued(study)
     _check_sampler_and_pruner(study)
     _check_combinations(study)
+    check_size(study)
 
 
 def check_sources(study: StudyFile) -> None:
@@ -55,7 +63,13 @@ def check_sources(study: StudyFile) -> None:
         if name in PREPARED_BY and isinstance(searched, Categorical)
     }
     _check_stream(study)
-    for chosen in product(*choices.values()):
+    for arm in study.arms:
+        try:
+            sources.check_sources(study.config({}, arm=arm))
+        except ConfigError as error:
+            section = f"arms.{arm}" if error.key in study.arms[arm] else "fixed"
+            raise ConfigError(f"{section}.{error.key}", error.problem) from error
+    for chosen in product(*choices.values()) if not study.arms else ():
         params = active_params(space, {**lows, **dict(zip(choices, chosen, strict=True))})
         try:
             sources.check_sources(study.config(params))
@@ -132,12 +146,16 @@ def check_enqueued_trial(study: StudyFile, params: Mapping[str, Any]) -> None:
 
 
 def _check_enqueued(study: StudyFile) -> None:
-    for i, params in enumerate(study.enqueue):
-        for name, value in params.items():
+    for i, (entry, params) in enumerate(zip(study.enqueue, enqueued_params(study), strict=True)):
+        for name, value in entry.params.items():
             if name in study.search_space:
                 _check_one(study.objective, f"enqueue[{i}].{name}", value)
+        if entry.seed is not None:
+            _check_one(study.objective, f"enqueue[{i}].seed", entry.seed)
+        if entry.note is not None and "\0" in entry.note:
+            raise ConfigError(f"enqueue[{i}].note", "has a NUL, which PostgreSQL does not store")
         try:
-            check_params(study.search_space, params)
+            check_params(study.search_space, {**params, **entry.params})
         except ConfigError as error:
             raise ConfigError(f"enqueue[{i}].{error.key}", error.problem) from error
 
@@ -146,11 +164,8 @@ def _check_sampler_and_pruner(study: StudyFile) -> None:
     for name in _length_parameters(study) & study.search_space.keys() if study.pruner.name != "none" else ():
         problem = f"{study.pruner.name} compares trials at the same fractions of schedules of one length"
         raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')
-    for name, searched in study.search_space.items():
+    for name in study.search_space:
         check_used(study, name)
-        if study.sampler.name == "grid" and isinstance(searched, Float) and searched.step is None:
-            remedy = "add a step, or write { choices = [...] }"
-            raise ConfigError(f"search_space.{name}", f"a grid needs a list of values; {remedy}")
 
 
 def _length_parameters(study: StudyFile) -> set[str]:
@@ -161,7 +176,7 @@ def _length_parameters(study: StudyFile) -> set[str]:
 
 
 def _check_combinations(study: StudyFile) -> None:
-    for params in _combinations(study.search_space):
+    for params in _combinations(study.search_space) if not study.arms else ():
         try:
             study.config(params)
         except (ConfigError, TypeError, ValueError) as error:
@@ -193,7 +208,7 @@ def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
 def _probes(searched: Int | Categorical) -> Iterable[Scalar]:
     if isinstance(searched, Categorical):
         return searched.choices
-    values = searched.values()
+    values = searched.points()
     # If the heads divide the two lowest widths, they divide their difference and so all widths.
     return values if len(values) <= MAX_PROBES else (values[0], values[1], values[-1])
 

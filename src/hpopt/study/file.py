@@ -1,10 +1,11 @@
 """Define the sections and keys of a study file, and compare two files."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_serializer, model_validator
 
 from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
@@ -15,6 +16,11 @@ from hpopt.study.objectives import build_config, config_class
 
 POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
+MAX_SEEDS = 10_000
+# The samplers that run a fixed list of configurations, and search nothing.
+FIXED_DESIGNS = ("grid", "one_at_a_time")
+# It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
+NAME_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _NOT_GIVEN = "not given"
 
 
@@ -32,20 +38,17 @@ class Budget(BaseModel):
     target: float | None = None
     """Stop when the best value reaches this."""
 
-    @model_validator(mode="after")
-    def _check_limits(self) -> Self:
-        if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
-            raise ValueError("no limit; give at least one of trials, gpu_hours, wall_hours")
-        return self
-
 
 class Sampler(BaseModel):
     """How the next trial is chosen."""
 
     model_config = STRICT
 
-    name: Literal["tpe", "random", "grid"] = "tpe"
-    """tpe samples near the best trials so far, random samples uniformly, grid tries every combination."""
+    name: Literal["tpe", "random", "grid", "one_at_a_time"] = "tpe"
+    """tpe samples near the best trials so far, random samples uniformly; the fixed designs: grid tries every
+    combination, one_at_a_time each value of each parameter with the others as in `base`."""
+    base: dict[str, Any] = {}
+    """The configuration that one_at_a_time varies; the objective's defaults hold for the rest."""
     seed: Annotated[int, Field(ge=0, le=NUMPY_MAX_SEED)] = 0
     """Each trial's sampler is seeded from this and the trial's number."""
     n_startup_trials: Annotated[int, Field(ge=0)] = 10
@@ -76,13 +79,49 @@ class Confirm(BaseModel):
     """How many runs of each."""
 
 
-class StudyFile(BaseModel):
-    """One study as its file describes it: what is searched, what is fixed, and when to stop."""
+def default_pruner(sampler: Sampler, arms: Mapping[str, Any]) -> Pruner:
+    """Return the pruner of a study file without one: a fixed design runs all its trials to their end."""
+    return Pruner(name="none") if arms or sampler.name in FIXED_DESIGNS else Pruner()
+
+
+class Enqueued(BaseModel):
+    """A configuration to try first; without the key `params`, the keys are the parameters."""
 
     model_config = STRICT
 
-    # It begins with a letter or digit, so that no name is a command-line option or a path to another folder.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    params: dict[str, Any] = {}
+    """Parameters that it leaves out are sampled; those of one_at_a_time are as in its base."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """The objective's own if not given."""
+    note: str | None = None
+    """Why it is tried, a user attribute of its trial."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_bare_params(cls, entry: object) -> object:
+        return entry if not isinstance(entry, Mapping) or "params" in entry else {"params": entry}
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        others = {key: value for key, value in (("seed", self.seed), ("note", self.note)) if value is not None}
+        return {"params": self.params, **others} if others else self.params
+
+
+class Compare(BaseModel):
+    """How the arms of a comparison are judged; each is compared with the first."""
+
+    model_config = STRICT
+
+    indifference: Annotated[float, Field(gt=0)] | None = None
+    """The smallest difference that matters, in units of the metric: arms that surely differ by less are equivalent."""
+
+
+class StudyFile(BaseModel):
+    """One study as its file describes it: what is searched or compared, what is fixed, and when to stop."""
+
+    model_config = STRICT
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN.pattern, max_length=100)]
     """Letters, digits, `.`, `_` and `-`; unique in a database."""
     objective: str = "pretrain"
     """`pretrain`, or a training function of your own as `package.module:function`."""
@@ -94,16 +133,22 @@ class StudyFile(BaseModel):
     """How many of the best complete trials keep the files of their run folders, such as checkpoints."""
     summary: Literal["last", "best"] = "last"
     """Which evaluation of a run is its value; with best, a rung compares the best so far."""
-    budget: Budget
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 1
+    """Runs of each configuration of a fixed design, the same seeds for all: the objective's own and those after it."""
+    arms: dict[str, dict[str, Any]] = {}
+    """The arms of a comparison: values over those of `fixed`, for each arm by its name; the first is the baseline."""
+    budget: Budget = Budget()
     sampler: Sampler = Sampler()
-    pruner: Pruner = Pruner()
+    pruner: Pruner = Field(default_factory=lambda valid: default_pruner(valid["sampler"], valid["arms"]))
+    """By default asha for a search, none for a fixed design."""
     confirm: Confirm | None = None
-    search_space: Annotated[dict[str, Range], Field(min_length=1)]
-    """The parameters to search, each a range or a list of choices."""
+    compare: Compare = Compare()
+    search_space: Annotated[dict[str, Range], Field(min_length=1)] = {}
+    """The parameters to search, each a range or a list of choices; required without `arms`."""
     fixed: dict[str, Any] = {}
     """Parameters with constant values; the objective's defaults hold for the rest."""
-    enqueue: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
-    """Configurations to try first; parameters that an entry leaves out are sampled."""
+    enqueue: Annotated[tuple[Enqueued, ...], Field(strict=False)] = ()
+    """Configurations to try first."""
 
     @field_validator("search_space")
     @classmethod
@@ -111,10 +156,24 @@ class StudyFile(BaseModel):
         find_conditions(space)
         return space
 
-    def config(self, params: Mapping[str, Any], seed: int | None = None) -> Any:  # noqa: ANN401 - the objective's.
-        """Return the config of a trial from the fixed values, its params and its seed. Raises ConfigError."""
-        values = {**self.fixed, **params} if seed is None else {**self.fixed, **params, "seed": seed}
-        return build_config(self.objective, values)
+    @property
+    def is_fixed_design(self) -> bool:
+        """Whether the configurations are known before the first trial, as those of a grid and arms are."""
+        return bool(self.arms) or self.sampler.name in FIXED_DESIGNS
+
+    def config(self, params: Mapping[str, Any], seed: int | None = None, arm: str | None = None) -> Any:  # noqa: ANN401 - the objective's.
+        """Return the config of a trial from the fixed values, its arm, params and seed. Raises ConfigError."""
+        values = {**self.fixed, **self.arms.get(arm or "", {}), **params}
+        return build_config(self.objective, values if seed is None else {**values, "seed": seed})
+
+    def arm_values(self, defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return, for each arm, its values of the parameters that any arm sets, given the objective's defaults."""
+        names = dict.fromkeys(name for values in self.arms.values() for name in values)
+        known = {**defaults, **self.fixed}
+        return {
+            arm: {name: values.get(name, known.get(name)) for name in names if name in values or name in known}
+            for arm, values in self.arms.items()
+        }
 
     def summarize(self, value: float | None, latest: float) -> float:
         """Return the value of a run from its value so far, if any, and its latest metric."""
@@ -141,9 +200,9 @@ def file_changes(new: StudyFile, old: StudyFile) -> dict[str, tuple[str, str]]:
 def _flatten(prefix: str, section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys of the sections whose keys can change, with their values as text."""
     for key, value in section.items():
-        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner", "confirm"}:
+        if isinstance(value, Mapping) and f"{prefix}{key}" in {"budget", "sampler", "pruner", "confirm", "compare"}:
             yield from _flatten(f"{key}.", value)
-        elif prefix or key in {"enqueue", "keep"}:
+        elif prefix or key in {"enqueue", "keep", "seeds"}:
             yield f"{prefix}{key}", _NOT_GIVEN if value in (None, []) else _text(value)
 
 
@@ -154,7 +213,7 @@ def _text(value: object) -> str:
 def space_difference(new: StudyFile, old: StudyFile) -> str | None:
     """Return the first difference that makes the trials of two studies incomparable, or None.
 
-    Budget, sampler, pruner and enqueued configurations may differ: they only choose which trials there are.
+    Budget, sampler, pruner, enqueued configurations and num may differ: they only choose which trials there are.
     """
     for key in ("objective", "metric", "direction", "summary"):
         if getattr(new, key) != getattr(old, key):
@@ -163,9 +222,14 @@ def space_difference(new: StudyFile, old: StudyFile) -> str | None:
         difference = _range_difference(new.search_space.get(name), old.search_space.get(name))
         if difference:
             return f"search_space.{name}: {difference}"
-    for name in sorted({*new.fixed, *old.fixed}):
-        if new.fixed.get(name) != old.fixed.get(name):
-            return f"fixed.{name}: {new.fixed.get(name, 'not given')}, was {old.fixed.get(name, 'not given')}"
+    if list(new.arms) != list(old.arms):
+        return f"arms: {', '.join(new.arms) or _NOT_GIVEN}, was {', '.join(old.arms) or _NOT_GIVEN}"
+    sections = {"fixed": (new.fixed, old.fixed)}
+    sections |= {f"arms.{arm}": (values, old.arms[arm]) for arm, values in new.arms.items()}
+    for section, (values, others) in sections.items():
+        for name in sorted({*values, *others}):
+            if values.get(name) != others.get(name):
+                return f"{section}.{name}: {values.get(name, _NOT_GIVEN)}, was {others.get(name, _NOT_GIVEN)}"
     return None
 
 
@@ -174,7 +238,7 @@ def _range_difference(new: Range | None, old: Range | None) -> str | None:
         return None if new is old else f"{_range_words(new)}, was {_range_words(old)}"
     if new.type != old.type:
         return f"{new.type} {new.describe()}, was {old.type} {old.describe()}"
-    for key in type(new).model_fields:
+    for key in type(new).model_fields.keys() - {"num"}:
         one, other = getattr(new, key), getattr(old, key)
         if one != other:
             words = [describe_condition(value) or "always" if key == "when" else value for value in (one, other)]

@@ -1,12 +1,16 @@
 """Derive the steps, rungs, tokens and operations of a trial from a study file, without torch and optuna."""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from math import ceil
 from typing import Any, TypeGuard
 
-from hpopt.search.conditions import corners
+from hpopt.hyperparameters import Scalar
+from hpopt.search.conditions import active_params, corners
+from hpopt.search.design import grid_points, one_at_a_time_points
 from hpopt.search.pruner import Rungs, build_rungs
+from hpopt.search.space import as_sampled
 from hpopt.study.file import Pruner, StudyFile
 from hpopt.study.objectives import config_class
 from hpopt.training.config import PretrainConfig, flops_per_token
@@ -23,6 +27,46 @@ def confirmation_file(file: StudyFile) -> StudyFile:
     return file.model_copy(update={"budget": budget, "pruner": Pruner(name="none"), "enqueue": ()})
 
 
+def design_points(file: StudyFile) -> Iterator[dict[str, Scalar]]:
+    """Yield the params of the configurations of a fixed design."""
+    if file.sampler.name == "one_at_a_time":
+        return one_at_a_time_points(file.search_space, base_params(file, defaults(file)))
+    return grid_points(file.search_space)
+
+
+def base_params(file: StudyFile, defaults: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return the value of each parameter in the configuration that one_at_a_time varies.
+
+    One that has neither a value in the file nor a default in its range is left out.
+    """
+    base = {**defaults, **file.sampler.base}
+    space = file.search_space
+    return {
+        name: as_sampled(searched, base[name])
+        for name, searched in space.items()
+        if name in base and searched.contains(base[name])
+    }
+
+
+def enqueued_params(file: StudyFile) -> list[dict[str, Scalar]]:
+    """Return the params of [[enqueue]]; the base has those that an entry of one_at_a_time leaves out."""
+    if file.sampler.name != "one_at_a_time":
+        return [entry.params for entry in file.enqueue]
+    base = base_params(file, defaults(file))
+    return [active_params(file.search_space, {**base, **entry.params}) for entry in file.enqueue]
+
+
+def replicate_seeds(file: StudyFile, first_seed: int | None) -> Sequence[int | None]:
+    """Return the seeds of each configuration of a fixed design, None being the objective's own.
+
+    A design with more seeds than before keeps its trials, and adds those of the further seeds.
+    """
+    if file.seeds == 1:
+        return (None,)
+    first_seed = first_seed or 0
+    return range(first_seed, first_seed + file.seeds)
+
+
 def defaults(file: StudyFile) -> dict[str, Any]:
     """Return the objective's defaults; a parameter without one is left out."""
     values = {f.name: f.default for f in fields(config_class(file.objective))}
@@ -30,14 +74,21 @@ def defaults(file: StudyFile) -> dict[str, Any]:
 
 
 def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective's.
-    """Return the constant value of a parameter, or None if it is searched, unknown or without a default."""
-    return None if name in file.search_space else {**defaults(file), **file.fixed}.get(name)
+    """Return the constant value of a parameter, or None if it is searched, unknown or without a default.
+
+    Arms that give it different values leave it without one.
+    """
+    if name in file.search_space:
+        return None
+    known = {**defaults(file), **file.fixed}
+    first, *others = [{**known, **values}.get(name) for values in file.arms.values()] or [known.get(name)]
+    return first if all(other == first for other in others) else None
 
 
 def count_steps(file: StudyFile) -> int | None:
     """Return the optimizer steps of a complete trial, or None if they differ between trials."""
-    if file.objective == "pretrain" and value_of(file, "max_tokens") != 0:
-        n_steps = {config.n_steps for config in _corner_configs(file)}
+    if file.objective == "pretrain" and (file.arms or value_of(file, "max_tokens") != 0):
+        n_steps = {config.n_steps for config in _extreme_configs(file)}
         return n_steps.pop() if len(n_steps) == 1 else None
     max_steps = value_of(file, "max_steps")
     return max_steps if isinstance(max_steps, int) else None
@@ -90,9 +141,17 @@ def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
     """Return the tokens and floating-point operations of the largest trial, None for an objective of the user's."""
     if file.objective != "pretrain":
         return None
-    costs = [(config.tokens, flops_per_token(config) * config.tokens) for config in _corner_configs(file)]
+    costs = [(config.tokens, flops_per_token(config) * config.tokens) for config in _extreme_configs(file)]
     return max(costs, key=lambda cost: cost[1])
 
 
-def _corner_configs(file: StudyFile) -> list[PretrainConfig]:
+def count_runs(file: StudyFile) -> int | None:
+    """Return the number of trials of a study, or None if only hours or a target limit them."""
+    return len(file.arms) * file.seeds if file.arms else file.budget.trials
+
+
+def _extreme_configs(file: StudyFile) -> list[PretrainConfig]:
+    """Return the configs of the arms, or those at the corners of the search space."""
+    if file.arms:
+        return [file.config({}, arm=arm) for arm in file.arms]
     return [file.config(params) for params in corners(file.search_space)]

@@ -14,7 +14,7 @@ from hpopt.errors import ConfigError, StudyFileError, did_you_mean
 from hpopt.hyperparameters import TYPE_NAMES, not_one_of
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.study.checks import check_sources, check_study
-from hpopt.study.file import StudyFile
+from hpopt.study.file import Enqueued, StudyFile
 
 # The messages of pydantic's errors, by error type.
 _MESSAGES = {
@@ -119,6 +119,8 @@ def _model_at(loc: list[int | str], root: type[BaseModel]) -> type[BaseModel]:
     if loc[0] == "search_space" and len(loc) > 2:  # noqa: PLR2004 - as in _translate.
         ranges: dict[str, type[BaseModel]] = {"float": Float, "int": Int, "categorical": Categorical}
         return ranges[str(loc[2])]
+    if loc[0] == "enqueue" and len(loc) > 2:  # noqa: PLR2004 - the section, the entry, and its key.
+        return Enqueued
     section = root.model_fields[str(loc[0])].annotation if len(loc) > 1 else root
     return section if isinstance(section, type) and issubclass(section, BaseModel) else root
 

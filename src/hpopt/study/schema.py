@@ -16,7 +16,14 @@ def study_file_schema() -> dict[str, Any]:
     sections = schema["properties"]
     sections["search_space"]["properties"] = {name: _range_schema(entry) for name, entry in searchable.items()}
     sections["fixed"]["properties"] = values
-    sections["enqueue"]["items"]["properties"] = {name: values[name] for name in searchable}
+    params = {name: values[name] for name in searchable}
+    schema["$defs"]["Sampler"]["properties"]["base"]["properties"] = params
+    enqueued = schema["$defs"].pop("Enqueued")
+    enqueued["properties"]["params"]["properties"] = params
+    # Without the key params, the keys are the parameters.
+    both = {"additionalProperties": True, "properties": {**params, **enqueued["properties"]}}
+    sections["enqueue"]["items"] = {**enqueued, **both}
+    sections["arms"]["additionalProperties"]["properties"] = {name: values[name] for name in searchable}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

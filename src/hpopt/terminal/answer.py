@@ -30,6 +30,7 @@ from hpopt.storage.progress import FinishedTrial, Progress
 from hpopt.study.conditions import describe_unused
 from hpopt.study.file import StudyFile
 from hpopt.study.plan import (
+    count_runs,
     count_steps,
     defaults,
     estimate_trial,
@@ -170,7 +171,7 @@ def render_plan(file: StudyFile) -> RenderableType:
         *_length_lines(file),
         *describe_unused(file),
         f"budget: {budget}",
-        *_cost_lines(file),
+        *describe_cost(file),
     ]
     return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]), *_leak_lines(file))
 
@@ -242,8 +243,9 @@ def _describe_rungs(file: StudyFile) -> str:
     return f" at the first evaluation from {shares} of a trial's steps on" if shares else ""
 
 
-def _cost_lines(file: StudyFile) -> list[str]:
-    n, less = file.budget.trials, "" if file.pruner.name == "none" else "; less with pruning"
+def describe_cost(file: StudyFile) -> list[str]:
+    """Describe what a complete trial and the whole study cost, in lines."""
+    n, less = count_runs(file), "" if file.pruner.name == "none" else "; less with pruning"
     cost = estimate_trial(file)
     if cost is None:
         n_steps = count_steps(file)

@@ -51,6 +51,7 @@ class Run:
         cache: Folder of prepared data that all runs on this machine share. It may not exist.
         device: Where to compute, as a torch.device string: "cpu", "cuda" or "cuda:N".
         study: Name of the study; empty outside of one.
+        arm: Name of the arm of a comparison; empty outside of one.
         trial: Number of the trial, that of the attempt's Optuna trial; -1 outside of a study.
         should_stop: Return True once the run has to stop: on SIGTERM or Ctrl-C, and under a worker also if the study
             was paused or the trial was reassigned to another worker. Cheap; it may be called at every micro-step.
@@ -62,6 +63,7 @@ class Run:
     cache: Path
     device: str = "cpu"
     study: str = ""
+    arm: str = ""
     trial: int = -1
     should_stop: Callable[[], bool] = never
     evaluates_test: bool = False

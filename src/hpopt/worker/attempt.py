@@ -178,8 +178,9 @@ def _start(context: WorkerContext, study: Study, attempt: Attempt, params: Mappi
     fields: dict[str, Any] = {"params": {}, "seed": attempt.seed, "config": None}
     try:
         check_enqueued_trial(study.file, attempt.params)
+        fields["arm"] = _arm(study, attempt)
         fields["params"] = {name: value for name, value in params.items() if name in study.file.search_space}
-        config = study.file.config(params, attempt.seed)
+        config = study.file.config(params, attempt.seed, fields["arm"])
         fields |= {"seed": config.seed, "config": asdict(config)}
     except (ConfigError, TypeError, ValueError) as error:
         config = TrialResult(outcome=Outcome.FAILED, reason=str(error))
@@ -188,6 +189,13 @@ def _start(context: WorkerContext, study: Study, attempt: Attempt, params: Mappi
     start = partial(attempts.start, context.database, study, attempt, data_fingerprint=context.data_fingerprint)
     context.thread.call(partial(start, **fields))
     return config
+
+
+def _arm(study: Study, attempt: Attempt) -> str | None:
+    """Return the arm of an attempt, None in a search. Raises ConfigError for a trial that another program added."""
+    if not study.file.arms or attempt.arm in study.file.arms:
+        return attempt.arm if study.file.arms else None
+    raise ConfigError("arm", f"enqueued, but {attempt.arm!r} is not one of {', '.join(study.file.arms)}")
 
 
 def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: TrialReporter) -> TrialResult:  # noqa: ANN401 - the objective's.
@@ -204,6 +212,7 @@ def _train(context: WorkerContext, attempt: Attempt, config: Any, reporter: Tria
         device=options.device,
         study=reporter.study.name,
         trial=attempt.number,
+        arm=(attempt.arm or "") if reporter.study.file.arms else "",
         should_stop=lambda: options.stop.is_set() or lease.is_fenced or lease.is_paused or thread.has_given_up,
         evaluates_test=not reporter.study.is_root,
     )

@@ -7,7 +7,7 @@ from functools import partial
 from importlib.util import find_spec
 
 from hpopt.errors import DeviceError, HpoptError, InputError, Interrupted
-from hpopt.storage import attempts, budget, confirmation, reaper, studies
+from hpopt.storage import attempts, budget, comparison, confirmation, reaper, studies
 from hpopt.storage.attempts import Attempt
 from hpopt.storage.database import RESPONSE_TIMEOUT_S, Database
 from hpopt.storage.observations import ObservedTrials
@@ -147,6 +147,8 @@ def _find_work(context: WorkerContext, root: Study) -> _Work:
     work = _find_attempt(context, root, root)
     if work.finished_reason is None:
         return work
+    if root.file.arms:
+        comparison.record_comparison(database, root)
     end = confirmation.continue_family(database, root, work.finished_reason)
     if end.next_study is None:
         return replace(work, finished_reason=end.reason)

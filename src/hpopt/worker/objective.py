@@ -75,9 +75,12 @@ def fingerprint_data(file: StudyFile, cache: Path, should_stop: Callable[[], boo
     """
     if file.objective != "pretrain" or set(PREPARED_BY) & file.search_space.keys():
         return None
+    configs = [file.config({}, arm=arm) for arm in file.arms] or [file.config(extreme_params(file.search_space, 0))]
+    if len({tuple(getattr(config, name) for name in PREPARED_BY) for config in configs}) > 1:
+        return None
     from hpopt.training.data import data_fingerprint  # noqa: PLC0415 - it imports torch.
 
-    return data_fingerprint(file.config(extreme_params(file.search_space, 0)), cache, should_stop)
+    return data_fingerprint(configs[0], cache, should_stop)
 
 
 def run_trial(
