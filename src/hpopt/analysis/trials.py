@@ -86,6 +86,7 @@ class TrialRow:
     outcome: Outcome | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_default: bool = False
+    derived: Mapping[str, Scalar] = field(default_factory=dict)
     arm: str | None = None
     config: Mapping[str, Any] | None = None
     learning_rates: tuple[float | None, ...] = ()

@@ -143,7 +143,8 @@ def best(
             if finding.severity == "error":
                 err.print(f"error: {finding.message}", soft_wrap=True)
         is_json = output_format == "json"
-        out.write(best_as_json(answer, findings) if is_json else PARAMS_AS[output_format](answer.params))
+        arguments = {name: value for name, value in answer.params.items() if name not in row.not_taken}
+        out.write(best_as_json(answer, findings) if is_json else PARAMS_AS[output_format](arguments))
 
 
 def report(

@@ -314,10 +314,10 @@ _INSERT = sa.text(
     """
     insert into hpopt.study (
         study_id, parent_id, root_id, role, candidates, file, file_sha256, created_by, git_commit, versions,
-        data_fingerprint, summary, defaults, n_steps
+        data_fingerprint, summary, defaults, n_steps, not_taken
     )
     select :study_id, study_id, root_id, 'confirm', cast(:candidates as jsonb), file, file_sha256, created_by,
-           git_commit, versions, data_fingerprint, summary, defaults, n_steps
+           git_commit, versions, data_fingerprint, summary, defaults, n_steps, not_taken
     from hpopt.study where study_id = :root_id
     """
 )

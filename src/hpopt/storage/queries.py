@@ -218,7 +218,7 @@ def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]
 
 def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the params in the order of the study file; jsonb does not keep it."""
-    order = {name: position for position, name in enumerate(study.file.search_space)}
+    order = {name: position for position, name in enumerate((*study.file.search_space, *study.file.derived))}
     return dict(sorted(params.items(), key=lambda item: order.get(item[0], len(order))))
 
 
@@ -297,7 +297,7 @@ _WORKERS = sa.text(
 _TRIALS = sa.text(
     """
     select t.trial, t.state, t.value, t.params, t.seed, t.n_attempts, t.started_at, t.finished_at, t.device_seconds,
-           t.tokens, t.reason, t.arm,
+           t.tokens, t.reason, t.arm, t.derived,
            case when t.state in ('COMPLETE', 'PRUNED', 'FAIL')
                then coalesce(t.outcome, case t.state when 'FAIL' then 'failed' else lower(t.state) end)
            end as outcome,

@@ -109,7 +109,8 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
     table.add_column("searched")
     for name, value in best.params.items():
         searched = study.file.search_space.get(name)
-        cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
+        source = study.file.derived.get(name, "") if searched is None else format_range(searched)
+        cells = format_number(study.defaults.get(name)), source
         table.add_row(format_number(name), Text(format_number(value), style="bold"), *cells)
     head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
     if best.confirmed is not None:
@@ -164,6 +165,8 @@ def render_plan(file: StudyFile) -> RenderableType:
     default_values = defaults(file)
     for name, parameter in file.search_space.items():
         table.add_row(name, format_range(parameter), format_number(default_values.get(name)))
+    for name, text in file.derived.items():
+        table.add_row(name, text, format_number(default_values.get(name)))
     budget = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in file.budget if value is not None)
     lines = [
         f"{file.name}: {file.direction} {file.metric} (objective: {file.objective})",
