@@ -20,7 +20,7 @@ from hpopt.storage.observations import find_external
 from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.arms import data_by_arm
-from hpopt.study.plan import rungs_of
+from hpopt.study.plan import base_params, rungs_of
 
 
 def best(database: Database, study: Study) -> Best:
@@ -128,6 +128,7 @@ def read_table(database: Database, study: Study, *, has_configs: bool = False) -
         origin=_origin(study),
         answer=None if best is None else best.confirmed,
         design=_design(database, study),
+        base=base_params(study.file, study.defaults) if study.file.sampler.name == "one_at_a_time" else None,
     )
 
 

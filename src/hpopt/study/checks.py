@@ -176,9 +176,10 @@ def check_enqueued_trial(study: StudyFile, params: Mapping[str, Any]) -> None:
 
 
 def _check_enqueued(study: StudyFile) -> None:
+    taken = field_types(config_class(study.objective))
     for i, (entry, params) in enumerate(zip(study.enqueue, enqueued_params(study), strict=True)):
         for name, value in entry.params.items():
-            if name in study.search_space:
+            if name in study.search_space and name in taken:
                 _check_one(study.objective, f"enqueue[{i}].{name}", value)
         if entry.seed is not None:
             _check_one(study.objective, f"enqueue[{i}].seed", entry.seed)

@@ -38,7 +38,7 @@ class Expression:
                 raise ValueError(f"{name} = {value!r} is not a number")  # noqa: TRY004 - a value of the file.
         try:
             result = _evaluate(self.tree, used)
-        except (ArithmeticError, RecursionError) as error:
+        except (ArithmeticError, TypeError, RecursionError) as error:
             result, reason = math.nan, f" ({error})"
         else:
             reason = ""

@@ -152,8 +152,12 @@ def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
 
 
 def count_runs(file: StudyFile) -> int | None:
-    """Return the number of trials of a study, or None if only hours or a target limit them."""
-    return len(file.arms) * file.seeds if file.arms else file.budget.trials
+    """Return the number of trials of a study and its confirmation, or None if only hours or tokens limit them."""
+    n_trials = file.budget.trials
+    if file.is_fixed_design:
+        n_trials = file.seeds * (len(file.arms) or sum(1 for _ in design_points(file)))
+    n_confirming = file.confirm.top * file.confirm.seeds if file.confirm else 0
+    return None if n_trials is None else n_trials + n_confirming
 
 
 def _extreme_configs(file: StudyFile) -> list[PretrainConfig]:

@@ -40,6 +40,7 @@ from hpopt.study.plan import (
     searched_warmups,
     value_of,
 )
+from hpopt.terminal.design import describe_design
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
@@ -173,7 +174,8 @@ def render_plan(file: StudyFile) -> RenderableType:
         f"sampler {file.sampler.name}, pruner {file.pruner.name}{_describe_rungs(file)}",
         *_length_lines(file),
         *describe_unused(file),
-        f"budget: {budget}",
+        *describe_design(file),
+        *([f"budget: {budget}"] if budget else []),
         *describe_cost(file),
     ]
     return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]), *_leak_lines(file))
