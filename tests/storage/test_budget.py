@@ -182,3 +182,28 @@ def test_a_budget_that_was_raised_ends_no_running_trial(database, make_fleet):
     assert [fleet.record(attempt, step).limit_reached for step in (10, 20)] == [None, None]
     studies.create_study(database, parse_study_file(text, "raised.toml"))
     assert fleet.record(attempt, 30).limit_reached == "gpu_hours budget exhausted (1)"
+
+
+def test_the_tokens_of_a_budget_are_those_of_all_trials_and_what_a_retry_repeats_counts_once(limited):
+    fleet = limited("tokens = 1000")
+    retried = fleet.start()
+    fleet.record(retried, 40)
+    fleet.lose(retried)
+    again = fleet.start()
+    assert fleet.record(again, 50).limit_reached is None
+    assert usage_of(fleet).family_tokens == 500
+    fleet.finish(again, value=1.0)
+    other = fleet.start()
+    assert fleet.record(other, 50).limit_reached == "tokens budget exhausted (1000)"
+    fleet.finish(other, "pruned", value=1.0)
+    assert fleet.reserve() is None
+    assert reason_of(fleet) == "tokens budget exhausted (1000)"
+
+
+def test_the_tokens_that_a_confirmation_is_expected_to_take_are_reserved(limited):
+    fleet = limited("tokens = 3500\n[confirm]\ntop = 2\nseeds = 3")
+    attempt = fleet.start()
+    fleet.record(attempt, 50)
+    fleet.finish(attempt, value=1.0)
+    assert usage_of(fleet).reserved_tokens == 3000
+    assert reason_of(fleet) == "tokens budget exhausted (3500, 3e+03 of them for the confirmation)"

@@ -254,7 +254,13 @@ select s.study_id,
                select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
            ), 0) <= 0
            group by d.direction
-       ) as best_value
+       ) as best_value,
+       coalesce((
+           select sum(trained.tokens)::bigint
+           from (
+               select max(a.tokens) as tokens from hpopt.attempt a where a.study_id = s.study_id group by a.trial_id
+           ) trained
+       ), 0) as tokens
 from hpopt.study s
 """
 

@@ -37,6 +37,8 @@ class Budget(BaseModel):
     """Device hours of all workers together."""
     wall_hours: Annotated[float, Field(gt=0)] | None = None
     """Hours in which a trial was running; a night between two runs does not count."""
+    tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """Tokens that all trials together train on; those that a retry repeats count once."""
     target: float | None = None
     """Stop when the best value reaches this."""
 
