@@ -182,3 +182,13 @@ def test_a_budget_that_was_raised_ends_no_running_trial(database, make_fleet):
     assert [fleet.record(attempt, step).limit_reached for step in (10, 20)] == [None, None]
     studies.create_study(database, parse_study_file(text, "raised.toml"))
     assert fleet.record(attempt, 30).limit_reached == "gpu_hours budget exhausted (1)"
+
+
+def test_a_grid_that_only_hours_limit_finishes_with_its_points(database, make_fleet):
+    text = 'name = "grid"\n[budget]\ngpu_hours = 9\n[sampler]\nname = "grid"\n'
+    space = '[search_space]\nns_steps = { low = 1, high = 2, type = "int" }\n'
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text + space, "grid.toml")))
+    for _ in range(2):
+        assert reason_of(fleet) is None
+        fleet.finish(fleet.start(), value=1.0)
+    assert reason_of(fleet) == "trials budget exhausted (2)"
