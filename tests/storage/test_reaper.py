@@ -38,8 +38,8 @@ def test_a_heartbeat_expires_by_the_stale_after_s_of_its_own_worker(fleet):
     """Another machine may join with a shorter heartbeat."""
     attempt = fleet.start()
     fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '40 seconds'")
-    fleet.execute(CONNECTED)
     reaping = attempts.register_worker(fleet.database, fleet.study, host="there", pid=2, device="cpu", stale_after_s=5)
+    fleet.execute(CONNECTED)
     assert fleet.reap(reaping) == 0
     assert fleet.heartbeat(attempt, reaping).is_held
 
