@@ -116,3 +116,24 @@ def test_a_worker_that_reconnects_is_running_again(fleet):
     assert fleet.rows(query)[0]["stop_reason"] == "heartbeat expired"
     fleet.heartbeat(None, worker_id)
     assert dict(fleet.rows(query)[0]) == {"stopped_at": None, "stop_reason": None}
+
+
+def test_a_worker_that_has_just_connected_reaps_attempts_whose_workers_must_have_given_up(fleet):
+    """They exit after 900 s without the database, and a heartbeat expires after 60 s."""
+    fleet.start()
+    for age_s, n_reaped in ((900, 0), (961, 1)):
+        age = f"heartbeat_at = now() - interval '{age_s} seconds'"
+        fleet.execute(f"update hpopt.attempt set {age}")
+        fleet.execute(f"update hpopt.worker set {age}")
+        assert fleet.reap(fleet.join()) == n_reaped
+        n_stopped = fleet.rows("select count(*) as n from hpopt.worker where stopped_at is not null")[0]["n"]
+        assert (n_stopped > 0) == (n_reaped > 0)
+
+
+def test_a_worker_that_has_exited_keeps_its_reason(fleet):
+    worker_id = fleet.join()
+    attempts.end_worker(fleet.database, worker_id, "SIGTERM")
+    fleet.execute(f"{CONNECTED}, heartbeat_at = now() - interval '1 hour'")
+    fleet.reap()
+    rows = fleet.rows("select stop_reason from hpopt.worker order by worker_id")
+    assert [row["stop_reason"] for row in rows] == ["heartbeat expired", "SIGTERM"]
