@@ -73,3 +73,37 @@ def test_a_search_is_optimistic_by_what_its_value_was_better_than_the_mean(searc
         pytest.approx(2.6),
         pytest.approx(0.4),
     )
+
+
+def test_an_answer_is_recorded_once(searched, make_fleet):
+    fleet = searched(1.0, 2.0)
+    runs = confirm(fleet, make_fleet)
+    for value in (1.0, 2.0, 1.1, 2.1):
+        runs.finish(runs.start(), value=value)
+    recorded = []
+    for _ in range(2):
+        end = confirmation.continue_family(fleet.database, fleet.study, "finished")
+        assert (end.next_study, end.reason) == (None, "finished; confirmation finished")
+        recorded.append(fleet.rows("select * from hpopt.answer"))
+    assert len(recorded[0]) == 1
+    assert recorded[0] == recorded[1]
+
+
+@pytest.mark.parametrize(
+    "outcomes", [("failed", "failed", "complete", "complete"), ("complete", "complete", "pruned", "pruned")]
+)
+def test_without_two_seeds_that_all_configurations_completed_there_is_no_answer(searched, make_fleet, outcomes):
+    fleet = searched(1.0, 2.0)
+    runs = confirm(fleet, make_fleet)
+    for outcome in outcomes:
+        runs.finish(runs.start(), outcome, value=None if outcome == "failed" else 1.0)
+    confirmation.continue_family(fleet.database, fleet.study, "finished")
+    assert fleet.rows("select * from hpopt.answer") == []
+    assert queries.best(fleet.database, fleet.study).answer == "unconfirmed"
+
+
+def test_a_search_of_one_complete_configuration_is_not_followed(searched):
+    fleet = searched(1.0)
+    assert confirmation.family_finished_reason(fleet.database, fleet.study) == "trials budget exhausted (1)"
+    end = confirmation.continue_family(fleet.database, fleet.study, "finished")
+    assert end == confirmation.FamilyEnd(next_study=None, reason="finished")
