@@ -3,7 +3,7 @@
 import optuna
 import pytest
 
-from hpopt.storage import confirmation, queries, studies
+from hpopt.storage import confirmation, control, queries, studies
 from hpopt.study.reading import parse_study_file
 
 
@@ -107,3 +107,15 @@ def test_a_search_of_one_complete_configuration_is_not_followed(searched):
     assert confirmation.family_finished_reason(fleet.database, fleet.study) == "trials budget exhausted (1)"
     end = confirmation.continue_family(fleet.database, fleet.study, "finished")
     assert end == confirmation.FamilyEnd(next_study=None, reason="finished")
+
+
+def test_fresh_seeds_are_those_that_no_trial_of_the_family_has(searched, make_fleet, study_file):
+    fleet = searched(1.0, 2.0)
+    text = study_file.replace('"tiny"', '"other"')
+    other = make_fleet(studies.create_study(fleet.database, parse_study_file(text, "other.toml")))
+    other.start()
+    for each, ran_with, enqueued_with in ((fleet, 1, 2), (other, 0, 3)):
+        each.execute(f"update hpopt.attempt set seed = {ran_with} where study_id = {each.study.study_id}")
+        control.enqueue(each.database, each.study, {"ns_steps": 7}, seed=enqueued_with)
+    runs = confirm(fleet, make_fleet)
+    assert {runs.start().seed for _ in range(4)} == {0, 3}
