@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpopt.storage import budget, studies
+from hpopt.storage import budget, confirmation, studies
 from hpopt.study.reading import parse_study_file
 
 SPACE = "[search_space]\nmomentum = { low = 0.8, high = 0.99 }\n"
@@ -206,4 +206,47 @@ def test_the_tokens_that_a_confirmation_is_expected_to_take_are_reserved(limited
     fleet.record(attempt, 50)
     fleet.finish(attempt, value=1.0)
     assert usage_of(fleet).reserved_tokens == 3000
-    assert reason_of(fleet) == "tokens budget exhausted (3500, 3e+03 of them for the confirmation)"
+    assert reason_of(fleet) == "tokens budget exhausted (3500, 3k of them for the confirmation)"
+
+
+def test_a_grid_that_only_hours_limit_finishes_with_its_points(database, make_fleet):
+    text = 'name = "grid"\n[budget]\ngpu_hours = 9\n[sampler]\nname = "grid"\n'
+    space = '[search_space]\nns_steps = { low = 1, high = 2, type = "int" }\n'
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text + space, "grid.toml")))
+    for _ in range(2):
+        assert reason_of(fleet) is None
+        fleet.finish(fleet.start(), value=1.0)
+    assert reason_of(fleet) == "trials budget exhausted (2)"
+
+
+CONFIRM = "\n[confirm]\ntop = 2\nseeds = 2"
+
+
+def test_a_search_ends_when_the_hours_left_are_those_that_its_confirmation_takes(limited, database, make_fleet):
+    fleet = limited(f"gpu_hours = 6.5{CONFIRM}")
+    assert usage_of(fleet).reserved_hours == 0.0
+
+    def finish_after_an_hour(fleet):
+        attempt = fleet.start()
+        fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour' where ended_at is null")
+        fleet.finish(attempt, value=1.0)
+
+    for _ in range(3):
+        assert reason_of(fleet) is None
+        finish_after_an_hour(fleet)
+    assert usage_of(fleet).reserved_hours == pytest.approx(4.0, rel=0.01)
+    assert fleet.reserve() is None
+    assert reason_of(fleet) == "gpu_hours budget exhausted (6.5, 4 of them for the confirmation)"
+    runs = make_fleet(confirmation.create_confirmation(database, fleet.study, fleet.study.file.confirm))
+    finish_after_an_hour(runs)
+    assert usage_of(runs).reserved_hours == 0.0
+    assert usage_of(runs).family_hours == pytest.approx(4.0, rel=0.01)
+    assert runs.reserve() is not None
+
+
+def test_the_wall_hours_of_a_confirmation_are_those_of_as_many_workers_as_the_search_had(limited):
+    """Two workers: a confirmation of 4 device hours takes 2."""
+    study = limited(f"wall_hours = 5.0{CONFIRM}").study
+    used = {"device_hours": 6.0, "reserved_hours": 4.0, "best_value": None}
+    assert budget.compare(study, wall_hours=2.9, **{**used, "device_hours": 5.8}) is None
+    assert budget.compare(study, wall_hours=3.0, **used).startswith("wall_hours budget exhausted")

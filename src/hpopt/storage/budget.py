@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from hpopt.formats import format_amount
 from hpopt.storage.database import Database
 from hpopt.storage.progress import BudgetUsage
 from hpopt.storage.studies import Study
@@ -52,9 +53,9 @@ def compare(
     device_hours: float,
     wall_hours: float,
     reserved_hours: float,
-    tokens: float,
-    reserved_tokens: float,
     best_value: float | None,
+    tokens: float = 0.0,
+    reserved_tokens: float = 0.0,
 ) -> str | None:
     """Return the limit in hours or tokens or the target that such usage has reached, or None.
 
@@ -69,7 +70,7 @@ def compare(
         ("tokens", budget.tokens, tokens, reserved_tokens),
     ):
         if limit is not None and used >= limit - reserved:
-            kept = f", {reserved:.2g} of them for the confirmation" if reserved else ""
+            kept = f", {format_amount(reserved)} of them for the confirmation" if reserved else ""
             return f"{name} budget exhausted ({limit:g}{kept})"
     if (
         budget.target is not None
