@@ -18,7 +18,7 @@ from hpopt.formats import format_number
 from hpopt.hyperparameters import HYPERPARAMETERS, Hyperparameter
 from hpopt.search.space import Categorical, Float, Int
 from hpopt.storage.progress import Best
-from hpopt.study.file import Budget, Compare, Confirm, Pruner, Sampler, StudyFile
+from hpopt.study.file import Budget, Compare, Confirm, Enqueued, Pruner, Sampler, StudyFile
 from hpopt.testing import check
 
 DOCS = Path(__file__).parent
@@ -49,12 +49,67 @@ ns_steps      = { low = 1, high = 9, type = "int", when = { optimizer = "muon" }
 d_model = 64
 
 [[enqueue]]                         # configurations to try first, after the defaults
-learning_rate = 0.05
+params = { learning_rate = 0.05 }
+note   = "from the last study"
 ```
 
 ```bash
 hpopt check example.toml
 ```
+"""
+
+_DESIGNS = """\
+## Fixed designs
+
+`[sampler] name = "grid"` runs every combination of the values, `"one_at_a_time"` the base and each change of one
+parameter. All trials are enqueued when the study is created, and no budget is needed.
+
+```toml sensitivity.toml
+name  = "sensitivity"
+seeds = 3                           # each configuration with the seeds 0, 1 and 2
+
+[sampler]
+name = "one_at_a_time"
+base = { learning_rate = 0.02 }     # the defaults of the objective for the rest
+
+[search_space]
+learning_rate = { low = 0.001, high = 0.1, log = true, num = 5 }
+momentum      = { choices = [0.9, 0.95, 0.99] }
+ns_steps      = { low = 3, high = 7, step = 2, type = "int" }
+
+[derived]
+adamw_learning_rate = "0.1 * learning_rate"
+```
+
+```bash
+hpopt check sensitivity.toml
+```
+
+- The values of a parameter are its choices, `num` points from low to high, or all steps. A value of the base that is
+  not among them is run too.
+- Seeds begin with the objective's own (or that of `[fixed]`). All configurations run with the first one before any runs
+  with the second, so that an interrupted design has whole replicates; with more seeds, `hpopt create` adds the runs.
+- one_at_a_time leaves out the values of a parameter that is inactive in the base.
+- `hpopt best` and `hpopt report` show, for each parameter of one_at_a_time, the mean of each value, the cost of the
+  worst instead of the best with its 95% interval, and the values that are as good as the best. Runs are compared seed
+  by seed.
+
+| | search | grid | one_at_a_time |
+|---|---|---|---|
+| `seeds` above 1 | no, `[confirm]` repeats the best | yes | yes |
+| `[pruner]` | yes | with one seed | no |
+| `num` | no | yes | yes |
+| `[confirm]` | yes | yes | yes |
+
+## Derived parameters
+
+`[derived]` gives parameters as arithmetic on others: numbers, names, `+ - * / **`, `min(a, b)` and `max(a, b)`. It is
+parsed, never run as Python.
+
+- A name is a searched or a fixed parameter, or one that is derived above. A searched one need not be a parameter of the
+  objective: with `momentum = "1 - decay"`, `decay` is searched. Such a name is not in `hpopt best --format args`.
+- The result must be a value of the parameter; that of an integer is whole. `hpopt check` tries the ends of all ranges.
+- A parameter that is derived from an inactive one is left out: the default of the objective holds.
 """
 
 _CONDITIONS = """\
@@ -143,10 +198,11 @@ def study_file() -> str:
     parts += ["## Top level", "", *_table(own)]
     for name, model in sections.items():
         parts += ["", f"## [{name}]", "", f"{inspect.getdoc(model)}", "", *_table(model.model_fields)]
+    parts += ["", "## [[enqueue]]", "", f"{inspect.getdoc(Enqueued)}", "", *_table(Enqueued.model_fields)]
     parts += ["", "## Ranges of [search_space]", ""]
     for model in (Float, Int, Categorical):
         parts += [f"`{model.__name__}`: {inspect.getdoc(model)}", "", *_table(model.model_fields), ""]
-    parts += [_CONDITIONS]
+    parts += [_DESIGNS, _CONDITIONS]
     parts += [
         "## Parameters of pretrain",
         "",

@@ -78,7 +78,7 @@ def trials(study: str, *, storage: "str | Database | None" = None) -> "pd.DataFr
 
     Returns:
         The columns `trial`, `state`, `outcome`, `value`, `seed`, `n_attempts`, `tokens`, `device_seconds`,
-        `started_at`, `finished_at` and `reason`, and `params_NAME` for each parameter.
+        `started_at`, `finished_at` and `reason`, and `params_NAME` for each parameter, derived ones included.
 
     Raises:
         ImportError: pandas is not installed.
@@ -98,7 +98,8 @@ def trials(study: str, *, storage: "str | Database | None" = None) -> "pd.DataFr
         *("started_at", "finished_at", "reason"),
     )
     rows = [
-        {name: getattr(row, name) for name in names} | {f"params_{name}": value for name, value in row.params.items()}
+        {name: getattr(row, name) for name in names}
+        | {f"params_{name}": value for name, value in {**row.params, **row.derived}.items()}
         for row in table.trials
     ]
     columns = [*names, *(f"params_{name}" for name in table.search_space)]

@@ -60,7 +60,11 @@ def test_columns_give_the_width_of_what_is_printed_to_a_pipe():
 def test_a_long_import_is_announced_and_ctrl_c_ends_it_with_one_line(verb, study_file, tmp_path):
     (tmp_path / "slow.py").write_text("import threading\nthreading.Event().wait()")
     study_file.write_text('objective = "slow:train"\n' + study_file.read_text())
-    code = "from hpopt.study import objectives; objectives.SLOW_IMPORT_S = 0; from hpopt.cli.main import main; main()"
+    # The children of a shell's background job ignore SIGINT.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from hpopt.study import objectives; objectives.SLOW_IMPORT_S = 0; from hpopt.cli.main import main; main()"
+    )
     command = [sys.executable, "-c", code, verb, str(study_file), "--home", "home"]
     with subprocess.Popen(
         command[: -2 if verb == "check" else None], cwd=tmp_path, stderr=subprocess.PIPE, text=True

@@ -318,7 +318,7 @@ def test_best_is_the_same_from_the_command_and_from_the_database(finished):
     assert from_command == from_database
     assert list(from_database) == [
         *("study_name", "value", "value_low", "value_high", "n_seeds", "source", "params", "trial", "finished_at"),
-        *("host", "folder"),
+        *("host", "folder", "answer", "optimism", "noise_std", "candidates", "test_metrics"),
     ]
     assert (from_database["value_low"], from_database["value_high"], from_database["n_seeds"]) == (None, None, 1)
 
@@ -476,6 +476,40 @@ def test_a_comparison_that_is_killed_continues_with_its_pairs(workspace):
     ]
     assert any(row["n_attempts"] > 1 for row in trials)
     assert len(workspace.rows("select * from hpopt.comparisons")) == 1
+
+
+@pytest.mark.long
+def test_a_design_whose_worker_was_killed_is_resumed_and_its_report_has_every_replicate(workspace):
+    workspace.write_held(trials=1)
+    path = workspace.folder / "small.toml"
+    text = path.read_text()
+    for old, new in (
+        ("[budget]\ntrials = 1", "seeds = 2"),
+        ('name = "random"', 'name = "one_at_a_time"'),
+        ("{ low = 0.0, high = 1.0 }", "{ choices = [0.1, 0.5, 0.9] }"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    timeouts = ("--workers", "2", "--heartbeat-every", "0.5", "--stale-after", "2")
+    run = workspace.start("run", "small.toml", *timeouts)
+    workspace.wait_until_held(2)
+    os.kill(workspace.workers()[0], signal.SIGKILL)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=TIMEOUT_S) != 0
+    workspace.release()
+    resumed = workspace.hpopt("run", "small.toml", *timeouts)
+    assert resumed.returncode == 0, (resumed, workspace.logs())
+    assert "one factor at a time" in resumed.stdout
+    assert workspace.hpopt("report", "small").returncode == 0
+    insights = json.loads((workspace.folder / "report" / "insights.json").read_text())
+    (factor,) = insights["one_factor"]["factors"]
+    assert [(row["value"], row["n"]) for row in factor["values"]] == [(0.1, 2), (0.5, 2), (0.9, 2)]
+    assert (factor["best"], factor["worst"]) == (0.1, 0.9)
+    assert factor["cost"]["value"] == pytest.approx(0.36 - 0.04)
+    text = (workspace.folder / "report" / "report.md").read_text()
+    assert "## One factor at a time" in text
+    assert "cannot see interactions" in text
 
 
 @pytest.mark.long

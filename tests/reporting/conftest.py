@@ -181,3 +181,48 @@ def every_mark() -> Chart:
             Panel(x=Axis(limits=(0, 1)), y=Axis(limits=(0, 1)), marks=(span,)),
         ),
     )
+
+
+ONE_FACTOR_BASE = {"learning_rate": 0.01, "optimizer": "muon"}
+ONE_FACTOR_LOSSES = {
+    (0.001, "muon"): (4.0, 4.1, 4.0),
+    (0.01, "muon"): (3.0, 3.1, 3.2),
+    (0.1, "muon"): (2.5, 2.6, 2.6),
+    (0.01, "adamw"): (3.2, 3.0, 3.2),
+}
+
+
+def make_one_factor(n_seeds: int) -> StudyTable:
+    rows = [
+        TrialRow(
+            trial=len(ONE_FACTOR_LOSSES) * seed + i,
+            state="COMPLETE",
+            value=values[seed],
+            params=dict(zip(ONE_FACTOR_BASE, point, strict=True)),
+            seed=seed,
+            metrics={"val_accuracy": 0.5, "val_loss": values[seed]},
+            device_seconds=60.0,
+        )
+        for seed in range(n_seeds)
+        for i, (point, values) in enumerate(ONE_FACTOR_LOSSES.items())
+    ]
+    space = {
+        "learning_rate": Float(low=0.001, high=0.1, log=True, num=3),
+        "optimizer": Categorical(choices=("muon", "adamw")),
+    }
+    return StudyTable(
+        name="s",
+        metric="val_loss",
+        direction=Direction.MINIMIZE,
+        objective="pretrain",
+        file_text="",
+        search_space=space,
+        trials=tuple(rows),
+        base=ONE_FACTOR_BASE,
+    )
+
+
+@pytest.fixture
+def one_factor_table() -> Callable[[int], StudyTable]:
+    """Builds the table of a one_at_a_time study of four configurations with a number of seeds."""
+    return make_one_factor

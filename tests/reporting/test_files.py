@@ -68,6 +68,8 @@ def test_replicates_are_one_row_of_the_summary_table(
 # Below these, keys are names of the study and its own numbers.
 OF_THE_STUDY = {
     "params",
+    "base",
+    "metrics",
     "center",
     "shares",
     "intervals",
@@ -90,10 +92,14 @@ def keys_of(value: object) -> Iterator[str]:
                 yield from keys_of(inner)
 
 
-def test_the_keys_of_insights_are_the_documented_ones(planted: StudyTable, planted_summary: Summary, tmp_path: Path):
+def test_the_keys_of_insights_are_the_documented_ones(
+    planted: StudyTable, planted_summary: Summary, one_factor_table, tmp_path: Path
+):
     """Undocumented keys cannot be relied on, and programs rely on the documented ones."""
     documented = set(re.findall(r"`([a-z0-9_]+)`", DOCUMENT.read_text()))
     keys = set(keys_of(insights_of(planted, planted_summary, tmp_path))) - {"PED-ANOVA", "fANOVA"}
+    table = one_factor_table(3)
+    keys |= set(keys_of(insights_of(table, summarize(table), tmp_path)["one_factor"]))
     assert keys - documented == set()
     optional = {"null", "total", "trials", "differ_in", "seeds", "value", "confirmed", "tie", "unconfirmed"}
     of_a_confirmation = {"kind", "optimism", "noise_std", "candidates", "test_metrics"}

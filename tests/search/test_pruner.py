@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpopt.search.pruner import build_rungs
 
@@ -87,3 +89,18 @@ def test_no_trials_are_compared_in_the_steps_of_the_longest_warmup(warmup, asha,
 
 def test_without_a_pruner_there_are_no_rungs():
     assert NONE.reached(30, 90) is None
+
+
+@given(
+    name=st.sampled_from(["asha", "median"]),
+    min_fraction=st.sampled_from([0.01, 1 / 9, 0.125, 0.3, 0.5]),
+    reduction_factor=st.integers(2, 4),
+    n_steps=st.integers(1, 40),
+    warmup_steps=st.integers(0, 40),
+)
+def test_the_steps_of_the_rungs_are_the_first_that_are_compared_there(name, n_steps, **options):
+    rungs = build_rungs(name, **options)
+    reached = [rungs.reached(step, n_steps) for step in range(1, n_steps)]
+    first = [step for step, rung in enumerate(reached, 1) if rung is not None and rung not in reached[: step - 1]]
+    placed = [step for step in dict.fromkeys(rungs.place(n_steps)) if step < n_steps]
+    assert placed == (first if name == "asha" else first[:1])

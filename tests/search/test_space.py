@@ -4,7 +4,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import TypeAdapter, ValidationError
 
-from hpopt.search.space import Categorical, Float, Int, Range
+from hpopt.search.space import Categorical, Float, Int, Range, as_sampled
 
 VALUES = [-1, 0, 1, 2, 3, 4, 5, 8, 9, 10, 0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.30000000000000004, 0.5, 0.7, 1.0, 2.5, 9.0]
 
@@ -20,7 +20,7 @@ def read(table):
         ({"low": 1, "high": 9}, Float(low=1.0, high=9.0)),
         ({"low": 1, "high": 9, "type": "int"}, Int(low=1, high=9)),
         ({"low": 96, "high": 384, "type": "int", "step": 96}, Int(low=96, high=384, step=96)),
-        ({"choices": ["muon", "adamw"]}, Categorical(choices=("muon", "adamw"))),
+        ({"choices": ["muon", "adamw", "Muon"]}, Categorical(choices=("muon", "adamw", "Muon"))),
     ],
 )
 def test_the_keys_of_a_table_decide_its_type(table, expected):
@@ -95,6 +95,7 @@ def test_a_value_of_another_type_is_not_contained(parameter, value):
         ({"low": 1, "high": 2, "log": True, "step": 0.1}, "log and step exclude each other; remove one"),
         ({"low": 1, "high": 8, "log": True, "step": 2, "type": "int"}, "log and step exclude each other; remove one"),
         ({"low": 0, "high": 1, "step": 2}, "step 2.0 is above high - low, 1.0"),
+        ({"low": 0, "high": 1, "step": 2, "type": "int"}, "step 2 is above high - low, 1"),
         ({"low": 0, "high": 1e308, "step": 1e-300}, "step 1e-300 is too small for a range from 0.0 to 1e+308"),
         ({"low": 0, "high": 1e10, "step": 1e-20}, "step 1e-20 is too small for a range from 0.0 to 10000000000.0"),
         ({"choices": ["a\0b"]}, r"'a\x00b' has a NUL, which PostgreSQL does not store"),
@@ -102,6 +103,7 @@ def test_a_value_of_another_type_is_not_contained(parameter, value):
         ({"choices": [1, 1.0]}, "1.0 is listed twice"),
         ({"choices": [1, "1"]}, "'1' is shown like 1; rename one of them"),
         ({"choices": ["true", True]}, "True is shown like 'true'; rename one of them"),
+        ({"choices": ["True", True]}, "True is shown like 'True'; rename one of them"),
         ({"choices": [0.001, "0.001"]}, "'0.001' is shown like 0.001; rename one of them"),
         ({"choices": [0.1, float("nan")]}, "nan is not a string, a finite number, true or false"),
         (
@@ -143,3 +145,17 @@ def test_an_invalid_range_is_refused(table, message):
 def test_a_table_that_is_not_a_range_is_refused(table):
     with pytest.raises(ValidationError):
         read(table)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "sampled"),
+    [
+        (Float(low=0, high=2), 1, 1.0),
+        (Int(low=0, high=2), 1, 1),
+        (Categorical(choices=("muon", 1)), 1.0, 1),
+        (Categorical(choices=("muon", 1)), "muon", "muon"),
+    ],
+)
+def test_a_value_has_the_type_that_optuna_samples(parameter, value, sampled):
+    """Configs take no 1 for a float, and JSON keeps no 1.0."""
+    assert repr(as_sampled(parameter, value)) == repr(sampled)

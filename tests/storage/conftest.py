@@ -72,7 +72,8 @@ class Fleet:
         self.observed.refresh()
         params = self.observed.propose(self.study, attempt)
         seed = attempt.seed if attempt.seed is not None else 7
-        attempts.start(self.database, self.study, attempt, params, seed=seed, config=params, data_fingerprint=None)
+        values = {"config": params, "derived": self.study.file.derive(params)}
+        attempts.start(self.database, self.study, attempt, params, seed=seed, **values, data_fingerprint=None)
         return replace(attempt, params=params)
 
     def record(self, attempt: Attempt, step: int, loss: float = 1.0, *, is_live: bool = True, **metrics) -> Decision:

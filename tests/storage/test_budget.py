@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpopt.storage import budget, studies
+from hpopt.storage import budget, confirmation, studies
 from hpopt.study.reading import parse_study_file
 
 SPACE = "[search_space]\nmomentum = { low = 0.8, high = 0.99 }\n"
@@ -182,3 +182,71 @@ def test_a_budget_that_was_raised_ends_no_running_trial(database, make_fleet):
     assert [fleet.record(attempt, step).limit_reached for step in (10, 20)] == [None, None]
     studies.create_study(database, parse_study_file(text, "raised.toml"))
     assert fleet.record(attempt, 30).limit_reached == "gpu_hours budget exhausted (1)"
+
+
+def test_the_tokens_of_a_budget_are_those_of_all_trials_and_what_a_retry_repeats_counts_once(limited):
+    fleet = limited("tokens = 1000")
+    retried = fleet.start()
+    fleet.record(retried, 40)
+    fleet.lose(retried)
+    again = fleet.start()
+    assert fleet.record(again, 50).limit_reached is None
+    assert usage_of(fleet).family_tokens == 500
+    fleet.finish(again, value=1.0)
+    other = fleet.start()
+    assert fleet.record(other, 50).limit_reached == "tokens budget exhausted (1000)"
+    fleet.finish(other, "pruned", value=1.0)
+    assert fleet.reserve() is None
+    assert reason_of(fleet) == "tokens budget exhausted (1000)"
+
+
+def test_the_tokens_that_a_confirmation_is_expected_to_take_are_reserved(limited):
+    fleet = limited("tokens = 3500\n[confirm]\ntop = 2\nseeds = 3")
+    attempt = fleet.start()
+    fleet.record(attempt, 50)
+    fleet.finish(attempt, value=1.0)
+    assert usage_of(fleet).reserved_tokens == 3000
+    assert reason_of(fleet) == "tokens budget exhausted (3500, 3k of them for the confirmation)"
+
+
+def test_a_grid_that_only_hours_limit_finishes_with_its_points(database, make_fleet):
+    text = 'name = "grid"\n[budget]\ngpu_hours = 9\n[sampler]\nname = "grid"\n'
+    space = '[search_space]\nns_steps = { low = 1, high = 2, type = "int" }\n'
+    fleet = make_fleet(studies.create_study(database, parse_study_file(text + space, "grid.toml")))
+    for _ in range(2):
+        assert reason_of(fleet) is None
+        fleet.finish(fleet.start(), value=1.0)
+    assert reason_of(fleet) == "trials budget exhausted (2)"
+
+
+CONFIRM = "\n[confirm]\ntop = 2\nseeds = 2"
+
+
+def test_a_search_ends_when_the_hours_left_are_those_that_its_confirmation_takes(limited, database, make_fleet):
+    fleet = limited(f"gpu_hours = 6.5{CONFIRM}")
+    assert usage_of(fleet).reserved_hours == 0.0
+
+    def finish_after_an_hour(fleet):
+        attempt = fleet.start()
+        fleet.execute("update hpopt.attempt set started_at = now() - interval '1 hour' where ended_at is null")
+        fleet.finish(attempt, value=1.0)
+
+    for _ in range(3):
+        assert reason_of(fleet) is None
+        finish_after_an_hour(fleet)
+    assert usage_of(fleet).reserved_hours == pytest.approx(4.0, rel=0.01)
+    assert fleet.reserve() is None
+    assert reason_of(fleet) == "gpu_hours budget exhausted (6.5, 4 of them for the confirmation)"
+    runs = make_fleet(confirmation.create_confirmation(database, fleet.study, fleet.study.file.confirm))
+    finish_after_an_hour(runs)
+    assert usage_of(runs).reserved_hours == 0.0
+    assert usage_of(runs).family_hours == pytest.approx(4.0, rel=0.01)
+    assert runs.reserve() is not None
+
+
+def test_the_wall_hours_of_a_confirmation_are_those_of_as_many_workers_as_the_search_had(limited):
+    """Two workers: a confirmation of 4 device hours takes 2."""
+    study = limited(f"wall_hours = 5.0{CONFIRM}").study
+    used = {"device_hours": 6.0, "reserved_hours": 4.0, "best_value": None}
+    assert budget.compare(study, wall_hours=2.9, **{**used, "device_hours": 5.8}) is None
+    assert budget.compare(study, wall_hours=3.0, **used).startswith("wall_hours budget exhausted")

@@ -10,7 +10,8 @@ from optuna.trial import TrialState, create_trial
 from hpopt.analysis.trials import CurvePoint, Outcome, StudyTable
 from hpopt.errors import InputError, NoAnswerError
 from hpopt.search.direction import Direction
-from hpopt.storage import queries
+from hpopt.storage import queries, studies
+from hpopt.study.reading import parse_study_file
 
 LOSSES = ((2.0, 1.5), (3.0, math.nan), (4.0,), ())
 OUTCOMES = ("complete", "diverged", "pruned", "failed")
@@ -194,3 +195,29 @@ def test_a_query_that_fails_has_one_line(fleet, query):
     with pytest.raises(InputError) as refused:
         queries.read_rows(fleet.database, query)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_answers_have_searched_and_derived_values_and_arguments_only_what_the_objective_takes(database, make_fleet):
+    text = """
+name = "derived"
+[budget]
+trials = 3
+[search_space]
+learning_rate = { low = 0.01, high = 0.1 }
+decay = { low = 0.05, high = 0.1 }
+[derived]
+adamw_learning_rate = "0.1 * learning_rate"
+momentum = "1 - decay"
+[[enqueue]]
+params = { learning_rate = 0.02, decay = 0.1 }
+"""
+    study = studies.create_study(database, parse_study_file(text, "derived.toml"))
+    fleet = make_fleet(study)
+    attempt = fleet.start()
+    fleet.finish(attempt, value=1.0)
+    params = {"learning_rate": 0.02, "decay": 0.1, "adamw_learning_rate": 0.1 * 0.02, "momentum": 0.9}
+    assert list(queries.best(database, study).params.items()) == list(params.items())
+    assert study.not_taken == ["decay"]
+    (row,) = queries.read_table(database, study).trials
+    assert row.params.keys() == {"learning_rate", "decay"}
+    assert row.derived == {"momentum": 0.9, "adamw_learning_rate": 0.1 * 0.02}

@@ -38,8 +38,8 @@ def test_a_heartbeat_expires_by_the_stale_after_s_of_its_own_worker(fleet):
     """Another machine may join with a shorter heartbeat."""
     attempt = fleet.start()
     fleet.execute("update hpopt.attempt set heartbeat_at = now() - interval '40 seconds'")
-    fleet.execute(CONNECTED)
     reaping = attempts.register_worker(fleet.database, fleet.study, host="there", pid=2, device="cpu", stale_after_s=5)
+    fleet.execute(CONNECTED)
     assert fleet.reap(reaping) == 0
     assert fleet.heartbeat(attempt, reaping).is_held
 
@@ -116,3 +116,24 @@ def test_a_worker_that_reconnects_is_running_again(fleet):
     assert fleet.rows(query)[0]["stop_reason"] == "heartbeat expired"
     fleet.heartbeat(None, worker_id)
     assert dict(fleet.rows(query)[0]) == {"stopped_at": None, "stop_reason": None}
+
+
+def test_a_worker_that_has_just_connected_reaps_attempts_whose_workers_must_have_given_up(fleet):
+    """They exit after 900 s without the database, and a heartbeat expires after 60 s."""
+    fleet.start()
+    for age_s, n_reaped in ((900, 0), (961, 1)):
+        age = f"heartbeat_at = now() - interval '{age_s} seconds'"
+        fleet.execute(f"update hpopt.attempt set {age}")
+        fleet.execute(f"update hpopt.worker set {age}")
+        assert fleet.reap(fleet.join()) == n_reaped
+        n_stopped = fleet.rows("select count(*) as n from hpopt.worker where stopped_at is not null")[0]["n"]
+        assert (n_stopped > 0) == (n_reaped > 0)
+
+
+def test_a_worker_that_has_exited_keeps_its_reason(fleet):
+    worker_id = fleet.join()
+    attempts.end_worker(fleet.database, worker_id, "SIGTERM")
+    fleet.execute(f"{CONNECTED}, heartbeat_at = now() - interval '1 hour'")
+    fleet.reap()
+    rows = fleet.rows("select stop_reason from hpopt.worker order by worker_id")
+    assert [row["stop_reason"] for row in rows] == ["heartbeat expired", "SIGTERM"]

@@ -46,8 +46,8 @@ def test_a_metric_that_the_objective_does_not_report_is_refused():
     ("line", "message"),
     [
         ("trails = 4", "budget.trails: unknown key; did you mean 'trials'?"),
-        ("", "budget: no limit; give at least one of trials, gpu_hours, wall_hours"),
-        ("target = 3.2", "budget: no limit; give at least one of trials, gpu_hours, wall_hours"),
+        ("", "budget: no limit; give at least one of trials, gpu_hours, wall_hours, tokens"),
+        ("target = 3.2", "budget: no limit; give at least one of trials, gpu_hours, wall_hours, tokens"),
         ("trials = 0", "budget.trials: 0 is below 1"),
         ("trials = -4", "budget.trials: -4 is below 1"),
         ("trials = 3000000000", "budget.trials: 3000000000 is above 2147483647"),

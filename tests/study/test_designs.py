@@ -46,7 +46,7 @@ REFUSED = {
     ),
     "search: no limit": (
         study("tpe", rest="[budget]\n"),
-        "budget: no limit; give at least one of trials, gpu_hours, wall_hours",
+        "budget: no limit; give at least one of trials, gpu_hours, wall_hours, tokens",
     ),
     "search: base": (
         study("tpe") + "base = { momentum = 0.9 }",

@@ -54,6 +54,34 @@ def test_a_plan_has_space_budget_rungs_and_cost():
         assert part in text
 
 
+def test_a_plan_of_a_fixed_design_says_how_many_trials_run_and_what_they_can_show():
+    text = """
+name = "ofat"
+seeds = 3
+[sampler]
+name = "one_at_a_time"
+base = { optimizer = "adamw" }
+[search_space]
+optimizer = { choices = ["muon", "adamw"] }
+momentum = { low = 0.9, high = 0.98, num = 3, when = { optimizer = "muon" } }
+n_layers = { low = 2, high = 6, type = "int" }
+[derived]
+adamw_learning_rate = "0.1 * 0.02 / n_layers"
+[confirm]
+top = 3
+seeds = 4
+"""
+    plan = text_of(render_plan(parse_study_file(text, "ofat.toml").file))
+    assert "one at a time: base and 5 changes x 3 seeds: 18 trials" in plan
+    assert "base: optimizer = adamw, n_layers = 6" in plan
+    assert "momentum is inactive in the base: its values are not tested" in plan
+    assert "confirmation of the best 3 with 4 seeds: at most 12 runs more" in plan
+    assert "4 seeds show a difference of 3 run-to-run standard deviations with 80% power" in plan
+    assert "budget" not in plan
+    grid = text.replace("one_at_a_time", "grid").replace('base = { optimizer = "adamw" }', "")
+    assert "grid of 20 points x 3 seeds: 60 trials" in text_of(render_plan(parse_study_file(grid, "ofat.toml").file))
+
+
 def test_a_plan_warns_of_a_split_that_leaks():
     text = text_of(render_plan(parse_study_file(PLAN, "small.toml").file))
     assert 'leak: split = "overlapping_windows" trains on its validation text' in text
@@ -129,7 +157,7 @@ def test_rows_that_are_too_wide_for_a_table_are_lists_of_columns():
 def test_the_cost_counts_finished_trials_by_outcome_and_the_others_beside_them():
     usage = BudgetUsage(
         state="open", state_reason=None, n_finished=3, n_running=1, n_pending_retry=0, n_enqueued=2,
-        device_hours=0.5, wall_hours=0.5, best_value=None,
+        device_hours=0.4, wall_hours=0.5, best_value=None, family_hours=0.5,
     )  # fmt: skip
     progress = Progress(
         name="small", metric="val_loss", state_since=datetime(2026, 11, 22, tzinfo=UTC), planned_trials=9, n_steps=9,

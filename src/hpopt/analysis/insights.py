@@ -15,6 +15,7 @@ from hpopt.analysis.importance import Importance, estimate_importance
 from hpopt.analysis.interactions import Interactions, estimate_interactions
 from hpopt.analysis.model import Model, build_model, limit_blas_threads
 from hpopt.analysis.noise import Noise, estimate_noise
+from hpopt.analysis.one_factor import OneFactor, analyze_one_factor
 from hpopt.analysis.pruning import PruningCheck, check_pruning
 from hpopt.analysis.sensitivity import Sensitivity, estimate_sensitivity
 from hpopt.analysis.surrogate import Surrogate
@@ -57,6 +58,7 @@ class Insights:
     duplicates: tuple[DuplicateTrials, ...]
     conditional: tuple[ConditionalInsights, ...] = ()
     comparison: ArmsComparison | None = None
+    one_factor: OneFactor | None = None
 
 
 @limit_blas_threads
@@ -86,6 +88,7 @@ def _analyze(table: StudyTable, whole: StudyTable, model: Model | None, least_no
         pruning=check_pruning(table),
         duplicates=find_duplicates(table),
         comparison=compare_arms(table),
+        one_factor=analyze_one_factor(table),
     )
 
 

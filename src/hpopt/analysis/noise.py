@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy import stats
+
 from hpopt.analysis.surrogate import LARGEST_VALUE, Surrogate
 from hpopt.analysis.trials import StudyTable, TrialRow
 
@@ -15,21 +17,22 @@ class Noise:
     """The standard deviation of a run, in units of the metric.
 
     From replicates, it is pooled over `n_runs` runs of configurations that ran with several seeds. From the surrogate,
-    it is the residual standard deviation, which includes the error of the model.
+    it is the residual standard deviation, which includes the error of the model. From `low` to `high` is the 95%
+    interval of the former, by the chi-square distribution.
     """
 
     std: float
     source: Literal["replicates", "surrogate"]
     n_runs: int
     degrees_of_freedom: int
+    low: float | None = None
+    high: float | None = None
 
     def describe(self) -> str:
         """Return a clause that states the standard deviation and its source."""
-        source = (
-            f"{self.n_runs} repeated runs"
-            if self.source == "replicates"
-            else "the residuals of the surrogate, not from repeated runs"
-        )
+        source = "the residuals of the surrogate, not from repeated runs"
+        if self.low is not None and self.high is not None:
+            source = f"{self.n_runs} repeated runs; 95% interval {self.low:.2g} to {self.high:.2g}"
         return f"runs of one configuration differ by a standard deviation of {self.std:.2g} (from {source})"
 
 
@@ -39,8 +42,11 @@ def estimate_noise(table: StudyTable, surrogate: Surrogate | None) -> Noise | No
     degrees_of_freedom = sum(len(values) - 1 for values in groups)
     if degrees_of_freedom >= MIN_DEGREES_OF_FREEDOM:
         squares = sum((value - sum(values) / len(values)) ** 2 for values in groups for value in values)
+        low, high = ((squares / float(stats.chi2.isf(tail, degrees_of_freedom))) ** 0.5 for tail in (0.025, 0.975))
         return Noise(
             std=(squares / degrees_of_freedom) ** 0.5,
+            low=low,
+            high=high,
             source="replicates",
             n_runs=sum(map(len, groups)),
             degrees_of_freedom=degrees_of_freedom,

@@ -86,6 +86,7 @@ class TrialRow:
     outcome: Outcome | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_default: bool = False
+    derived: Mapping[str, Scalar] = field(default_factory=dict)
     arm: str | None = None
     config: Mapping[str, Any] | None = None
     learning_rates: tuple[float | None, ...] = ()
@@ -135,8 +136,9 @@ class StudyTable:
 
     `rungs` are the fractions of the schedule at which the study's pruner compares trials. `origin` records when
     and with which file, data and versions the study was created, so that it can be reproduced. `answer` is that of its
-    confirmation, `design` the arms of a comparison. `n_parts` is the number of tables that a study with conditional
-    parameters was split into, for which p-values are corrected.
+    confirmation, `design` the arms of a comparison, `base` the configuration that one_at_a_time varies, with the values
+    of inactive parameters. `n_parts` is the number of tables that a study with conditional parameters was split into,
+    for which p-values are corrected.
     """
 
     name: str
@@ -151,6 +153,7 @@ class StudyTable:
     origin: Mapping[str, str] = field(default_factory=dict)
     answer: Answer | None = None
     design: ArmsDesign | None = None
+    base: Mapping[str, Scalar] | None = None
     n_parts: int = 1
 
     def complete(self) -> tuple[TrialRow, ...]:

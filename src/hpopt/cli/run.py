@@ -24,7 +24,7 @@ from hpopt.cli.options import (
     err,
     out,
 )
-from hpopt.cli.studies import analyze, print_change, show_findings
+from hpopt.cli.studies import analyze, print_change, show_effects, show_findings
 from hpopt.errors import DatabaseError, DatabaseLostError, HpoptError, InputError, Interrupted, NoAnswerError
 from hpopt.formats import format_count
 
@@ -180,6 +180,7 @@ def run_workers(database: "Database", study: "Study", workers: "LocalWorkers", s
         return
     out.print(render_answer(progress, study))
     if progress.best is not None:
+        show_effects(database, study)
         show_findings(analyze(database, study))
     if progress.usage.state == "paused":
         err.print(describe_pause(study.name, progress.usage.state_reason), soft_wrap=True)

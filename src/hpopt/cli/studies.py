@@ -136,6 +136,7 @@ def best(
         if output_format == "table":
             if not row.file.arms:
                 out.print(render_answer(queries.progress(database, row), row))
+            show_effects(database, row)
             show_findings(analyze(database, row))
             return
         findings = analyze(database, row)
@@ -143,7 +144,8 @@ def best(
             if finding.severity == "error":
                 err.print(f"error: {finding.message}", soft_wrap=True)
         is_json = output_format == "json"
-        out.write(best_as_json(answer, findings) if is_json else PARAMS_AS[output_format](answer.params))
+        arguments = {name: value for name, value in answer.params.items() if name not in row.not_taken}
+        out.write(best_as_json(answer, findings) if is_json else PARAMS_AS[output_format](arguments))
 
 
 def report(
@@ -213,6 +215,21 @@ def params(
         out.print(render_entry(HYPERPARAMETERS[name]))
     else:
         raise InputError(f"no hyperparameter '{name}'{did_you_mean(name, HYPERPARAMETERS)}")
+
+
+def show_effects(database: "Database", study: "Study") -> None:
+    """Print what each parameter of a one_at_a_time study does to the metric."""
+    if study.file.sampler.name != "one_at_a_time":
+        return
+    from hpopt.analysis.one_factor import analyze_one_factor
+    from hpopt.storage import queries
+    from hpopt.terminal.design import render_one_factor
+
+    table = queries.read_table(database, study)
+    result = analyze_one_factor(table)
+    if result is not None:
+        out.print()
+        out.print(render_one_factor(table, result))
 
 
 def analyze(database: "Database", study: "Study") -> "tuple[Finding, ...]":

@@ -186,6 +186,9 @@ def _find_confirmed_tie(table: StudyTable, answer: Answer) -> Iterator[Finding]:
 
 def find_shortage(table: StudyTable) -> Iterator[Finding]:
     """Find that there are few trials for the number of parameters."""
+    if table.base is not None:
+        # One factor at a time needs no model of the metric.
+        return
     n_complete = len(table.complete())
     n_parameters = sum(not is_fixed(range_) for range_ in table.search_space.values())
     needed = max(MIN_TRIALS, TRIALS_PER_PARAMETER * n_parameters)

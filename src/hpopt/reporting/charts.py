@@ -4,6 +4,7 @@ from hpopt.analysis.insights import Insights
 from hpopt.analysis.trials import StudyTable
 from hpopt.reporting.chart import Chart
 from hpopt.reporting.comparison import draw_pairs
+from hpopt.reporting.one_factor import draw_one_factor
 from hpopt.reporting.parameter_charts import (
     draw_budget,
     draw_correlations,
@@ -17,6 +18,7 @@ from hpopt.reporting.trial_charts import draw_arm_curves, draw_curves, draw_hist
 CHART_NAMES = (
     "comparison",
     "history",
+    "one_factor",
     "importance",
     "sensitivity",
     "interactions",
@@ -37,6 +39,7 @@ def draw_charts(table: StudyTable, insights: Insights) -> dict[str, Chart]:
         return {chart.name: chart for chart in drawn if chart is not None}
     charts = (
         draw_history(table),
+        draw_one_factor(table, insights.one_factor),
         draw_importance(insights),
         draw_sensitivity(table, insights),
         draw_interactions(insights.interactions),

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from shlex import quote
 
 from hpopt.analysis.arms import ArmsComparison
+from hpopt.analysis.one_factor import OneFactor
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
 from hpopt.reporting.chart import Chart
@@ -16,6 +17,7 @@ from hpopt.reporting.comparison import (
     tabulate_sides,
 )
 from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
+from hpopt.reporting.one_factor import FACTOR_COLUMNS, describe_one_factor, tabulate_factors, tabulate_values
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
     describe_answer,
@@ -64,6 +66,7 @@ def _search_sections(table: StudyTable, summary: Summary, charts: Mapping[str, C
     header, configurations = tabulate_configurations(table, summary)
     lines += [*_table(header, configurations), ""] if configurations else []
     lines += _pictures(charts, "history")
+    lines += _one_factor(table, insights.one_factor, charts)
     lines += ["## Parameter importance", "", *_paragraph(describe_importance(table, insights))]
     rows = tabulate_parameters(insights)
     lines += [*_table(PARAMETER_COLUMNS, rows), ""] if rows else []
@@ -78,6 +81,15 @@ def _comparison(compared: ArmsComparison) -> list[str]:
     texts = [line for text in describe_comparison(compared) for line in (text, "")]
     details = [f"- {text}" for one in compared.comparisons for text in (describe_changes(one), describe_basis(one))]
     return [*texts, *_table(SIDE_COLUMNS, tabulate_sides(compared)), "", *details, ""]
+
+
+def _one_factor(table: StudyTable, result: OneFactor | None, charts: Mapping[str, Chart]) -> Iterator[str]:
+    if result is None:
+        return
+    yield from ("## One factor at a time", "", *_paragraph(describe_one_factor(table, result)))
+    yield from (*_table(FACTOR_COLUMNS, tabulate_factors(result)), "", *_pictures(charts, "one_factor"))
+    for factor in result.factors:
+        yield from (*_table(*tabulate_values(table, result, factor)), "")
 
 
 def render_note(table: StudyTable, summary: Summary) -> str:

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from hpopt.analysis.answer import AnswerKind
 from hpopt.analysis.arms import ArmsComparison
+from hpopt.analysis.one_factor import OneFactor
 from hpopt.analysis.trials import StudyTable
 from hpopt.formats import format_metric, format_number
 from hpopt.reporting import interactive
@@ -26,6 +27,7 @@ from hpopt.reporting.comparison import (
     tabulate_sides,
 )
 from hpopt.reporting.confirmation import CANDIDATE_COLUMNS, tabulate_candidates
+from hpopt.reporting.one_factor import FACTOR_COLUMNS, describe_one_factor, tabulate_factors, tabulate_values
 from hpopt.reporting.selection import DARK_COLORS
 from hpopt.reporting.sentences import (
     PARAMETER_COLUMNS,
@@ -61,6 +63,7 @@ def render_page(table: StudyTable, summary: Summary, charts: Mapping[str, Chart]
             _answer(table, summary),
             _warnings(summary),
             _confidence(table, summary, figures),
+            _one_factor(table, summary.insights.one_factor, figures),
             _importance(table, summary, figures),
         ]
     sections += [_cost(table, summary, figures), _method(table)]
@@ -128,6 +131,19 @@ def _confidence(table: StudyTable, summary: Summary, figures: "_Figures") -> str
     header, rows = tabulate_configurations(table, summary)
     configurations = f"<h3>Best configurations</h3>{_table(header, rows)}" if rows else ""
     return _section("Confidence", text + configurations + figures.whole("history"))
+
+
+def _one_factor(table: StudyTable, result: OneFactor | None, figures: "_Figures") -> str:
+    if result is None:
+        return ""
+    tables = "".join(_table(*tabulate_values(table, result, factor), css_class="dense") for factor in result.factors)
+    parts = [
+        _paragraphs(describe_one_factor(table, result)),
+        _table(FACTOR_COLUMNS, tabulate_factors(result), css_class="dense"),
+        figures.grid("one_factor"),
+        f"<h3>Values of each parameter</h3>{tables}",
+    ]
+    return _section("One factor at a time", "".join(parts))
 
 
 def _importance(table: StudyTable, summary: Summary, figures: "_Figures") -> str:

@@ -3,6 +3,7 @@
 Free of optuna, so that `hpopt check` can print the rungs.
 """
 
+import math
 from dataclasses import dataclass
 
 # Steps are whole numbers: a rung at a third of 100 steps is reached at step 33.
@@ -45,8 +46,7 @@ class Rungs:
         fractions = self.fractions
         if self.at_every_evaluation_from is not None:
             fractions = (max(self.at_every_evaluation_from, self.warmup_steps / n_steps),)
-        steps = [max(1, round(f * n_steps)) for f in fractions if f * n_steps >= self.warmup_steps]
-        return [step for step in steps if step < n_steps]
+        return [max(1, math.ceil(f * n_steps - _ROUNDING)) for f in fractions if f * n_steps >= self.warmup_steps]
 
 
 def build_rungs(

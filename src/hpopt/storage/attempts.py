@@ -129,6 +129,7 @@ def start(
     *,
     seed: int | None,
     config: Mapping[str, Any] | None,
+    derived: Mapping[str, Any] | None = None,
     data_fingerprint: str | None,
     arm: str | None = None,
 ) -> None:
@@ -138,6 +139,7 @@ def start(
         "seed": seed,
         "arm": arm,
         "config": None if config is None else to_json(config, keep_non_finite=True),
+        "derived": to_json(derived) if derived else None,
         "data_fingerprint": data_fingerprint,
     }
     with database.brief() as connection:
@@ -286,8 +288,8 @@ _ADD_RETRY = sa.text(
 _START = sa.text(
     """
     update hpopt.attempt
-    set seed = :seed, arm = :arm, config = cast(:config as jsonb), data_fingerprint = :data_fingerprint,
-        heartbeat_at = now()
+    set seed = :seed, arm = :arm, config = cast(:config as jsonb), derived = cast(:derived as jsonb),
+        data_fingerprint = :data_fingerprint, heartbeat_at = now()
     where attempt_id = :attempt_id and ended_at is null
     """
 )

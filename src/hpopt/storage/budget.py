@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from hpopt.formats import format_amount
 from hpopt.storage.database import Database
 from hpopt.storage.progress import BudgetUsage
 from hpopt.storage.studies import Study
@@ -15,19 +16,19 @@ def read_usage(database: Database, study: Study) -> BudgetUsage:
 
 
 def limit_reached(database: Database, study: Study) -> str | None:
-    """Return the limit in hours or the target that the study has reached, or None.
+    """Return the limit in hours or tokens or the target that the study has reached, or None.
 
     Reads the database only if the budget has such a limit.
     """
     budget = study.file.budget
-    if budget.gpu_hours is None and budget.wall_hours is None and budget.target is None:
+    if all(limit is None for limit in (budget.gpu_hours, budget.wall_hours, budget.tokens, budget.target)):
         return None
     with database.begin() as connection:
         return find_limit_reached(connection, study)
 
 
 def find_limit_reached(connection: sa.Connection, study: Study) -> str | None:
-    """Return the limit in hours or the target that the study has reached, or None, within a transaction."""
+    """Return the limit in hours or tokens or the target that the study has reached, or None, within a transaction."""
     budget, parameters = study.file.budget, _parameters(study)
 
     def read(query: sa.TextClause, *, is_limited: bool) -> float | None:
@@ -39,26 +40,37 @@ def find_limit_reached(connection: sa.Connection, study: Study) -> str | None:
         device_hours=read(_DEVICE_HOURS, is_limited=has_hours) or 0.0,
         wall_hours=read(_WALL_HOURS, is_limited=budget.wall_hours is not None) or 0.0,
         reserved_hours=read(_RESERVED_HOURS, is_limited=has_hours and bool(parameters["n_reserved"])) or 0.0,
+        tokens=read(_TOKENS, is_limited=budget.tokens is not None) or 0,
+        reserved_tokens=read(_RESERVED_TOKENS, is_limited=budget.tokens is not None and bool(parameters["n_reserved"]))
+        or 0.0,
         best_value=read(_BEST_VALUE, is_limited=budget.target is not None),
     )
 
 
 def compare(
-    study: Study, *, device_hours: float, wall_hours: float, reserved_hours: float, best_value: float | None
+    study: Study,
+    *,
+    device_hours: float,
+    wall_hours: float,
+    reserved_hours: float,
+    best_value: float | None,
+    tokens: float = 0.0,
+    reserved_tokens: float = 0.0,
 ) -> str | None:
-    """Return the limit in hours or the target that such usage has reached, or None.
+    """Return the limit in hours or tokens or the target that such usage has reached, or None.
 
-    Hours are those of the family. `reserved_hours` are the device hours that the confirmation of a search is expected
-    to take.
+    Hours and tokens are those of the family. `reserved_hours`, device hours, and `reserved_tokens` are those that the
+    confirmation of a search is expected to take.
     """
     budget = study.file.budget
     parallelism = wall_hours / device_hours if device_hours else 0.0
     for name, limit, used, reserved in (
         ("gpu_hours", budget.gpu_hours, device_hours, reserved_hours),
         ("wall_hours", budget.wall_hours, wall_hours, reserved_hours * parallelism),
+        ("tokens", budget.tokens, tokens, reserved_tokens),
     ):
         if limit is not None and used >= limit - reserved:
-            kept = f", {reserved:.2g} of them for the confirmation" if reserved else ""
+            kept = f", {format_amount(reserved)} of them for the confirmation" if reserved else ""
             return f"{name} budget exhausted ({limit:g}{kept})"
     if (
         budget.target is not None
@@ -70,12 +82,14 @@ def compare(
 
 
 def limit_of(study: Study, usage: BudgetUsage) -> str | None:
-    """Return the limit in hours or the target that a study with this usage has reached, or None."""
+    """Return the limit in hours or tokens or the target that a study with this usage has reached, or None."""
     return compare(
         study,
         device_hours=usage.family_hours,
         wall_hours=usage.family_wall_hours,
         reserved_hours=usage.reserved_hours,
+        tokens=usage.family_tokens,
+        reserved_tokens=usage.reserved_tokens,
         best_value=usage.best_value,
     )
 
@@ -123,6 +137,18 @@ _WALL_HOURS = sa.text(
     where s.root_id = :root_id
     """
 )
+_TOKENS = sa.text(
+    """
+    select sum(u.tokens) from hpopt.budget_usage u join hpopt.study s using (study_id)
+    where s.root_id = :root_id
+    """
+)
+_RESERVED_TOKENS = sa.text(
+    """
+    select (:n_reserved * avg(tokens))::double precision
+    from hpopt.trials where study_id = :study_id and state = 'COMPLETE'
+    """
+)
 _RESERVED_HOURS = sa.text(
     """
     select :n_reserved * avg(device_seconds) / 3600 from hpopt.trials
@@ -134,18 +160,23 @@ _BEST_VALUE = sa.text("select best_value from hpopt.budget_usage where study_id 
 _USAGE = sa.text(
     """
     select s.state, s.state_reason, counts.*, u.device_hours, u.wall_hours, u.best_value,
-           family.device_hours as family_hours, family.wall_hours as family_wall_hours,
+           family.device_hours as family_hours, family.wall_hours as family_wall_hours, family.tokens as family_tokens,
            case when :n_reserved > 0 then coalesce((
                select :n_reserved * avg(t.device_seconds) / 3600 from hpopt.trials t
                where t.study_id = s.study_id and t.state = 'COMPLETE'
            ), 0) else 0 end as reserved_hours,
+           case when :n_reserved > 0 then coalesce((
+               select :n_reserved * avg(t.tokens) from hpopt.trials t
+               where t.study_id = s.study_id and t.state = 'COMPLETE'
+           ), 0) else 0 end::double precision as reserved_tokens,
            (
                select count(*)::int from public.trials t where t.study_id = s.study_id and t.state = 'WAITING'
            ) as n_enqueued
     from hpopt.study s
     join hpopt.budget_usage u using (study_id)
     cross join lateral (
-        select sum(m.device_hours) as device_hours, sum(m.wall_hours) as wall_hours
+        select sum(m.device_hours) as device_hours, sum(m.wall_hours) as wall_hours,
+               sum(m.tokens)::bigint as tokens
         from hpopt.study member join hpopt.budget_usage m using (study_id)
         where member.root_id = s.root_id
     ) family

@@ -10,15 +10,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpopt.analysis.answer import Answer, AnswerKind, ConfirmedCandidate
-from hpopt.errors import InputError
+from hpopt.errors import ConfigError, InputError
 from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
-from hpopt.search.space import as_sampled
+from hpopt.search.conditions import find_missing
+from hpopt.search.space import Range, as_sampled
 from hpopt.storage import optuna_write
 from hpopt.storage.budget import finished_reason, read_usage
 from hpopt.storage.configurations import Configuration, Configurations, lock_study
 from hpopt.storage.database import Database
 from hpopt.storage.studies import Study, default_seed, family_of, require_root
+from hpopt.study.checks import check_params
 from hpopt.study.file import Confirm
 
 # What a confirmation appends to the name of its study.
@@ -232,13 +234,19 @@ def _insert_study(connection: sa.Connection, root: Study, candidates: Iterable[C
 
 
 def _best(connection: sa.Connection, root: Study, section: Confirm) -> list[Candidate]:
-    parameters = {
-        "study_id": root.study_id,
-        "sign": root.file.direction.sign,
-        "names": list(root.file.search_space),
-        "top": section.top,
-    }
-    return [Candidate(**row) for row in connection.execute(_BEST, parameters).mappings()]
+    """Return the best configurations of a search; those of other programs count if they are in its space."""
+    parameters = {"study_id": root.study_id, "sign": root.file.direction.sign}
+    space = root.file.search_space
+    rows = connection.execute(_RANKED, parameters).mappings()
+    return list(islice((Candidate(**row) for row in rows if _is_in_space(space, row["params"])), section.top))
+
+
+def _is_in_space(space: Mapping[str, Range], params: Mapping[str, Any]) -> bool:
+    try:
+        check_params(space, {name: as_sampled(space[name], value) for name, value in params.items()})
+    except (ConfigError, KeyError, TypeError, ValueError, StopIteration):
+        return False
+    return not find_missing(space, params)
 
 
 _STATE = sa.text("select state from hpopt.study where study_id = :study_id")
@@ -276,18 +284,16 @@ _RECORD = sa.text(
     """
 )
 
-# The best configurations that workers ran, by their means over seeds (as in hpopt.best_params); the trial is the best
-# run of each.
-_BEST = sa.text(
+# The configurations of a search, the best first by their means over seeds as in hpopt.best_params; the trial is the
+# best run of each.
+_RANKED = sa.text(
     """
     select params, (array_agg(trial order by :sign * value, trial))[1] as trial,
            :sign * min(:sign * value) as value
     from hpopt.trials
-    where study_id = :study_id and state = 'COMPLETE' and feasible and value is not null and n_attempts > 0
-      and params - cast(:names as text[]) = '{}'
+    where study_id = :study_id and state = 'COMPLETE' and feasible and value is not null
     group by params
     order by :sign * sum(value / 4096) / count(*), min(trial)
-    limit :top
     """
 )
 
@@ -308,10 +314,10 @@ _INSERT = sa.text(
     """
     insert into hpopt.study (
         study_id, parent_id, root_id, role, candidates, file, file_sha256, created_by, git_commit, versions,
-        data_fingerprint, summary, defaults, n_steps
+        data_fingerprint, summary, defaults, n_steps, not_taken
     )
     select :study_id, study_id, root_id, 'confirm', cast(:candidates as jsonb), file, file_sha256, created_by,
-           git_commit, versions, data_fingerprint, summary, defaults, n_steps
+           git_commit, versions, data_fingerprint, summary, defaults, n_steps, not_taken
     from hpopt.study where study_id = :root_id
     """
 )

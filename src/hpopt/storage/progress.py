@@ -39,9 +39,9 @@ class Enqueued:
 class BudgetUsage:
     """What a study has spent: trials, device hours, hours in which a trial was running, and its best value.
 
-    `family_hours` and `family_wall_hours` are those of the study and of what follows it, which limits bound together;
-    `reserved_hours` are the device hours that its confirmation is expected to take. `n_enqueued` trials wait for their
-    first attempt. `state` is open, paused or stopped.
+    `family_hours`, `family_wall_hours` and `family_tokens` are those of the study and of what follows it, which limits
+    bound together; `reserved_hours`, device hours, and `reserved_tokens` are those that its confirmation is expected to
+    take. `n_enqueued` trials wait for their first attempt. `state` is open, paused or stopped.
     """
 
     state: str
@@ -56,6 +56,8 @@ class BudgetUsage:
     family_hours: float = 0.0
     family_wall_hours: float = 0.0
     reserved_hours: float = 0.0
+    family_tokens: int = 0
+    reserved_tokens: float = 0.0
 
     @property
     def n_waiting(self) -> int:
@@ -93,7 +95,7 @@ class Best:
     answer: AnswerKind = AnswerKind.UNCONFIRMED
     optimism: float | None = None
     noise_std: float | None = None
-    candidates: tuple[ConfirmedCandidate, ...] = ()
+    candidates: tuple[ConfirmedCandidate, ...] | None = None
     test_metrics: Mapping[str, float] | None = None
     arm: str | None = None
 
@@ -107,7 +109,7 @@ class Best:
             trial=self.trial,
             optimism=self.optimism,
             noise_std=self.noise_std,
-            candidates=self.candidates,
+            candidates=self.candidates or (),
             test_metrics=self.test_metrics,
         )
 

@@ -20,7 +20,7 @@ from hpopt.storage.observations import find_external
 from hpopt.storage.progress import Best, FinishedTrial, Progress, WorkerRow
 from hpopt.storage.studies import DEFAULT_CONFIGURATION, Study
 from hpopt.study.arms import data_by_arm
-from hpopt.study.plan import rungs_of
+from hpopt.study.plan import base_params, rungs_of
 
 
 def best(database: Database, study: Study) -> Best:
@@ -42,10 +42,12 @@ def find_best(database: Database, study: Study) -> Best | None:
     row = min(rows, key=lambda row: order.get(row["arm"], len(order)), default=None)
     if row is None:
         return None
-    candidates = tuple(
-        ConfirmedCandidate(**{**one, "params": _in_order(study, one["params"]), "values": tuple(one["values"])})
-        for one in row["candidates"] or ()
-    )
+    candidates = None
+    if row["candidates"] is not None:
+        candidates = tuple(
+            ConfirmedCandidate(**{**one, "params": _in_order(study, one["params"]), "values": tuple(one["values"])})
+            for one in row["candidates"]
+        )
     fields = {"params": _in_order(study, row["params"]), "answer": AnswerKind(row["answer"]), "candidates": candidates}
     return Best(**{**row, **fields})
 
@@ -127,6 +129,7 @@ def read_table(database: Database, study: Study, *, has_configs: bool = False) -
         origin=_origin(study),
         answer=None if best is None else best.confirmed,
         design=_design(database, study),
+        base=base_params(study.file, study.defaults) if study.file.sampler.name == "one_at_a_time" else None,
     )
 
 
@@ -217,7 +220,7 @@ def read_rows(database: Database, query: str) -> tuple[list[str], list[list[Any]
 
 def _in_order(study: Study, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """Return the params in the order of the study file; jsonb does not keep it."""
-    order = {name: position for position, name in enumerate(study.file.search_space)}
+    order = {name: position for position, name in enumerate((*study.file.search_space, *study.file.derived))}
     return dict(sorted(params.items(), key=lambda item: order.get(item[0], len(order))))
 
 
@@ -296,7 +299,7 @@ _WORKERS = sa.text(
 _TRIALS = sa.text(
     """
     select t.trial, t.state, t.value, t.params, t.seed, t.n_attempts, t.started_at, t.finished_at, t.device_seconds,
-           t.tokens, t.reason, t.arm,
+           t.tokens, t.reason, t.arm, t.derived,
            case when t.state in ('COMPLETE', 'PRUNED', 'FAIL')
                then coalesce(t.outcome, case t.state when 'FAIL' then 'failed' else lower(t.state) end)
            end as outcome,

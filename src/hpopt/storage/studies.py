@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
@@ -61,6 +61,7 @@ class Study:
     file_sha256: str
     defaults: Mapping[str, Any]
     n_steps: int | None
+    not_taken: Sequence[str] = ()
     n_candidates: int = 0
 
     @property
@@ -240,6 +241,7 @@ def _from_source(source: StudySource) -> dict[str, Any]:
         "versions": _versions(),
         "defaults": json.loads(to_json(plan.defaults(source.file), keep_non_finite=True)),
         "n_steps": plan.count_steps(source.file),
+        "not_taken": plan.not_taken(source.file),
     }
 
 
@@ -329,7 +331,7 @@ _FORGET_COMPARISON = sa.text(
 
 _STUDIES = """
     select h.study_id, s.study_name as name, h.file, h.root_id, h.role, h.created_at, h.data_fingerprint, h.versions,
-           h.file_sha256, h.defaults, h.n_steps,
+           h.file_sha256, h.defaults, h.n_steps, h.not_taken,
            coalesce(jsonb_array_length(h.candidates), 0) as n_candidates
     from hpopt.study h join public.studies s using (study_id)
     """

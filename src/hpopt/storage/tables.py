@@ -73,6 +73,8 @@ study = Table(
     # What displaying the study needs of the objective, so that reading a study imports no training code.
     Column("defaults", JSONB, nullable=False),
     Column("n_steps", Integer),
+    # Searched names that the objective does not take: derived values depend on them.
+    Column("not_taken", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
     # Trials that were started, counted in the row that reservations lock.
     Column("n_started", Integer, nullable=False, server_default="0"),
     # Device time of the ended attempts, added when each ends: a sum over all of them takes longer with each trial.
@@ -163,6 +165,8 @@ attempt = Table(
     Column("tokens", BigInteger, nullable=False, server_default="0"),
     Column("peak_memory_gib", Double),
     Column("config", JSONB),
+    # The values of [derived], which the config has among all others.
+    Column("derived", JSONB),
     Column("data_fingerprint", Text),
     # Of a complete trial that is among the best `keep`: the folder of its files, on the host of its worker.
     Column("folder", Text),

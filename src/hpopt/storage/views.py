@@ -26,7 +26,8 @@ select a.study_id, a.trial_id, a.attempt_number, a.optuna_trial_id, a.attempt_id
        a.is_requeued,
        a.folder,
        a.arm,
-       hpopt.parent(a.study_id) as parent
+       hpopt.parent(a.study_id) as parent,
+       a.derived
 from hpopt.attempt a
 """
 
@@ -71,7 +72,8 @@ select s.study_name,
        w.host,
        g.folder,
        g.arm,
-       hpopt.parent(t.study_id) as parent
+       hpopt.parent(t.study_id) as parent,
+       coalesce(g.derived, '{}'::jsonb) as derived
 from public.trials t
 join public.studies s on s.study_id = t.study_id
 left join hpopt.attempts g on g.optuna_trial_id = t.trial_id
@@ -94,7 +96,7 @@ select t.study_name,
            order by case when d.direction = 'MAXIMIZE' then -t.value else t.value end
        ) as rank,
        t.trial, t.value, t.params, t.seed, t.tokens, t.device_seconds, t.finished_at, t.study_id,
-       t.optuna_trial_id
+       t.optuna_trial_id, t.derived
 from hpopt.trials t
 join public.study_directions d on d.study_id = t.study_id and d.objective = 0
 where t.state = 'COMPLETE' and t.feasible and t.value is not null
@@ -115,7 +117,7 @@ create or replace view hpopt.best_params as
        coalesce(answer.value_high, mean + half_width) as value_high,
        coalesce(answer.n_seeds, configurations.n_seeds) as n_seeds,
        case when answer.kind is null then 'search' else 'confirm' end as source,
-       coalesce(answer.params, configurations.params) as params,
+       coalesce(answer.params, configurations.params) || coalesce(confirmed.derived, best.derived) as params,
        coalesce(answer.trial, best.trial) as trial,
        coalesce(answer.answered_at, best.finished_at) as finished_at,
        case when answer.kind is null then best.host else kept.host end as host,
@@ -148,10 +150,13 @@ from (
     group by t.study_id, t.study_name, t.params, d.sign
 ) configurations
 cross join lateral (
-    select t.value, t.trial, t.finished_at, t.host, t.folder
+    select t.value, t.trial, t.finished_at, t.host, t.folder, t.derived
     from hpopt.trials t where t.optuna_trial_id = configurations.optuna_trial_id
 ) best
 left join hpopt.answer answer on answer.study_id = configurations.study_id
+left join lateral (
+    select t.derived from hpopt.trials t where t.study_id = answer.study_id and t.trial = answer.trial
+) confirmed on true
 left join lateral (
     select t.host, t.folder
     from hpopt.trials t
@@ -249,7 +254,13 @@ select s.study_id,
                select c.violation from hpopt.constraint_violations c where c.optuna_trial_id = t.trial_id
            ), 0) <= 0
            group by d.direction
-       ) as best_value
+       ) as best_value,
+       coalesce((
+           select sum(trained.tokens)::bigint
+           from (
+               select max(a.tokens) as tokens from hpopt.attempt a where a.study_id = s.study_id group by a.trial_id
+           ) trained
+       ), 0) as tokens
 from hpopt.study s
 """
 

@@ -1,15 +1,16 @@
 """Check a study file as a whole: its objective, values, ranges and their combinations."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, combinations, islice, product
 from typing import Any
 
 from hpopt.errors import ConfigError, did_you_mean
 from hpopt.hyperparameters import Scalar, not_one_of
 from hpopt.search.conditions import active_params, find_conditions
-from hpopt.search.space import Categorical, Float, Int, Range, describe_mismatch
+from hpopt.search.space import Categorical, Float, Range, describe_mismatch
 from hpopt.study.arms import check_arms
 from hpopt.study.conditions import check_active, check_conditions, check_used
+from hpopt.study.derived import parse_expression
 from hpopt.study.designs import check_design, check_size
 from hpopt.study.file import StudyFile
 from hpopt.study.objectives import OBJECTIVES, build_config, config_class, field_types, in_type
@@ -32,9 +33,11 @@ def check_study(study: StudyFile) -> None:
         raise ConfigError("metric", f"{study.metric!r} has a NUL, which PostgreSQL does not store")
     if metrics and study.metric not in metrics:
         raise ConfigError("metric", not_one_of(study.metric, metrics))
+    _check_derived(study, taken)
+    used = _used_by_derived(study)
     for section in ("search_space", "fixed"):
         for name in getattr(study, section):
-            if name not in taken:
+            if name not in taken and not (section == "search_space" and name in used):
                 raise ConfigError(f"{section}.{name}", f"{study.objective} does not take it{did_you_mean(name, taken)}")
     _check_values(study)
     check_arms(study)
@@ -101,10 +104,37 @@ def _check_values(study: StudyFile) -> None:
         key = f"search_space.{name}"
         if name == "seed":
             raise ConfigError(key, "the seed is not searched; a trial is a configuration and a seed")
-        _check_kind(key, searched, field_types(config_class(study.objective))[name])
+        taken = field_types(config_class(study.objective))
+        if name not in taken:
+            continue
+        _check_kind(key, searched, taken[name])
         labels = ("choice",) * len(searched.extremes()) if isinstance(searched, Categorical) else ("low", "high")
         for label, value in zip(labels, searched.extremes(), strict=True):
             _check_one(study.objective, key, value, label=f"{label} ")
+
+
+def _check_derived(study: StudyFile, taken: Mapping[str, object]) -> None:
+    """Refuse a derived parameter that has another value too, that is no number, or that depends on an unknown one."""
+    sections = {"fixed": study.fixed, "search_space": study.search_space}
+    sections |= {f"arms.{arm}": values for arm, values in study.arms.items()}
+    known = {name for values in sections.values() for name in values}
+    for name, text in study.derived.items():
+        key = f"derived.{name}"
+        if name not in taken:
+            raise ConfigError(key, f"{study.objective} does not take it{did_you_mean(name, taken)}")
+        section = next((section for section, values in sections.items() if name in values), None)
+        if section is not None:
+            raise ConfigError(key, f"also in [{section}]; remove it here or there")
+        if name == "seed" or taken[name] not in (int, float):
+            raise ConfigError(key, "only a number other than the seed is derived")
+        for other in parse_expression(text).names:
+            if other not in known:
+                raise ConfigError(key, f"'{other}' is not searched, fixed or derived above{did_you_mean(other, known)}")
+        known.add(name)
+
+
+def _used_by_derived(study: StudyFile) -> set[str]:
+    return {name for text in study.derived.values() for name in parse_expression(text).names}
 
 
 def _check_kind(key: str, searched: Range, expected: object) -> None:
@@ -146,9 +176,10 @@ def check_enqueued_trial(study: StudyFile, params: Mapping[str, Any]) -> None:
 
 
 def _check_enqueued(study: StudyFile) -> None:
+    taken = field_types(config_class(study.objective))
     for i, (entry, params) in enumerate(zip(study.enqueue, enqueued_params(study), strict=True)):
         for name, value in entry.params.items():
-            if name in study.search_space:
+            if name in study.search_space and name in taken:
                 _check_one(study.objective, f"enqueue[{i}].{name}", value)
         if entry.seed is not None:
             _check_one(study.objective, f"enqueue[{i}].seed", entry.seed)
@@ -161,9 +192,10 @@ def _check_enqueued(study: StudyFile) -> None:
 
 
 def _check_sampler_and_pruner(study: StudyFile) -> None:
-    for name in _length_parameters(study) & study.search_space.keys() if study.pruner.name != "none" else ():
+    varied = {*study.search_space, *study.derived}
+    for name in _length_parameters(study) & varied if study.pruner.name != "none" else ():
         problem = f"{study.pruner.name} compares trials at the same fractions of schedules of one length"
-        raise ConfigError(f"search_space.{name}", f'{problem}; fix {name}, or set pruner.name = "none"')
+        raise ConfigError(_key_of(study, name), f'{problem}; fix {name}, or set pruner.name = "none"')
     for name in study.search_space:
         check_used(study, name)
 
@@ -176,21 +208,23 @@ def _length_parameters(study: StudyFile) -> set[str]:
 
 
 def _check_combinations(study: StudyFile) -> None:
-    for params in _combinations(study.search_space) if not study.arms else ():
+    used = _used_by_derived(study)
+    for params in _combinations(study.search_space, used) if not study.arms else ():
         try:
             study.config(params)
         except (ConfigError, TypeError, ValueError) as error:
             raise _with_key(study, params, error) from error
 
 
-def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
+def _combinations(space: Mapping[str, Range], varied: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield params with the integers and choices alone, in pairs, and all at their extremes; the rest at its lowest.
 
-    Inactive params are left out. Extremes alone would pass widths from 96 to 384 that 8 heads do not divide.
+    Other ranges are at their extremes too if they are in `varied`. Inactive params are left out. Extremes alone would
+    pass widths from 96 to 384 that 8 heads do not divide.
     """
     lows = {name: searched.extremes()[0] for name, searched in space.items()}
     conditions = find_conditions(space)
-    counted = {name: searched for name, searched in space.items() if not isinstance(searched, Float)}
+    counted = {name: searched for name, searched in space.items() if name in varied or not isinstance(searched, Float)}
     conditional = ({name: lows[name]} for name, condition in conditions.items() if condition)
     alone = ({name: probe} for name, searched in counted.items() for probe in _probes(searched))
     pairs = (
@@ -205,7 +239,9 @@ def _combinations(space: Mapping[str, Range]) -> Iterator[dict[str, Any]]:
         yield active_params(space, {**lows, **needed, **chosen})
 
 
-def _probes(searched: Int | Categorical) -> Iterable[Scalar]:
+def _probes(searched: Range) -> Iterable[Scalar]:
+    if isinstance(searched, Float):
+        return searched.extremes()
     if isinstance(searched, Categorical):
         return searched.choices
     values = searched.points()
@@ -218,6 +254,10 @@ def _with_key(study: StudyFile, params: Mapping[str, Any], error: Exception) -> 
     key = error.key if isinstance(error, ConfigError) else None
     problem = error.problem if isinstance(error, ConfigError) else str(error)
     values = {**study.fixed, **params}
+    if key in study.derived:
+        used = (name for name in parse_expression(study.derived[key]).names if name in params)
+        where = ", ".join(f"{name} = {params[name]!r}" for name in used)
+        return ConfigError(f"derived.{key}", problem + (f" with {where}" if where and where not in problem else ""))
     if key in values:
         return ConfigError(_key_of(study, key), problem)
     for name, value in values.items():
@@ -231,4 +271,5 @@ def _with_key(study: StudyFile, params: Mapping[str, Any], error: Exception) -> 
 
 
 def _key_of(study: StudyFile, name: str) -> str:
-    return f"fixed.{name}" if name in study.fixed else f"search_space.{name}"
+    section = "fixed" if name in study.fixed else "derived" if name in study.derived else "search_space"
+    return f"{section}.{name}"

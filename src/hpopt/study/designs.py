@@ -45,8 +45,9 @@ def check_size(study: StudyFile) -> None:
 
 
 def _check_search(study: StudyFile) -> None:
-    if all(limit is None for limit in (study.budget.trials, study.budget.gpu_hours, study.budget.wall_hours)):
-        raise ConfigError("budget", "no limit; give at least one of trials, gpu_hours, wall_hours")
+    limits = ("trials", "gpu_hours", "wall_hours", "tokens")
+    if all(getattr(study.budget, name) is None for name in limits):
+        raise ConfigError("budget", f"no limit; give at least one of {', '.join(limits)}")
     if study.seeds > 1:
         raise ConfigError("seeds", "a search runs each configuration once; use [confirm] to repeat the best")
     for name, searched in study.search_space.items():

@@ -5,14 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_serializer, model_validator
 
+from hpopt.errors import ConfigError
 from hpopt.formats import to_json
 from hpopt.hyperparameters import Scalar
 from hpopt.search.conditions import active_params, describe_condition, find_conditions
 from hpopt.search.direction import Direction
 from hpopt.search.space import STRICT, Range
-from hpopt.study.objectives import build_config, config_class
+from hpopt.study.derived import parse_expression
+from hpopt.study.objectives import build_config, config_class, field_types
 
 POSTGRES_MAX_INT = 2**31 - 1
 NUMPY_MAX_SEED = 2**32 - 1
@@ -35,6 +37,8 @@ class Budget(BaseModel):
     """Device hours of all workers together."""
     wall_hours: Annotated[float, Field(gt=0)] | None = None
     """Hours in which a trial was running; a night between two runs does not count."""
+    tokens: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """Tokens that all trials together train on; those that a retry repeats count once."""
     target: float | None = None
     """Stop when the best value reaches this."""
 
@@ -107,6 +111,11 @@ class Enqueued(BaseModel):
         return {"params": self.params, **others} if others else self.params
 
 
+def _check_expression(text: str) -> str:
+    parse_expression(text)
+    return text
+
+
 class Compare(BaseModel):
     """How the arms of a comparison are judged; each is compared with the first."""
 
@@ -145,6 +154,8 @@ class StudyFile(BaseModel):
     compare: Compare = Compare()
     search_space: Annotated[dict[str, Range], Field(min_length=1)] = {}
     """The parameters to search, each a range or a list of choices; required without `arms`."""
+    derived: dict[str, Annotated[str, AfterValidator(_check_expression)]] = {}
+    """Parameters as arithmetic on searched, fixed and earlier derived ones: numbers, names, + - * / **, min, max."""
     fixed: dict[str, Any] = {}
     """Parameters with constant values; the objective's defaults hold for the rest."""
     enqueue: Annotated[tuple[Enqueued, ...], Field(strict=False)] = ()
@@ -164,6 +175,12 @@ class StudyFile(BaseModel):
     def config(self, params: Mapping[str, Any], seed: int | None = None, arm: str | None = None) -> Any:  # noqa: ANN401 - the objective's.
         """Return the config of a trial from the fixed values, its arm, params and seed. Raises ConfigError."""
         values = {**self.fixed, **self.arms.get(arm or "", {}), **params}
+        if self.derived:
+            values |= self.derive(params, arm)
+            taken = field_types(config_class(self.objective))
+            values = {name: value for name, value in values.items() if name in taken or name not in self.search_space}
+            integers = {name for name in self.derived if name in values and taken.get(name) is int}
+            values |= {name: int(values[name]) for name in integers if values[name] == int(values[name])}
         return build_config(self.objective, values if seed is None else {**values, "seed": seed})
 
     def arm_values(self, defaults: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -175,6 +192,21 @@ class StudyFile(BaseModel):
             for arm, values in self.arms.items()
         }
 
+    def derive(self, params: Mapping[str, Any], arm: str | None = None) -> dict[str, int | float]:
+        """Return the derived values of a trial. Raises ConfigError.
+
+        One that depends on an inactive parameter is left out.
+        """
+        values, derived = {**self.fixed, **self.arms.get(arm or "", {}), **params}, {}
+        for name, text in self.derived.items():
+            expression = parse_expression(text)
+            if values.keys() >= set(expression.names):
+                try:
+                    values[name] = derived[name] = expression.evaluate(values)
+                except ValueError as error:
+                    raise ConfigError(name, str(error)) from error
+        return derived
+
     def summarize(self, value: float | None, latest: float) -> float:
         """Return the value of a run from its value so far, if any, and its latest metric."""
         if value is None or self.summary == "last":
@@ -184,7 +216,7 @@ class StudyFile(BaseModel):
     def default_params(self) -> dict[str, Scalar] | None:
         """Return the objective's defaults of what is searched, or None if one is missing or outside of its range."""
         defaults: dict[str, Any] = {f.name: f.default for f in fields(config_class(self.objective))}
-        params = active_params(self.search_space, {name: defaults[name] for name in self.search_space})
+        params = active_params(self.search_space, {name: defaults.get(name) for name in self.search_space})
         inside = all(self.search_space[name].contains(value) for name, value in params.items())
         return params if inside else None
 
@@ -224,7 +256,7 @@ def space_difference(new: StudyFile, old: StudyFile) -> str | None:
             return f"search_space.{name}: {difference}"
     if list(new.arms) != list(old.arms):
         return f"arms: {', '.join(new.arms) or _NOT_GIVEN}, was {', '.join(old.arms) or _NOT_GIVEN}"
-    sections = {"fixed": (new.fixed, old.fixed)}
+    sections = {"fixed": (new.fixed, old.fixed), "derived": (new.derived, old.derived)}
     sections |= {f"arms.{arm}": (values, old.arms[arm]) for arm, values in new.arms.items()}
     for section, (values, others) in sections.items():
         for name in sorted({*values, *others}):

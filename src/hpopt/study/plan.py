@@ -12,7 +12,7 @@ from hpopt.search.design import grid_points, one_at_a_time_points
 from hpopt.search.pruner import Rungs, build_rungs
 from hpopt.search.space import as_sampled
 from hpopt.study.file import Pruner, StudyFile
-from hpopt.study.objectives import config_class
+from hpopt.study.objectives import config_class, field_types
 from hpopt.training.config import PretrainConfig, flops_per_token
 
 # As num_train_epochs, max_steps and n_iterations; warmup_steps and eval_steps are no lengths.
@@ -48,6 +48,12 @@ def base_params(file: StudyFile, defaults: Mapping[str, Any]) -> dict[str, Scala
     }
 
 
+def not_taken(file: StudyFile) -> list[str]:
+    """Return the searched names that the objective does not take; only derived parameters depend on them."""
+    taken = field_types(config_class(file.objective))
+    return [name for name in file.search_space if name not in taken]
+
+
 def enqueued_params(file: StudyFile) -> list[dict[str, Scalar]]:
     """Return the params of [[enqueue]]; the base has those that an entry of one_at_a_time leaves out."""
     if file.sampler.name != "one_at_a_time":
@@ -74,11 +80,11 @@ def defaults(file: StudyFile) -> dict[str, Any]:
 
 
 def value_of(file: StudyFile, name: str) -> Any:  # noqa: ANN401 - the objective's.
-    """Return the constant value of a parameter, or None if it is searched, unknown or without a default.
+    """Return the constant value of a parameter, or None if it varies, is unknown or has no default.
 
     Arms that give it different values leave it without one.
     """
-    if name in file.search_space:
+    if name in file.search_space or name in file.derived:
         return None
     known = {**defaults(file), **file.fixed}
     first, *others = [{**known, **values}.get(name) for values in file.arms.values()] or [known.get(name)]
@@ -146,8 +152,12 @@ def estimate_trial(file: StudyFile) -> tuple[int, float] | None:
 
 
 def count_runs(file: StudyFile) -> int | None:
-    """Return the number of trials of a study, or None if only hours or a target limit them."""
-    return len(file.arms) * file.seeds if file.arms else file.budget.trials
+    """Return the number of trials of a study and its confirmation, or None if only hours or tokens limit them."""
+    n_trials = file.budget.trials
+    if file.is_fixed_design:
+        n_trials = file.seeds * (len(file.arms) or sum(1 for _ in design_points(file)))
+    n_confirming = file.confirm.top * file.confirm.seeds if file.confirm else 0
+    return None if n_trials is None else n_trials + n_confirming
 
 
 def _extreme_configs(file: StudyFile) -> list[PretrainConfig]:

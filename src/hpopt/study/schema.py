@@ -16,6 +16,11 @@ def study_file_schema() -> dict[str, Any]:
     sections = schema["properties"]
     sections["search_space"]["properties"] = {name: _range_schema(entry) for name, entry in searchable.items()}
     sections["fixed"]["properties"] = values
+    sections["derived"]["properties"] = {
+        name: {"description": _description(entry), "type": "string"}
+        for name, entry in searchable.items()
+        if entry.type in {int, float}
+    }
     params = {name: values[name] for name in searchable}
     schema["$defs"]["Sampler"]["properties"]["base"]["properties"] = params
     enqueued = schema["$defs"].pop("Enqueued")

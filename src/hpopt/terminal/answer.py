@@ -40,6 +40,7 @@ from hpopt.study.plan import (
     searched_warmups,
     value_of,
 )
+from hpopt.terminal.design import describe_design
 
 if TYPE_CHECKING:
     # `hpopt check` renders a plan without importing optuna and SQLAlchemy.
@@ -116,7 +117,8 @@ def render_answer(progress: Progress, study: "Study") -> RenderableType:
     table.add_column("searched")
     for name, value in best.params.items():
         searched = study.file.search_space.get(name)
-        cells = format_number(study.defaults.get(name)), "" if searched is None else format_range(searched)
+        source = study.file.derived.get(name, "") if searched is None else format_range(searched)
+        cells = format_number(study.defaults.get(name)), source
         table.add_row(format_number(name), Text(format_number(value), style="bold"), *cells)
     head = Text.assemble(f"{progress.name}: best {progress.metric} ", (f"{format_metric(best.value)}", "bold"))
     if best.confirmed is not None:
@@ -171,13 +173,16 @@ def render_plan(file: StudyFile) -> RenderableType:
     default_values = defaults(file)
     for name, parameter in file.search_space.items():
         table.add_row(name, format_range(parameter), format_number(default_values.get(name)))
+    for name, text in file.derived.items():
+        table.add_row(name, text, format_number(default_values.get(name)))
     budget = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in file.budget if value is not None)
     lines = [
         f"{file.name}: {file.direction} {file.metric} (objective: {file.objective})",
         f"sampler {file.sampler.name}, pruner {file.pruner.name}{_describe_rungs(file)}",
         *_length_lines(file),
         *describe_unused(file),
-        f"budget: {budget}",
+        *describe_design(file),
+        *([f"budget: {budget}"] if budget else []),
         *describe_cost(file),
     ]
     return Group(Text(lines[0], style="bold"), table, *(Text(line) for line in lines[1:]), *_leak_lines(file))

@@ -142,6 +142,7 @@ def _budget_line(progress: Progress, seconds_left: float | None) -> Text:
         f"{_trials(progress)} trials" + (f", {n_waiting} waiting" if n_waiting else ""),
         f"wall time {format_duration(progress.usage.wall_hours * 3600)}",
         f"device time {format_duration(progress.usage.device_hours * 3600)}",
+        *([f"{progress.tokens / 1e6:.1f}M tokens"] if progress.tokens else []),
     ]
     if progress.finished_reason:
         parts.append(one_line(progress.finished_reason))
