@@ -24,7 +24,7 @@ from hpopt.reporting.chart import (
     Style,
     VerticalSpan,
 )
-from hpopt.reporting.charts import draw_charts
+from hpopt.reporting.charts import CHART_NAMES, draw_charts
 from hpopt.reporting.folder import write_report
 from hpopt.reporting.summary import Summary, summarize
 from hpopt.search.direction import Direction
@@ -148,9 +148,12 @@ def planted_summary(planted: StudyTable) -> Summary:
 
 @pytest.fixture(scope="session")
 def planted_charts(planted: StudyTable, planted_summary: Summary) -> dict[str, Chart]:
-    """The charts of a search, and that of a comparison."""
+    """The charts of a search, and those of a comparison and of one factor at a time."""
     compared = draw_charts(build_comparison(), compute_insights(build_comparison()))
-    return {"comparison": compared["comparison"], **draw_charts(planted, planted_summary.insights)}
+    one_factor = draw_charts(make_one_factor(3), compute_insights(make_one_factor(3)))
+    charts = {"comparison": compared["comparison"], "one_factor": one_factor["one_factor"]}
+    charts |= draw_charts(planted, planted_summary.insights)
+    return {name: charts[name] for name in CHART_NAMES if name in charts}
 
 
 @pytest.fixture(scope="session")

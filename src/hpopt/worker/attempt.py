@@ -182,7 +182,7 @@ def _start(context: WorkerContext, study: Study, attempt: Attempt, params: Mappi
         fields["params"] = {name: value for name, value in params.items() if name in study.file.search_space}
         config = study.file.config(params, attempt.seed, fields["arm"])
         fields |= {"seed": config.seed, "config": asdict(config)}
-        fields["derived"] = {name: getattr(config, name) for name in study.file.derive(fields["params"])}
+        fields["derived"] = {name: getattr(config, name) for name in study.file.derive(params, fields["arm"])}
     except (ConfigError, TypeError, ValueError) as error:
         config = TrialResult(outcome=Outcome.FAILED, reason=str(error))
     except Exception as error:  # noqa: BLE001 - a config of the user's can raise anything.
