@@ -59,15 +59,13 @@ class Configurations:
         return {seed for known, seed in self._trials if known == _identity(params)}
 
     def enqueue(self, configurations: Iterable[Configuration]) -> list[int]:
-        """Enqueue those that no trial has, in one statement, and return their numbers."""
+        """Enqueue those that no trial has, in one statement, and return their numbers. Call this once."""
         new = {self._key(one): one for one in configurations if self.find(one) is None}
-        attributes = [
-            one.user_attrs if one.seed is None else {**one.user_attrs, SEED: one.seed} for one in new.values()
+        queue = [
+            (one.params, one.user_attrs if one.seed is None else {**one.user_attrs, SEED: one.seed})
+            for one in new.values()
         ]
-        queue = [(one.params, attrs) for one, attrs in zip(new.values(), attributes, strict=True)]
-        numbers = optuna_write.enqueue(self._connection, self._study_id, queue)
-        self._trials.update(zip(new, numbers, strict=True))
-        return numbers
+        return optuna_write.enqueue(self._connection, self._study_id, queue)
 
     def _key(self, configuration: Configuration) -> tuple[Params, int | None]:
         seed = configuration.seed
