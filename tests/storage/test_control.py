@@ -257,3 +257,10 @@ def test_an_integer_is_the_value_that_a_float_equals_and_true_is_another(databas
     assert control.enqueue(database, study, {"momentum": 1}).is_new
     assert not control.enqueue(database, study, {"momentum": 1.0}).is_new
     assert control.enqueue(database, study, {"momentum": True}).is_new
+
+
+def test_only_the_user_attribute_seed_of_a_trial_is_its_seed(fleet):
+    params = {"ns_steps": 7}
+    fleet.stock().enqueue_trial(params, user_attrs={"priority": 3, "seed": 4})
+    assert control.enqueue(fleet.database, fleet.study, params, seed=3).is_new
+    assert not control.enqueue(fleet.database, fleet.study, params, seed=4).is_new
