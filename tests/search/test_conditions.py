@@ -1,6 +1,7 @@
 """Every sampled point of a conditional space has the parameters that are active there, and no others."""
 
 import math
+import tomllib
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 
 from hpopt.errors import ConfigError
 from hpopt.search import tpe
-from hpopt.search.conditions import find_conditions
+from hpopt.search.conditions import (
+    condition_to_toml,
+    corners,
+    describe_condition,
+    extreme_params,
+    find_conditions,
+    find_missing,
+)
 from hpopt.search.design import grid_points
 from hpopt.search.sampler import Draw, propose, to_distributions
 from hpopt.search.space import Categorical, Float, Int
@@ -162,3 +170,40 @@ def test_a_parameter_is_sampled_from_the_trials_in_which_it_was_active():
     ]
     momenta = [sample(CONDITIONAL, rows, number, {"optimizer": "muon"})["momentum"] for number in range(20)]
     assert np.mean([abs(momentum - 0.9) < 0.05 for momentum in momenta]) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("params", "missing"),
+    [
+        ({}, list(CONDITIONAL)),
+        ({"optimizer": "sgd"}, ["learning_rate", "momentum"]),
+        ({"optimizer": "adamw", "learning_rate": 0.1, "beta": 0.9}, []),
+    ],
+)
+def test_a_parameter_is_missing_unless_it_is_inactive_whatever_the_others_are(params, missing):
+    assert find_missing(CONDITIONAL, params) == missing
+
+
+def test_the_extremes_of_a_space_are_points_of_it():
+    assert extreme_params(CONDITIONAL, 0) == {
+        "optimizer": "muon",
+        "learning_rate": 1e-4,
+        "momentum": 0.5,
+        "ns_steps": 1,
+    }
+    assert extreme_params(CONDITIONAL, -1) == {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 1.0}
+
+
+def test_the_corners_of_a_space_are_points_with_both_ends_of_each_range():
+    points = list(corners(CONDITIONAL))
+    for point in points:
+        assert_has_active_parameters(CONDITIONAL, point)
+    for name, range_ in CONDITIONAL.items():
+        ends = {range_.extremes()[0], range_.extremes()[-1]}
+        assert ends <= {point[name] for point in points if name in point}
+
+
+def test_a_condition_is_written_in_words_and_as_in_a_study_file():
+    condition = {"optimizer": ("muon", "sgd"), "nesterov": (True,)}
+    assert describe_condition(condition) == "optimizer = muon or sgd and nesterov = True"
+    assert tomllib.loads(condition_to_toml(condition)) == {"when": {"optimizer": ["muon", "sgd"], "nesterov": True}}

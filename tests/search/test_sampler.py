@@ -175,3 +175,46 @@ def test_a_grid_has_every_combination_of_the_values():
     assert points[0] == {"n": 1, "x": 0.0, "optimizer": "muon"}
     assert points[-1] == {"n": 3, "x": 0.3, "optimizer": "adamw"}
     assert all(space[name].contains(value) for point in points for name, value in point.items())
+
+
+def test_failed_trials_add_none_to_the_good_ones():
+    """Optuna takes one in ten of the trials that it ranks."""
+    n_failed = 40
+    kind = np.array([tpe.COMPLETE] * 10 + [tpe.FAILED] * n_failed, np.int8)
+    score = np.array([5.0, 4.0, 1.0, *[3.0] * 7, *[0.0] * n_failed])
+    good, rest = tpe._split(Observations(values={}, kind=kind, step=np.full(len(kind), -1), score=score))
+    assert (list(good), len(rest)) == ([2], 49)
+
+
+def draws_beside_failures(n_complete, n_failed, scores):
+    """Return which of two choices TPE samples after trials of both: complete ones and failed ones."""
+    space = {"batch": CategoricalDistribution(("small", "large"))}
+    choices = [0] * n_complete[0] + [1] * n_complete[1] + [0] * n_failed[0] + [1] * n_failed[1]
+    kinds = [tpe.COMPLETE] * sum(n_complete) + [tpe.FAILED] * sum(n_failed)
+    observations = Observations(
+        values={"batch": np.array(choices, float)},
+        kind=np.array(kinds, np.int8),
+        step=np.full(len(kinds), -1),
+        score=np.array([scores[choice] for choice in choices]),
+    )
+    draws = [Draw(algorithm="tpe", n_startup_trials=1, seed=0, number=number) for number in range(40)]
+    return {propose(draw, space, observations, {})["batch"] for draw in draws}
+
+
+@pytest.mark.parametrize(
+    ("n_complete", "n_failed", "sampled"),
+    [
+        ((12, 9), (0, 4), "small"),
+        ((12, 10), (0, 3), "large"),
+        ((3, 4), (0, 1), "large"),
+        ((1, 0), (0, 1), "small"),
+    ],
+)
+def test_a_choice_of_which_more_than_one_in_four_trials_fail_is_left_out(n_complete, n_failed, sampled):
+    """The large one is the better one."""
+    assert draws_beside_failures(n_complete, n_failed, scores=(2.0, 1.0)) == {sampled}
+
+
+def test_parameters_with_one_value_need_no_model():
+    space = {"fixed": IntDistribution(3, 3), "choice": CategoricalDistribution(("muon",))}
+    assert ColumnTPESampler().propose(space, columns_of(*stock_study(20, "minimize", seed=0))) == {}

@@ -80,7 +80,9 @@ class Fleet:
         evaluation = Evaluation(
             step=step, n_steps=90, tokens=step * 10, seconds=1.0, metrics={"val_loss": loss, **metrics}
         )
-        return evaluations.record(self.database, self.study, attempt, evaluation, is_live=is_live)
+        # A worker leaves the default.
+        options = {} if is_live else {"is_live": False}
+        return evaluations.record(self.database, self.study, attempt, evaluation, **options)
 
     def finish(
         self, attempt: Attempt, outcome: str = "complete", value: float | None = None, reason: str | None = None

@@ -250,3 +250,17 @@ def test_a_configuration_that_is_no_point_of_a_grid_is_refused(database):
     grid = studies.create_study(database, parse_study_file(GRID, "grid.toml"))
     with pytest.raises(InputError, match=r"study 'grid' tries a grid, whose points are all enqueued"):
         control.enqueue(database, grid, {"ns_steps": 4})
+
+
+def test_an_integer_is_the_value_that_a_float_equals_and_true_is_another(database, study):
+    """JSON keeps no 1.0, and a choice can be true."""
+    assert control.enqueue(database, study, {"momentum": 1}).is_new
+    assert not control.enqueue(database, study, {"momentum": 1.0}).is_new
+    assert control.enqueue(database, study, {"momentum": True}).is_new
+
+
+def test_only_the_user_attribute_seed_of_a_trial_is_its_seed(fleet):
+    params = {"ns_steps": 7}
+    fleet.stock().enqueue_trial(params, user_attrs={"priority": 3, "seed": 4})
+    assert control.enqueue(fleet.database, fleet.study, params, seed=3).is_new
+    assert not control.enqueue(fleet.database, fleet.study, params, seed=4).is_new

@@ -274,3 +274,10 @@ def test_a_paused_or_stopped_study_is_part_of_the_decision(fleet):
     decision = fleet.record(attempt, 20)
     assert decision == Decision(step=20, limit_reached="the study was stopped")
     assert decision.prune_reason == "the study was stopped at step 20"
+
+
+def test_an_evaluation_just_before_a_rung_is_not_at_it(asha_fleet):
+    attempt = asha_fleet.start()
+    for step in (9, 10, 29, 31):
+        asha_fleet.record(attempt, step, float(step))
+    assert rungs(asha_fleet) == [(0.111, 10, 10.0), (0.333, 31, 31.0)]

@@ -62,15 +62,13 @@ class Configurations:
         return {seed for _, known, seed in self._trials if known == _identity(params)}
 
     def enqueue(self, configurations: Iterable[Configuration]) -> list[int]:
-        """Enqueue those that no trial has, in one statement, and return their numbers."""
+        """Enqueue those that no trial has, in one statement, and return their numbers. Call this once."""
         new: dict[Key, tuple[Mapping[str, Scalar], dict[str, Any]]] = {}
         for one in configurations:
             if self.find(one) is None:
                 _, attributes = new.setdefault(self._key(one), (one.params, {}))
                 attributes.update(_user_attrs(one))
-        numbers = optuna_write.enqueue(self._connection, self._study_id, list(new.values()))
-        self._trials.update(zip(new, numbers, strict=True))
-        return numbers
+        return optuna_write.enqueue(self._connection, self._study_id, list(new.values()))
 
     def _key(self, configuration: Configuration) -> Key:
         seed = configuration.seed
