@@ -318,7 +318,7 @@ def test_best_is_the_same_from_the_command_and_from_the_database(finished):
     assert from_command == from_database
     assert list(from_database) == [
         *("study_name", "value", "value_low", "value_high", "n_seeds", "source", "params", "trial", "finished_at"),
-        *("host", "folder", "answer", "optimism", "noise_std", "candidates", "test_metrics"),
+        *("host", "folder", "answer", "optimism", "noise_std", "candidates", "test_metrics", "arm"),
     ]
     assert (from_database["value_low"], from_database["value_high"], from_database["n_seeds"]) == (None, None, 1)
 

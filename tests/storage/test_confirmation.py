@@ -42,8 +42,8 @@ def candidates(fleet):
     return [one["trial"] for one in row["candidates"]]
 
 
-def test_the_best_feasible_configurations_that_workers_ran_are_confirmed(searched, make_fleet):
-    """A script can have added any trial, with any value."""
+def test_the_best_feasible_configurations_of_the_space_are_confirmed(searched, make_fleet):
+    """A script can have added any trial: one with other parameters could not run."""
     fleet = searched(3.0, 9.0, 1.0, 2.0, direction="maximize")
     fleet.execute(
         "insert into public.trial_system_attributes (trial_id, key, value_json) "
@@ -53,8 +53,10 @@ def test_the_best_feasible_configurations_that_workers_ran_are_confirmed(searche
     first = stock.trials[0]
     params = {**first.params, "ns_steps": 9}
     stock.add_trial(optuna.trial.create_trial(value=99.0, params=params, distributions=first.distributions))
+    others = {"params": {"depth": 3}, "distributions": {"depth": optuna.distributions.IntDistribution(1, 9)}}
+    stock.add_trial(optuna.trial.create_trial(value=100.0, **others))
     confirm(fleet, make_fleet)
-    assert candidates(fleet) == [0, 3]
+    assert candidates(fleet) == [4, 0]
 
 
 def test_a_search_is_optimistic_by_what_its_value_was_better_than_the_mean(searched, make_fleet):

@@ -117,7 +117,7 @@ def _refuse(message: str) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    err.write(f"hpopt: {one_line(message)}")
+    err.write(f"hpopt: {one_line(message).rstrip()}")
     return code
 
 
