@@ -426,3 +426,13 @@ def test_the_row_of_the_best_has_its_documented_columns_and_no_invented_interval
         **dict.fromkeys(("optimism", "noise_std", "candidates", "test_metrics")),
         "arm": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("seed", "is_valid"), [(0, True), (2**63 - 1, True), (2**63, False), (-1, False), (1.0, False)]
+)
+def test_a_seed_is_one_that_the_database_holds_and_any_other_is_a_parameter_that_fails(fleet, seed, is_valid):
+    fleet.start()
+    fleet.stock().enqueue_trial({"ns_steps": 7}, user_attrs={"seed": seed})
+    attempt = fleet.reserve()
+    assert (attempt.seed, attempt.params.get("seed")) == ((seed, None) if is_valid else (None, seed))
