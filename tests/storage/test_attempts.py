@@ -426,3 +426,39 @@ def test_the_row_of_the_best_has_its_documented_columns_and_no_invented_interval
         **dict.fromkeys(("optimism", "noise_std", "candidates", "test_metrics")),
         "arm": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("seed", "is_valid"), [(0, True), (2**63 - 1, True), (2**63, False), (-1, False), (1.0, False)]
+)
+def test_a_seed_is_one_that_the_database_holds_and_any_other_is_a_parameter_that_fails(fleet, seed, is_valid):
+    fleet.start()
+    fleet.stock().enqueue_trial({"ns_steps": 7}, user_attrs={"seed": seed})
+    attempt = fleet.reserve()
+    assert (attempt.seed, attempt.params.get("seed")) == ((seed, None) if is_valid else (None, seed))
+
+
+def test_a_trial_that_completes_among_failures_interrupts_their_series_whenever_it_started(asha_fleet):
+    complete, *failed = (asha_fleet.start() for _ in range(6))
+    asha_fleet.execute(momentum_of(complete, 0.89))
+    for k, attempt in enumerate(failed):
+        asha_fleet.execute(momentum_of(attempt, 0.87 + k / 100))
+        if k == 4:
+            asha_fleet.finish(complete, value=1.0)
+        asha_fleet.finish(attempt, "failed", reason="no such file")
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"
+
+
+@pytest.mark.parametrize("beside", ["failed for another reason", "complete in another study"])
+def test_a_parameter_need_not_separate_failures_from_unrelated_trials(asha_fleet, fleet, beside):
+    complete, *failed = (asha_fleet.start() for _ in range(6))
+    asha_fleet.execute(momentum_of(complete, 0.8))
+    other = asha_fleet if beside.startswith("failed") else fleet
+    unrelated = other.start()
+    other.execute(momentum_of(unrelated, 0.8 if beside.startswith("failed") else 0.89))
+    other.finish(unrelated, beside.split()[0], value=1.0, reason="another reason")
+    asha_fleet.finish(complete, value=1.0)
+    for k, attempt in enumerate(failed):
+        asha_fleet.execute(momentum_of(attempt, 0.87 + k / 100))
+        asha_fleet.finish(attempt, "failed", reason="shapes do not match")
+    assert budget.read_usage(asha_fleet.database, asha_fleet.study).state == "open"

@@ -2,6 +2,7 @@
 
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
 
 from hpopt.storage import confirmation, control, queries, studies
 from hpopt.study.reading import parse_study_file
@@ -42,19 +43,25 @@ def candidates(fleet):
     return [one["trial"] for one in row["candidates"]]
 
 
-def test_the_best_feasible_configurations_of_the_space_are_confirmed(searched, make_fleet):
-    """A script can have added any trial: one with other parameters could not run."""
+def test_the_best_feasible_configurations_in_the_space_are_confirmed(searched, make_fleet):
+    """A script can have added any trial, with any value."""
     fleet = searched(3.0, 9.0, 1.0, 2.0, direction="maximize")
     fleet.execute(
         "insert into public.trial_system_attributes (trial_id, key, value_json) "
         "select trial_id, 'constraints:memory', '1.0' from public.trials where number = 1"
     )
     stock = fleet.stock()
-    first = stock.trials[0]
-    params = {**first.params, "ns_steps": 9}
-    stock.add_trial(optuna.trial.create_trial(value=99.0, params=params, distributions=first.distributions))
-    others = {"params": {"depth": 3}, "distributions": {"depth": optuna.distributions.IntDistribution(1, 9)}}
-    stock.add_trial(optuna.trial.create_trial(value=100.0, **others))
+    inside = stock.trials[0].params
+    distributions = {
+        **stock.trials[0].distributions,
+        "ns_steps": IntDistribution(1, 99),
+        "dropout": IntDistribution(0, 1),
+    }
+    without = {name: value for name, value in inside.items() if name != "momentum"}
+    outside = ({**inside, "ns_steps": 99}, {**inside, "dropout": 0}, without)
+    for value, params in ((8.0, {**inside, "ns_steps": 9}), *((99.0, params) for params in outside)):
+        kept = {name: distributions[name] for name in params}
+        stock.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=kept))
     confirm(fleet, make_fleet)
     assert candidates(fleet) == [4, 0]
 

@@ -264,3 +264,12 @@ def test_only_the_user_attribute_seed_of_a_trial_is_its_seed(fleet):
     fleet.stock().enqueue_trial(params, user_attrs={"priority": 3, "seed": 4})
     assert control.enqueue(fleet.database, fleet.study, params, seed=3).is_new
     assert not control.enqueue(fleet.database, fleet.study, params, seed=4).is_new
+
+
+def test_the_params_of_a_trial_are_those_that_it_ran_with(fleet):
+    attempt = fleet.start()
+    assert control.params_of(fleet.database, fleet.study, attempt.number) == attempt.params
+    fleet.stock().enqueue_trial({})
+    for number in (1, 9):
+        with pytest.raises(InputError, match=f"^study 'tiny' has no trial {number} with parameters$"):
+            control.params_of(fleet.database, fleet.study, number)
