@@ -53,7 +53,7 @@ def read_pages(database):
 @settings(max_examples=15, suppress_health_check=ONE_DATABASE)
 def test_any_foreign_trials_leave_every_answer_readable(database, tmp_path, trials):
     study = studies.load_study(database, "answer")
-    console = Console(file=io.StringIO())
+    console = Console(file=io.StringIO(), markup=False, highlight=False)
     with written(database, trials):
         progress = queries.progress(database, study)
         console.print(render_status(progress, queries.finished_trials(database, study), None))
