@@ -202,11 +202,15 @@ def test_the_tokens_of_a_budget_are_those_of_all_trials_and_what_a_retry_repeats
 
 def test_the_tokens_that_a_confirmation_is_expected_to_take_are_reserved(limited):
     fleet = limited("tokens = 3500\n[confirm]\ntop = 2\nseeds = 3")
-    attempt = fleet.start()
-    fleet.record(attempt, 50)
-    fleet.finish(attempt, value=1.0)
+    running = fleet.start()
+    for attempt, step in ((fleet.start(), 25), (fleet.start(), 75)):
+        fleet.record(attempt, step)
+        fleet.finish(attempt, value=1.0)
+    reason = "tokens budget exhausted (3500, 3k of them for the confirmation)"
+    assert fleet.record(running, 1).limit_reached == reason
+    fleet.finish(running, "pruned")
     assert usage_of(fleet).reserved_tokens == 3000
-    assert reason_of(fleet) == "tokens budget exhausted (3500, 3k of them for the confirmation)"
+    assert reason_of(fleet) == reason
 
 
 def test_a_grid_that_only_hours_limit_finishes_with_its_points(database, make_fleet):
