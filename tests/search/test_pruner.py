@@ -13,7 +13,7 @@ MEDIAN = build_rungs("median", min_fraction=1 / 9, reduction_factor=3)
 NONE = build_rungs("none", min_fraction=1 / 9, reduction_factor=3)
 
 
-@pytest.mark.parametrize("n_steps", [9, 90, 100, 1_000_003])
+@pytest.mark.parametrize("n_steps", [5, 9, 90, 100, 1_000_003])
 def test_rungs_are_the_same_fractions_of_short_and_long_schedules(n_steps):
     first, second = (round(n_steps / 9), round(n_steps / 3))
     assert ASHA.reached(first, n_steps) == ASHA.fractions[0]

@@ -4,7 +4,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import TypeAdapter, ValidationError
 
-from hpopt.search.space import Categorical, Float, Int, Range, as_sampled
+from hpopt.search.space import Categorical, Float, Int, Range, as_sampled, describe_mismatch
 
 VALUES = [-1, 0, 1, 2, 3, 4, 5, 8, 9, 10, 0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.30000000000000004, 0.5, 0.7, 1.0, 2.5, 9.0]
 
@@ -19,6 +19,8 @@ def read(table):
         ({"low": 1e-3, "high": 0.3, "log": True}, Float(low=1e-3, high=0.3, log=True)),
         ({"low": 1, "high": 9}, Float(low=1.0, high=9.0)),
         ({"low": 1, "high": 9, "type": "int"}, Int(low=1, high=9)),
+        ({"low": 0.1, "high": 0.7, "num": 4}, Float(low=0.1, high=0.7, num=4)),
+        ({"low": 1, "high": 64, "type": "int", "log": True}, Int(low=1, high=64, log=True)),
         ({"low": 96, "high": 384, "type": "int", "step": 96}, Int(low=96, high=384, step=96)),
         ({"choices": ["muon", "adamw", "Muon"]}, Categorical(choices=("muon", "adamw", "Muon"))),
     ],
@@ -159,3 +161,18 @@ def test_a_table_that_is_not_a_range_is_refused(table):
 def test_a_value_has_the_type_that_optuna_samples(parameter, value, sampled):
     """Configs take no 1 for a float, and JSON keeps no 1.0."""
     assert repr(as_sampled(parameter, value)) == repr(sampled)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        (Float(low=0.1, high=0.7), 1, "1 is outside 0.1 to 0.7"),
+        (Float(low=0.0, high=1.0, step=0.25), 0.1, "0.1 is outside 0.0 to 1.0 in steps of 0.25"),
+        (Float(low=0.1, high=0.7), "0.5", "'0.5' is not a number"),
+        (Int(low=1, high=9), 10, "10 is outside 1 to 9"),
+        (Int(low=1, high=9, step=2), 2, "2 is outside 1 to 9 in steps of 2"),
+        (Int(low=1, high=9), 2.0, "2.0 is not a whole number"),
+    ],
+)
+def test_a_value_that_is_not_contained_is_described(parameter, value, message):
+    assert describe_mismatch(parameter, value) == message

@@ -202,11 +202,15 @@ def test_the_tokens_of_a_budget_are_those_of_all_trials_and_what_a_retry_repeats
 
 def test_the_tokens_that_a_confirmation_is_expected_to_take_are_reserved(limited):
     fleet = limited("tokens = 3500\n[confirm]\ntop = 2\nseeds = 3")
-    attempt = fleet.start()
-    fleet.record(attempt, 50)
-    fleet.finish(attempt, value=1.0)
+    running = fleet.start()
+    for attempt, step in ((fleet.start(), 25), (fleet.start(), 75)):
+        fleet.record(attempt, step)
+        fleet.finish(attempt, value=1.0)
+    reason = "tokens budget exhausted (3500, 3k of them for the confirmation)"
+    assert fleet.record(running, 1).limit_reached == reason
+    fleet.finish(running, "pruned")
     assert usage_of(fleet).reserved_tokens == 3000
-    assert reason_of(fleet) == "tokens budget exhausted (3500, 3k of them for the confirmation)"
+    assert reason_of(fleet) == reason
 
 
 def test_a_grid_that_only_hours_limit_finishes_with_its_points(database, make_fleet):
@@ -222,7 +226,10 @@ def test_a_grid_that_only_hours_limit_finishes_with_its_points(database, make_fl
 CONFIRM = "\n[confirm]\ntop = 2\nseeds = 2"
 
 
-def test_a_search_ends_when_the_hours_left_are_those_that_its_confirmation_takes(limited, database, make_fleet):
+def test_a_search_ends_when_the_hours_left_are_those_that_its_confirmation_takes(limited, database, make_fleet, fleet):
+    elsewhere = fleet.start()
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '9 hours'")
+    fleet.finish(elsewhere, value=1.0)
     fleet = limited(f"gpu_hours = 6.5{CONFIRM}")
     assert usage_of(fleet).reserved_hours == 0.0
 
@@ -250,3 +257,27 @@ def test_the_wall_hours_of_a_confirmation_are_those_of_as_many_workers_as_the_se
     used = {"device_hours": 6.0, "reserved_hours": 4.0, "best_value": None}
     assert budget.compare(study, wall_hours=2.9, **{**used, "device_hours": 5.8}) is None
     assert budget.compare(study, wall_hours=3.0, **used).startswith("wall_hours budget exhausted")
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("gpu_hours = 1.5", "gpu_hours budget exhausted (1.5)"),
+        ("wall_hours = 1.5", "wall_hours budget exhausted (1.5)"),
+        ("target = 2.0\ntrials = 9", "target 2 reached"),
+    ],
+)
+def test_an_evaluation_is_answered_with_the_limit_that_its_own_study_has_reached(limited, fleet, limit, reason):
+    elsewhere = fleet.start()
+    fleet.execute("update hpopt.attempt set started_at = now() - interval '9 hours'")
+    fleet.finish(elsewhere, value=1.0)
+    own = limited(limit)
+    attempt = own.start()
+    own.execute("update hpopt.attempt set started_at = now() - interval '1 hour' where ended_at is null")
+    assert [own.record(attempt, step).limit_reached for step in (10, 20)] == [None, None]
+    longer = own.start()
+    own.execute(
+        f"update hpopt.attempt set started_at = now() - interval '2 hours' where attempt_id = {longer.attempt_id}"
+    )
+    own.finish(longer, value=1.5)
+    assert own.record(attempt, 30).limit_reached == reason

@@ -124,16 +124,18 @@ def test_a_worker_that_has_just_connected_reaps_attempts_whose_workers_must_have
     for age_s, n_reaped in ((900, 0), (961, 1)):
         age = f"heartbeat_at = now() - interval '{age_s} seconds'"
         fleet.execute(f"update hpopt.attempt set {age}")
-        fleet.execute(f"update hpopt.worker set {age}")
+        fleet.execute(f"{CONNECTED}, {age}")
         assert fleet.reap(fleet.join()) == n_reaped
         n_stopped = fleet.rows("select count(*) as n from hpopt.worker where stopped_at is not null")[0]["n"]
         assert (n_stopped > 0) == (n_reaped > 0)
 
 
-def test_a_worker_that_has_exited_keeps_its_reason(fleet):
-    worker_id = fleet.join()
-    attempts.end_worker(fleet.database, worker_id, "SIGTERM")
+def test_only_workers_that_run_and_whose_heartbeat_expired_are_stopped(fleet):
+    exited, _, running = (fleet.join() for _ in range(3))
+    attempts.end_worker(fleet.database, exited, "SIGTERM")
     fleet.execute(f"{CONNECTED}, heartbeat_at = now() - interval '1 hour'")
+    for worker_id in (fleet.worker_id, running):
+        fleet.execute(f"update hpopt.worker set heartbeat_at = now() where worker_id = {worker_id}")
     fleet.reap()
     rows = fleet.rows("select stop_reason from hpopt.worker order by worker_id")
-    assert [row["stop_reason"] for row in rows] == ["heartbeat expired", "SIGTERM"]
+    assert [row["stop_reason"] for row in rows] == [None, "SIGTERM", "heartbeat expired", None]

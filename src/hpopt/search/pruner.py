@@ -66,7 +66,7 @@ def build_rungs(
     if name == "none":
         return Rungs()
     fractions = [min_fraction]
-    while fractions[-1] * reduction_factor < 1:
+    while fractions[-1] < 1:
         fractions.append(fractions[-1] * reduction_factor)
     beyond = [f for f in fractions if warmup_fraction <= f < 1]
     if fractions[0] < 1 and not beyond:
