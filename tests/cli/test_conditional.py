@@ -161,7 +161,7 @@ def test_an_inactive_parameter_is_not_enqueued(finished, command):
     line = "hpopt: momentum: active only where optimizer = muon; give optimizer too"
     assert command.refused("enqueue", "conditional", "momentum=0.9") == line
     enqueued = command.output("enqueue", "conditional", "--trial", "0", "optimizer=adamw")
-    assert enqueued.startswith("trial 32 is enqueued; ")
+    assert enqueued.startswith("trial 32 is enqueued, but will not run: ")
     (row,) = finished.rows("select value_json from public.trial_system_attributes order by trial_id desc limit 1")
     assert json.loads(row["value_json"]) == {"optimizer": "adamw", "learning_rate": 0.01}
 
