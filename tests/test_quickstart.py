@@ -12,7 +12,7 @@ STUDY = Path(__file__).parents[1] / "studies" / "quickstart.toml"
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_quickstart_beats_the_defaults_by_more_than_the_noise_of_seeds():
     """Three seeds of one configuration differ by a standard deviation of about 0.01 nats."""
     with tempfile.TemporaryDirectory(prefix="hpopt-quickstart-", ignore_cleanup_errors=True) as home:
