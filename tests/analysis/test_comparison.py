@@ -129,3 +129,10 @@ def test_a_comparison_is_symmetric_and_its_verdict_agrees_with_its_interval(give
         assert result.low <= result.difference <= result.high
         assert excludes_zero == (result.p_value < 0.05) or math.isclose(result.p_value, 0.05)
         assert result.verdict not in opposite or excludes_zero
+
+
+def test_very_large_values_have_a_finite_interval():
+    result = compare_pairs([1e200, -2e200, 1.0], [3e200, 1.5e200, 2.0], direction=Direction.MINIMIZE)
+    assert result.low is not None
+    assert result.high is not None
+    assert np.isfinite([result.difference, result.std, result.low, result.high]).all()

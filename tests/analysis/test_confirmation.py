@@ -82,3 +82,12 @@ def test_the_distance_from_the_centre_is_that_of_the_furthest_parameter():
     }
     assert distance_from_center(space, {"lr": 1e-3, "steps": 5, "kind": "a"}) == pytest.approx(0)
     assert distance_from_center(space, {"lr": 1e-3, "steps": 10, "kind": "b"}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e99, 1e200])
+def test_values_of_any_size_have_finite_intervals(scale):
+    """The answer is stored, and a worker must not fail for what a training function returned."""
+    result = confirm([[1.0 * scale, 1.1 * scale], [2.0 * scale, 2.2 * scale]], Direction.MINIMIZE)
+    numbers = [result.noise_std, *(x for one in result.intervals for x in (one.mean, one.low, one.high))]
+    assert np.isfinite(numbers).all()
+    assert 0 in result.tied

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from hpopt.analysis.axes import FloatArray
+from hpopt.analysis.surrogate import LARGEST_VALUE
 from hpopt.search.direction import Direction
 
 CONFIDENCE = 0.95
@@ -85,7 +86,9 @@ def compare_pairs(
     `better` or `worse` if the 95% interval excludes 0, else `undecided`. Intervals, p-values and verdicts of several
     comparisons are corrected by Bonferroni. Raises ValueError for fewer than two pairs.
     """
-    differences = np.asarray(treatment, dtype=float) - np.asarray(baseline, dtype=float)
+    # The square of a larger value is not finite.
+    pairs = np.clip((baseline, treatment), -LARGEST_VALUE, LARGEST_VALUE).astype(float)
+    differences = pairs[1] - pairs[0]
     n = len(differences)
     if n < 2:  # noqa: PLR2004 - a standard deviation needs two.
         raise ValueError(f"{n} pairs; at least 2 are needed")

@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 
 from hpopt.analysis.axes import FloatArray
 from hpopt.analysis.comparison import CONFIDENCE, estimated_stds
+from hpopt.analysis.surrogate import LARGEST_VALUE
 from hpopt.hyperparameters import Scalar
 from hpopt.search.direction import Direction
 from hpopt.search.space import Categorical, Range
@@ -63,6 +64,10 @@ def confirm(values: Sequence[Sequence[float]], direction: Direction) -> Confirma
     if table.ndim != 2 or len(table) < 1 or table.shape[1] < 2:  # noqa: PLR2004 - a variance needs two.
         raise ValueError(f"values of shape {table.shape}; at least 1 configuration with 2 seeds is needed")
     n_configurations, n_seeds = table.shape
+    # The fourth power of a large value is not finite, and that of a small one is 0.
+    table = np.clip(table, -LARGEST_VALUE, LARGEST_VALUE)
+    scale = float(np.abs(table).max()) or 1.0
+    table = table / scale
     means = table.mean(axis=1)
     within, between, degrees_of_freedom = _variances(table)
     total = (between + (n_configurations - 1) * within) / n_configurations
@@ -78,10 +83,11 @@ def confirm(values: Sequence[Sequence[float]], direction: Direction) -> Confirma
     return Confirmation(
         order=tuple(map(int, order)),
         intervals=tuple(
-            Interval(mean=float(mean), low=float(mean - half_width), high=float(mean + half_width)) for mean in means
+            Interval(mean=scale * mean, low=scale * (mean - half_width), high=scale * (mean + half_width))
+            for mean in means.tolist()
         ),
         tied=tuple(int(i) for i in order if losses[i] - rivals[i] <= margin),
-        noise_std=float(total**0.5),
+        noise_std=scale * total**0.5,
     )
 
 
